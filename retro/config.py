@@ -1,0 +1,221 @@
+"""The whole config: read, merged with its preset, validated, and cut into the sections that stages read.
+
+Imported by the Snakefile and the command-line tools only. A stage is given its own section as canonical JSON,
+so that a changed key reruns what read it and nothing else.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from retro.artifacts import read_json
+from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
+from retro.database.settings import EncoderSettings
+from retro.errors import UserError
+from retro.evaluation.settings import EvaluationSettings, GenerationSettings
+from retro.model.settings import ModelSettings
+from retro.retrieval.settings import IndexSettings, NeighbourSettings
+from retro.settings import Settings
+from retro.training.settings import SampleSettings, TrainSettings
+
+PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class DatasetSettings(Settings):
+    """What preprocessing decides, once. Recorded in results/<name>/config.json; training reads it from there."""
+
+    name: str = Field("dataset", pattern=NAME, description="The dataset's folder below the results folder.")
+    seed: int = Field(1234, ge=0, description="Seed of splits, samples and searches.")
+    sources: dict[str, SourceSettings] = Field(description="Sources of documents, by name.")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="A malformed record stops the run, or is skipped and listed in skipped.jsonl."
+    )
+    split: SplitSettings = Field(SplitSettings(), description="How documents are split.")
+    tokenizer: TokenizerSettings = Field(TokenizerSettings(), description="The language model's tokenizer.")
+    chunk_length: int = Field(64, ge=2, le=1024, description="Tokens a chunk (m).")
+    encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
+    index: IndexSettings = Field(IndexSettings(), description="What searches them.")
+    neighbours: NeighbourSettings = Field(NeighbourSettings(), description="Which neighbours are kept.")
+    samples: SampleSettings = Field(SampleSettings(), description="What every run trains on.")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        samples, length = self.samples, self.chunk_length
+        if samples.seq_length % length:
+            down = samples.seq_length // length * length
+            raise ValueError(
+                f"samples.seq_length {samples.seq_length} is not a multiple of chunk_length {length}; "
+                f"nearest: {down or length} or {down + length}"
+            )
+        if not any(source.train for source in self.sources.values()):
+            raise ValueError("no source has train: true")
+        if not any(source.database for source in self.sources.values()):
+            raise ValueError("no source has database: true")
+        for name in self.sources:
+            if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name[0] in "._-":
+                raise ValueError(f"source name {name!r}: letters, digits and . _ - only")
+        return self
+
+
+class RunSettings(Settings):
+    """One trained model, for each seed."""
+
+    architecture: Literal["gpt", "retro"] = Field(description="gpt, or retro: with encoder and cross-attention.")
+    twin: str | None = Field(None, description="The GPT run that this RETRO run is compared with.")
+    model: dict[str, Any] = Field({}, description="Overrides of the model section.")
+    train: dict[str, Any] = Field({}, description="Overrides of the train section.")
+
+
+class ResourceSettings(Settings):
+    """Threads of the preprocessing stages."""
+
+    tokenize_threads: int = Field(2, gt=0, description="Threads of a tokenizing job.")
+    embed_threads: int = Field(2, gt=0, description="Threads of an embedding job.")
+    search_threads: int = Field(2, gt=0, description="Threads of index and neighbour jobs.")
+    evaluate_threads: int = Field(1, gt=0, description="Threads of an evaluation job.")
+    gpus: int = Field(0, ge=0, description="GPUs of an embedding, search or training job.")
+
+
+class Config(Settings):
+    """The config file."""
+
+    preset: str | None = Field(
+        None, description="A file of config/models (without .yaml), or a path: defaults that this config overrides."
+    )
+    results: str = Field("results", description="Folder of everything made.")
+    dataset: DatasetSettings = Field(description="What preprocessing decides.")
+    model: ModelSettings = Field(ModelSettings(), description="The model's shape, for all runs.")
+    train: TrainSettings = Field(TrainSettings(), description="The optimization, for all runs.")
+    runs: dict[str, RunSettings] = Field(
+        {"gpt": RunSettings(architecture="gpt"), "retro": RunSettings(architecture="retro", twin="gpt")},
+        description="The models to train, by name.",
+    )
+    seeds: list[int] = Field([1], min_length=1, description="Each run is trained once for each seed.")
+    evaluate: EvaluationSettings = Field(EvaluationSettings(), description="How runs are compared.")
+    generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
+
+    @field_validator("runs")
+    @classmethod
+    def _names(cls, runs):
+        for name, run in runs.items():
+            if run.architecture == "retro" and run.twin is not None:
+                twin = runs.get(run.twin)
+                if twin is None or twin.architecture != "gpt":
+                    raise ValueError(f"run {name!r}: twin {run.twin!r} is not a gpt run of this config")
+            if not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
+                raise ValueError(f"run name {name!r}: letters, digits and . _ - only")
+        return runs
+
+    def expanded(self) -> dict[str, dict[str, Any]]:
+        """Every model to train: name (`<run>-s<seed>`) to its resolved facts."""
+        found = {}
+        for name, run in self.runs.items():
+            model = ModelSettings(**_merged(self.model.model_dump(exclude_unset=True), run.model))
+            train = TrainSettings(**_merged(self.train.model_dump(exclude_unset=True), run.train))
+            for seed in self.seeds:
+                found[f"{name}-s{seed}"] = {
+                    "name": f"{name}-s{seed}",
+                    "architecture": run.architecture,
+                    "twin": f"{run.twin}-s{seed}" if run.twin else None,
+                    "seed": seed,
+                    "model": model.model_dump(mode="json"),
+                    "train": train.facts(),
+                }
+        return found
+
+
+RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
+
+
+def load(path: str | Path) -> Config:
+    """Read a config file. Raises `UserError` with one line for each wrong key."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], where: str = "config") -> Config:
+    """Validate a config mapping, its preset merged underneath."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: wanted a mapping of sections, found {type(raw).__name__}.")
+    if raw.get("preset") is not None:
+        raw = _merged(_preset(raw["preset"], where), raw)
+    _refuse_recorded(raw, where)
+    try:
+        config = Config(**raw)
+        config.expanded()
+        return config
+    except ValidationError as error:
+        raise UserError(explain(error, where)) from None
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """A line for each thing wrong, in the words of the config file."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key; config/README.md lists all keys"
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
+            message += f" (found {item['input']!r})"
+        lines.append(f"{where}: {key}: {message}")
+    return "\n".join(lines)
+
+
+def _preset(name: str, where: str) -> dict[str, Any]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        raise UserError(f"{where}: preset: no {path}; presets: {', '.join(known)}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping."""
+    result = copy.deepcopy(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def _refuse_recorded(raw: dict[str, Any], where: str) -> None:
+    """A training section may not set what preprocessing decided: name both values and the two ways out."""
+    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
+    places = [("train", raw.get("train")), ("model", raw.get("model"))]
+    for name, run in runs.items():
+        if isinstance(run, dict):
+            places += [(f"runs.{name}.{key}", run.get(key)) for key in ("train", "model")]
+    for place, section in places:
+        if not isinstance(section, dict):
+            continue
+        for key in sorted(RECORDED_KEYS & section.keys()):
+            decided = _decided(raw, key)
+            raise UserError(
+                f"{where}: {place}.{key} is decided by preprocessing: {decided}, wanted {section[key]!r}. Either "
+                f"remove it from {place}, or change it in the dataset section and let what depends on it be "
+                f"made again."
+            )
+
+
+def _decided(raw: dict[str, Any], key: str) -> str:
+    """Where and as what a key that training must not set is decided."""
+    dataset = raw.get("dataset") if isinstance(raw.get("dataset"), dict) else {}
+    recorded = Path(raw.get("results", "results")) / str(dataset.get("name", "dataset")) / "config.json"
+    if recorded.is_file():
+        facts = read_json(recorded)
+        value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
+        return f"recorded as {value!r} in {recorded}"
+    section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
+    value = (section or {}).get(key, "its default")
+    return f"{value!r} in the dataset section"

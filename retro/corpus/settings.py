@@ -1,0 +1,78 @@
+"""Config sections of the corpus stages."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from retro.settings import Settings
+
+
+class FieldNames(Settings):
+    """Which field of a record holds what. Only `text` must be present in the records."""
+
+    text: str = Field("text", description="The document's text.")
+    id: str = Field("id", description="An identifier; where absent, `<source>-<number>` is used.")
+    group: str = Field("group", description="What belongs together (country, year, repository); default: the id.")
+    title: str = Field("title", description="A title to show; default: the id.")
+
+
+class SourceSettings(Settings):
+    """One source of documents."""
+
+    path: str | list[str] = Field(
+        description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, or a folder of "
+        "these; a list of such paths is read in order."
+    )
+    fields: FieldNames = Field(FieldNames(), description="Names of the record's fields.")
+    keep: dict[str, list[str]] = Field(
+        {}, description="Keep only records whose field (key) has one of the values; others are counted."
+    )
+    train: bool = Field(
+        True,
+        description="Split into train, valid and test. False: an open book, in the database only, never "
+        "trained on and never evaluated.",
+    )
+    database: bool = Field(True, description="Put the train split (of an open book: everything) in the database.")
+
+    @model_validator(mode="after")
+    def _used(self):
+        if not (self.train or self.database):
+            raise ValueError("a source with train: false and database: false is used for nothing")
+        return self
+
+
+class SplitSettings(Settings):
+    """How documents are assigned to train, valid and test: by a seeded hash, so that adding some moves none."""
+
+    by: Literal["group", "document"] = Field("group", description="Keep groups whole, or split by document id.")
+    valid: float = Field(0.05, ge=0, lt=1, description="Share of the groups (or documents) for validation.")
+    test: float = Field(0.05, ge=0, lt=1, description="Share of the groups (or documents) for the final test.")
+
+    @model_validator(mode="after")
+    def _some_left(self):
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid {self.valid} + test {self.test} leaves nothing to train on")
+        return self
+
+
+class TokenizerSettings(Settings):
+    """The language model's tokenizer: trained here, or given."""
+
+    type: Literal["bpe", "tokenizer.json", "gpt2", "sentencepiece"] = Field(
+        "bpe",
+        description="bpe: byte-level BPE trained on the train split. tokenizer.json: Hugging Face's file. "
+        "gpt2: vocab.json + merges.txt. sentencepiece: a .model file.",
+    )
+    vocab_size: int | None = Field(4096, ge=258, description="Size to train (bpe). Given tokenizers bring theirs.")
+    train_bytes: int = Field(100_000_000, gt=0, description="Train on at most this much text (bytes of UTF-8).")
+    path: str | None = Field(None, description="tokenizer.json, vocab.json or .model of a given tokenizer.")
+    merges: str | None = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
+    eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
+
+    @model_validator(mode="after")
+    def _files(self):
+        if self.type != "bpe" and self.path is None:
+            raise ValueError(f"tokenizer type {self.type} needs `path`")
+        if self.type == "gpt2" and self.merges is None:
+            raise ValueError("tokenizer type gpt2 needs `merges`")
+        return self

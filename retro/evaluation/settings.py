@@ -1,0 +1,26 @@
+"""Config sections of evaluation and generation."""
+
+from pydantic import Field
+
+from retro.settings import Settings
+
+
+class EvaluationSettings(Settings):
+    """How bits per byte are measured and compared."""
+
+    splits: list[str] = Field(["test"], description="Splits to evaluate: valid, test.")
+    stride: int = Field(0, ge=0, description="Tokens a window moves, a multiple of chunk_length; 0: half of seq_length.")
+    batch_size: int = Field(8, gt=0, description="Windows a forward pass.")
+    neighbours_used: int | None = Field(None, ge=0, description="Neighbours a chunk sees; default: as in training.")
+    random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
+    bootstrap: int = Field(10_000, gt=0, description="Resamplings of documents for the 95 % intervals.")
+
+
+class GenerationSettings(Settings):
+    """The sample in the report, written with live retrieval."""
+
+    prompts: int = Field(3, ge=0, description="Held-out documents whose beginnings are continued.")
+    prompt_tokens: int = Field(64, gt=0, description="Tokens taken from each.")
+    new_tokens: int = Field(192, gt=0, description="Tokens written.")
+    temperature: float = Field(0.0, ge=0, description="0: always the likeliest token.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens that sum to this.")

@@ -1,0 +1,30 @@
+"""Progress with rate and remaining time: a bar on a terminal, a line every ten seconds in a log."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+
+def bar(total: int | None, what: str, unit: str) -> tqdm:
+    """A tqdm bar over `total` `unit`s; call `.update(n)`, use as a context manager."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        unit_scale=True,
+        ascii=None if terminal else " #",
+        ncols=100,
+        mininterval=0.2 if terminal else 10.0,
+        maxinterval=10.0,
+        file=sys.stderr,
+    )
+
+
+def track(items: Iterable, total: int | None, what: str, unit: str) -> Iterator:
+    """Yield `items` and show how far along they are."""
+    with bar(total, what, unit) as shown:
+        for item in items:
+            yield item
+            shown.update(1)
