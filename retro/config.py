@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.artifacts import read_json
 from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
@@ -84,7 +84,9 @@ class Config(Settings):
     """The config file."""
 
     preset: str | None = Field(
-        None, description="A file of config/models (without .yaml), or a path: defaults that this config overrides."
+        None,
+        description="Defaults that this config overrides: a file of config/models (its name without .yaml) or the "
+        "path of any config file, which may have a preset in its turn.",
     )
     results: str = Field("results", description="Folder of everything made.")
     dataset: DatasetSettings = Field(description="What preprocessing decides.")
@@ -98,6 +100,8 @@ class Config(Settings):
     evaluate: EvaluationSettings = Field(EvaluationSettings(), description="How runs are compared.")
     generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
+    # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
+    _model: dict[str, Any] = PrivateAttr({})
 
     @field_validator("runs")
     @classmethod
@@ -115,8 +119,8 @@ class Config(Settings):
         """Every model to train: name (`<run>-s<seed>`) to its resolved facts."""
         found = {}
         for name, run in self.runs.items():
-            model = ModelSettings(**_merged(self.model.model_dump(exclude_unset=True), run.model))
-            train = TrainSettings(**_merged(self.train.model_dump(exclude_unset=True), run.train))
+            model = ModelSettings(**_merged(self._model, run.model))
+            train = TrainSettings(**_merged(self.train.facts(), run.train))
             for seed in self.seeds:
                 found[f"{name}-s{seed}"] = {
                     "name": f"{name}-s{seed}",
@@ -134,24 +138,16 @@ RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "to
 
 def load(path: str | Path) -> Config:
     """Read a config file. Raises `UserError` with one line for each wrong key."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse(raw, str(path))
+    return parse(_read(Path(path)), str(path))
 
 
 def parse(raw: dict[str, Any], where: str = "config") -> Config:
     """Validate a config mapping, its preset merged underneath."""
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: wanted a mapping of sections, found {type(raw).__name__}.")
-    if raw.get("preset") is not None:
-        raw = _merged(_preset(raw["preset"], where), raw)
+    raw = _with_presets(raw, where)
     _refuse_recorded(raw, where)
     try:
         config = Config(**raw)
+        config._model = raw.get("model") or {}
         config.expanded()
         return config
     except ValidationError as error:
@@ -172,12 +168,30 @@ def explain(error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
-def _preset(name: str, where: str) -> dict[str, Any]:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+def _with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """`raw` laid on its preset, and that on its own, as far as they go."""
+    name = raw.get("preset")
+    if name is None:
+        return raw
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-        raise UserError(f"{where}: preset: no {path}; presets: {', '.join(known)}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise UserError(f"{where}: preset: no file {path}; presets: {', '.join(known)}")
+    if path in seen:
+        raise UserError(f"{where}: preset: {path} leads back to itself")
+    return _merged(_with_presets(_read(path), str(path), (*seen, path)), raw)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: wanted a mapping of sections, found {type(raw).__name__}.")
+    return raw
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -219,3 +233,24 @@ def _decided(raw: dict[str, Any], key: str) -> str:
     section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
     value = (section or {}).get(key, "its default")
     return f"{value!r} in the dataset section"
+
+
+def from_snakemake(given: dict[str, Any]) -> Config:
+    """The config Snakemake was given: a whole file, or overrides of config/config.yaml."""
+    default = PRESETS.parent / "config.yaml"
+    if "preset" in given or "sources" in (given.get("dataset") or {}):
+        return parse(dict(given))
+    return parse(_merged(_read(default), dict(given)), str(default))
+
+
+def files_of(source: SourceSettings) -> list[str]:
+    """The files a source is read from, folders listed in sorted order, hidden files left out."""
+    found: list[str] = []
+    for path in [source.path] if isinstance(source.path, str) else source.path:
+        if Path(path).is_dir():
+            inside = [file.relative_to(path) for file in Path(path).rglob("*") if file.is_file()]
+            shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
+            found += sorted(str(Path(path) / file) for file in shown)
+        else:
+            found.append(path)
+    return found

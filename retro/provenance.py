@@ -84,15 +84,19 @@ def digest(module: str) -> str:
     return total.hexdigest()[:16]
 
 
+def version(package: str) -> str | None:
+    """The installed version of Python or of a package, None where there is none."""
+    if package == "python":
+        return ".".join(map(str, sys.version_info[:3]))
+    for distribution in DISTRIBUTIONS.get(package, (package,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of those packages this process has loaded that can change an artifact's bytes."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in RECORDED:
-        if name in sys.modules:
-            for distribution in DISTRIBUTIONS.get(name, (name,)):
-                try:
-                    found[name] = metadata.version(distribution)
-                    break
-                except metadata.PackageNotFoundError:
-                    continue
-    return found
+    loaded = ["python", *(name for name in RECORDED if name in sys.modules)]
+    return {name: found for name in loaded if (found := version(name))}

@@ -1,0 +1,46 @@
+# make run: from text to report. make test: everything checked. Each sets up .venv by itself.
+PYTHON ?= python3
+CONFIG ?= config/config.yaml
+CORES  ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
+# faiss with GPU support where there is an NVIDIA driver; FAISS=cpu or FAISS=gpu overrides.
+FAISS  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+ACTIVE := . .venv/bin/activate &&
+LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
+
+.PHONY: help run report test check bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another config
+	@$(ACTIVE) python -m retro.run --config $(CONFIG) --cores $(CORES)
+
+report: .venv/installed  ## Snakemake's own report: every figure with code, versions and run times
+	@$(ACTIVE) snakemake --cores 1 --configfile $(CONFIG) --report results/snakemake-report.html
+
+test: .venv/installed-dev  ## the test-suite
+	@$(ACTIVE) python -m pytest
+
+check: .venv/installed-dev  ## formatting and lint of Python and Snakemake files
+	@$(ACTIVE) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && snakemake --lint
+
+bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
+	@$(ACTIVE) python -m retro.database.bench
+	@$(ACTIVE) python -m retro.training.bench
+
+.venv/installed: $(LOCKS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv (some minutes the first time) ..."
+	@$(ACTIVE) pip install -q --disable-pip-version-check pip==26.3
+	@$(ACTIVE) pip install -q -r envs/requirements.lock -r envs/$(FAISS).lock -r envs/slurm.lock
+	@$(ACTIVE) pip install -q --no-deps -r envs/encoder.lock
+	@$(ACTIVE) pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed envs/dev.lock
+	@$(ACTIVE) pip install -q -r envs/dev.lock
+	@touch $@
+
+clean:  ## remove everything made, .venv included
+	rm -rf .venv .snakemake results

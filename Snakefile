@@ -1,0 +1,31 @@
+"""RETRO, end to end: from text to a retrieval-enhanced language model, its GPT twin, and what retrieval bought.
+
+    snakemake --cores all                                   the default, config/config.yaml
+    snakemake --cores all --configfile config/tiny.yaml     another config
+    snakemake --cores all preprocess                        stop at the recorded config (or: train_all)
+    snakemake --workflow-profile profiles/slurm             on a cluster
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+include: "rules/common.smk"
+include: "rules/corpus.smk"
+include: "rules/database.smk"
+include: "rules/retrieval.smk"
+include: "rules/training.smk"
+include: "rules/evaluation.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    """Everything: artifacts, models, evaluation and report."""
+    default_target: True
+    input:
+        preprocessed(),
+        models(),
+        reports(),
+
+

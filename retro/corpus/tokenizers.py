@@ -1,0 +1,237 @@
+"""The language model's tokenizer, whatever it was made from, behind one small interface.
+
+Three kinds of file: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, a SentencePiece model.
+They must be able to spell any text: byte-level, or with byte fallback (SentencePiece models without it are
+accepted, and turn characters they do not know into their unknown piece).
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from tokenizers import Tokenizer as HuggingFace
+from tokenizers import decoders, models, pre_tokenizers
+
+from retro.artifacts import read_manifest
+from retro.errors import UserError
+
+FILES = {
+    "bpe": ("tokenizer.json",),
+    "tokenizer.json": ("tokenizer.json",),
+    "gpt2": ("vocab.json", "merges.txt"),
+    "sentencepiece": ("tokenizer.model",),
+}
+LONG = (
+    1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
+)
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+WAY_OUT = "Correct dataset.tokenizer in the config."
+
+
+def use_threads(threads: int) -> None:
+    """Encode on this many threads. Has an effect before the first batch only; the ids do not depend on it."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    - `vocab_size`: one more than the largest id
+    - `eod_id`: the special token that ends a document; `pad_id` is the same
+    - `token_bytes`: int64 [V], bytes of UTF-8 that each token stands for, 0 for special tokens
+    """
+
+    def __init__(self, engine: "_HuggingFaceEngine | _SentencePieceEngine", eod_id: int):
+        self._engine = engine
+        self.vocab_size, self.eod_id, self.pad_id = len(engine.token_bytes), eod_id, eod_id
+        self.token_bytes = engine.token_bytes
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Open the tokenizer that a manifest of kind `tokenizer` describes."""
+        manifest = read_manifest(path, "tokenizer")
+        settings = manifest.settings["tokenizer"]
+        for name in FILES[settings["type"]]:
+            manifest.file(name)
+        return cls.open(manifest.folder, settings["type"], settings["eod"])
+
+    @classmethod
+    def open(cls, folder: str | Path, kind: str, eod: str) -> "Tokenizer":
+        """Open a tokenizer's files, `kind` a `TokenizerSettings.type`; `UserError` if they do not serve."""
+        paths = [Path(folder) / name for name in FILES[kind]]
+        try:
+            engine = (_SentencePieceEngine if kind == "sentencepiece" else _HuggingFaceEngine)(paths)
+        except UserError:
+            raise
+        except Exception as error:  # both libraries raise bare exceptions for whatever is wrong with a file
+            names = " and ".join(map(str, paths))
+            raise UserError(f"{names}: not a tokenizer of type {kind} ({error}). {WAY_OUT}") from None
+        eod_id = engine.find_special(eod)
+        if eod_id is None:
+            known = ", ".join(map(repr, engine.special_tokens())) or "none"
+            raise UserError(
+                f"{paths[0]}: has no token {eod!r} to end documents with; its special tokens: {known}. "
+                f"Name one in dataset.tokenizer.eod."
+            )
+        tokenizer = cls(engine, eod_id)
+        if any(eod_id in ids for ids in tokenizer.encode_batch([eod, f" {eod}", f"a {eod} b"])):
+            raise UserError(
+                f"dataset.tokenizer.eod {eod!r}: text that contains it would end a document. Choose one that "
+                f"no text can become, such as <|endoftext|>."
+            )
+        return tokenizer
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, int64, without EOD. Text that spells a special token is encoded as text."""
+        pieces, counts = [], []
+        for text in texts:
+            cut = self._engine.cut(text) if len(text) > LONG else [text]
+            pieces.extend(cut)
+            counts.append(len(cut))
+        encoded = iter(self._engine.encode(pieces))
+        found = []
+        for count in counts:
+            parts = [next(encoded) for _ in range(count)]
+            found.append(parts[0] if count == 1 else np.concatenate(parts))
+        return found
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """Text of ids: special tokens dropped, invalid UTF-8 replaced by U+FFFD."""
+        return self._engine.decode([int(token) for token in ids])
+
+
+class _HuggingFaceEngine:
+    """tokenizer.json, or vocab.json and merges.txt."""
+
+    def __init__(self, paths: list[Path]):
+        self.path = paths[0]
+        if len(paths) == 2:
+            self.tokenizer = HuggingFace(models.BPE.from_file(*map(str, paths)))
+            self.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            self.tokenizer.decoder = decoders.ByteLevel()
+        else:
+            self.tokenizer = HuggingFace.from_file(str(paths[0]))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = True  # the library's word for: as if they were ordinary text
+        facts = json.loads(self.tokenizer.to_str())
+        self._long_cut = self._cuts_at_line_breaks(facts)
+        self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        self._check(facts)
+        self._measure()
+
+    def _check(self, facts: dict) -> None:
+        """Refuse what cannot spell every text: its bits per byte would mean nothing."""
+        self.byte_level = '"ByteLevel"' in json.dumps([facts["pre_tokenizer"], facts["decoder"]])
+        if self.byte_level:
+            missing = [
+                symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in self.vocabulary
+            ]
+        elif facts["model"].get("byte_fallback"):
+            missing = [
+                name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in self.vocabulary
+            ]
+        else:
+            raise UserError(
+                f"{self.path}: neither byte-level nor byte fallback, so it cannot spell all text. {WAY_OUT}"
+            )
+        if missing:
+            raise UserError(f"{self.path}: {len(missing)} of the 256 bytes have no token. {WAY_OUT}")
+
+    def _measure(self) -> None:
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.token_bytes = np.zeros(max(self.vocabulary.values()) + 1, np.int64)
+        for token, number in self.vocabulary.items():
+            if number in added:
+                size = 0 if added[number].special else len(token.encode())
+            elif self.byte_level:
+                size = len(token)  # each character of a byte-level token stands for a byte
+            else:
+                size = 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace("▁", " ").encode())
+            self.token_bytes[number] = size
+
+    @staticmethod
+    def _cuts_at_line_breaks(facts: dict) -> bool:
+        """Whether GPT-2's splitting rule, and nothing else, decides where tokens may not join."""
+        rule = facts["pre_tokenizer"] or {}
+        plain = rule.get("type") == "ByteLevel" and rule["use_regex"] and not rule["add_prefix_space"]
+        return (
+            plain and facts["normalizer"] is None and not any(not t["special"] for t in facts["added_tokens"])
+        )
+
+    def cut(self, text: str) -> list[str]:
+        """Pieces of about LONG characters whose ids, joined, are those of the text; or the text itself.
+
+        GPT-2's rule makes a single line break between two visible characters a token of its own.
+        """
+        pieces, start = [], 0
+        while self._long_cut and (found := LINE_BREAK.search(text, start + LONG)):
+            pieces.append(text[start : found.end()])
+            start = found.end()
+        return [*pieces, text[start:]]
+
+    def find_special(self, token: str) -> int | None:
+        number = self.vocabulary.get(token)
+        if number is not None:
+            self.tokenizer.add_special_tokens([token])  # GPT-2's vocabulary holds it as a word like others
+            self.token_bytes[number] = 0
+        return number
+
+    def special_tokens(self) -> list[str]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return [added[number].content for number in sorted(added) if added[number].special]
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(item.ids, np.int64) for item in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+class _SentencePieceEngine:
+    """A SentencePiece .model. How it normalizes (white space, wide characters) is part of the tokenizer."""
+
+    def __init__(self, paths: list[Path]):
+        self.model = model = sentencepiece.SentencePieceProcessor(model_file=str(paths[0]))
+        self.special = np.array(
+            [model.is_control(i) or model.is_unknown(i) or model.is_unused(i) for i in range(len(model))],
+            bool,
+        )
+        self.token_bytes = np.array(
+            [
+                0
+                if self.special[i]
+                else 1
+                if model.is_byte(i)
+                else len(model.id_to_piece(i).replace("▁", " ").encode())
+                for i in range(len(model))
+            ],
+            np.int64,
+        )
+
+    def cut(self, text: str) -> list[str]:
+        return [text]
+
+    def find_special(self, token: str) -> int | None:
+        number = self.model.piece_to_id(token)
+        if self.model.id_to_piece(number) != token or not self.model.is_control(number):
+            number = self.model.eos_id()
+        return number if number >= 0 else None
+
+    def special_tokens(self) -> list[str]:
+        return [self.model.id_to_piece(i) for i in range(len(self.model)) if self.model.is_control(i)]
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        threads = int(os.environ.get("RAYON_NUM_THREADS", "1"))
+        return [np.array(ids, np.int64) for ids in self.model.encode(texts, num_threads=threads)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.model.decode([token for token in ids if not self.special[token]])

@@ -1,0 +1,151 @@
+"""Stage: cut every document of a source into consecutive chunks of m tokens; the last one may be short.
+
+A document's EOD belongs to its last chunk; no chunk holds tokens of two documents, and the chunks of a source
+cover its tokens without gap or overlap. The table is made block by block, so memory does not grow with the
+source or with its longest document.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from retro import errors, progress
+from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.corpus.mmididx import TokenStore
+from retro.corpus.tokenizers import Tokenizer
+from retro.database.hashing import mix
+from retro.database.tables import CHUNK, DOCUMENT, SPLITS
+from retro.errors import UserError
+
+STAGE = "retro.database.chunk"
+BLOCK = 1 << 16  # chunks at a time
+
+
+def text_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """uint64 hash of each chunk's token ids, for exact-text exclusion.
+
+    `tokens` are the ids of consecutive chunks, `lengths` (each > 0) how many each has. The hash of a chunk is
+    mix(length + the sum over its positions j of mix(2^32 · (j + 1) + id)), modulo 2^64: the same ids in the same
+    order give the same hash, in every source and on every machine.
+    """
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(len(tokens), dtype=np.int64) - np.repeat(starts, lengths)
+    mixed = mix((position.astype(np.uint64) + 1 << 32) + tokens.astype(np.uint64))
+    return mix(np.add.reduceat(mixed, starts) + lengths.astype(np.uint64))
+
+
+def cut(
+    store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray
+) -> None:
+    """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents."""
+    chunk_offsets = offsets_of(store, length)
+    with progress.bar(len(table), "chunk", "chunk") as shown:
+        for begin in range(0, len(table), BLOCK):
+            rows = np.arange(begin, min(begin + BLOCK, len(table)))
+            document = np.searchsorted(chunk_offsets, rows, side="right") - 1
+            start = store.offsets[document] + (rows - chunk_offsets[document]) * length
+            lengths = np.minimum(store.offsets[document + 1] - start, length)
+            tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
+            block = np.empty(len(rows), CHUNK)
+            block["start"], block["document"], block["length"] = start, document, lengths
+            block["split"], block["group"] = documents["split"][document], documents["group"][document]
+            block["text"] = text_hashes(tokens, lengths)
+            block["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
+            table[begin : begin + len(rows)] = block
+            shown.update(len(rows))
+    correct_bytes(table, chunk_offsets, documents["bytes"])
+
+
+def offsets_of(store: TokenStore, length: int) -> np.ndarray:
+    """Row of each document's first chunk and, at the end, the number of chunks: int64 [documents + 1]."""
+    counts = -(-np.diff(store.offsets) // length)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def correct_bytes(table: np.ndarray, chunk_offsets: np.ndarray, document_bytes: np.ndarray) -> None:
+    """Make the chunks of each document sum to the bytes of its text, changing the last chunk.
+
+    Tokens say their bytes except where a tokenizer adds, drops or replaces some (SentencePiece's leading space,
+    normalisation). If there is more to take away than the last chunk has, the chunks before it give the rest.
+    """
+    ends = chunk_offsets[1:]
+    totals = np.zeros(len(table) + 1, np.int64)
+    np.cumsum(table["bytes"], out=totals[1:])
+    missing = document_bytes - (totals[ends] - totals[chunk_offsets[:-1]])
+    for document in np.flatnonzero(missing):
+        owed = int(missing[document])
+        for row in range(ends[document] - 1, chunk_offsets[document] - 1, -1):
+            new = max(0, int(table["bytes"][row]) + owed)
+            owed -= new - int(table["bytes"][row])
+            table["bytes"][row] = new
+            if owed == 0:
+                break
+
+
+def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray) -> None:
+    """Refuse a token store and a document table that do not belong together, or foreign token ids."""
+    table = manifest.folder / "documents.npy"
+    if documents.dtype != DOCUMENT:
+        raise UserError(f"{table}: columns {documents.dtype.names}, wanted {DOCUMENT.names}. Make it again.")
+    if len(documents) != len(store.offsets) - 1:
+        raise UserError(
+            f"{table}: {len(documents)} documents, but tokens.idx beside it tells of {len(store.offsets) - 1}. "
+            f"Delete {manifest.path} and run snakemake again."
+        )
+    empty = np.flatnonzero((np.diff(store.offsets) == 0) & (documents["bytes"] > 0))
+    if len(empty):
+        raise UserError(f"{table}: document {empty[0]} has text but no tokens. Make the token store again.")
+    for begin in range(0, len(store.tokens), 1 << 24):
+        highest = int(store.tokens[begin : begin + (1 << 24)].max(initial=0))
+        if highest >= len(token_bytes):
+            raise UserError(
+                f"{manifest.folder / 'tokens.bin'}: token id {highest}, but the tokenizer has {len(token_bytes)} "
+                f"tokens. The store was made with another tokenizer: delete it and run snakemake again."
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: chunk_length")
+    parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
+    parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    options = parser.parse_args()
+    length, manifest = options.settings["chunk_length"], read_manifest(options.tokens, "tokens")
+    tokenizer = Tokenizer.load(options.tokenizer)
+    store = TokenStore(manifest.file("tokens.bin").with_suffix(""))
+    documents = manifest.array("documents.npy")
+    _check(manifest, store, documents, tokenizer.token_bytes)
+    path, chunks = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
+    with growing_array(path, (chunks,), CHUNK) as table:
+        cut(store, documents, tokenizer.token_bytes, length, table)
+        splits = np.bincount(table["split"], minlength=len(SPLITS))
+    tokens = len(store.tokens)
+    counts = {
+        "chunks": chunks,
+        "tokens": tokens,
+        "padding_share": round(1 - tokens / (chunks * length), 6) if chunks else 0.0,
+        "by_split": dict(zip(SPLITS, splits.tolist(), strict=True)),
+    }
+    write_manifest(
+        options.output,
+        kind="chunks",
+        stage=STAGE,
+        files=[path],
+        inputs=[options.tokens, options.tokenizer],
+        settings=options.settings,
+        counts=counts,
+    )
+    shares = ", ".join(f"{name} {count}" for name, count in counts["by_split"].items() if count)
+    print(
+        f"{options.output.parent}: {chunks} chunks of {length} tokens ({shares}), "
+        f"{counts['padding_share']:.1%} padding",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,141 @@
+"""Parameter names and layouts: ours against Megatron-core's RETRO (and GPT), local and Transformer Engine specs.
+
+Megatron groups the rows of its fused projections by head, [group, queries of the group + k + v, size] and
+[head, k + v, size]; ours are [all queries; all keys; all values]. Everything else is only named differently.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from retro.model.settings import ModelSettings
+
+Spec = Literal["local", "te"]
+
+
+class StateError(ValueError):
+    """A state dict that does not hold exactly the parameters of its model."""
+
+
+class Entry(NamedTuple):
+    """One parameter: our name, Megatron's names (local spec, Transformer Engine), and how rows are laid out."""
+
+    ours: str
+    local: str
+    te: str
+    layout: Literal["plain", "qkv", "kv"] = "plain"
+    heads: int = 0  # query heads
+    groups: int = 0  # key/value heads
+
+
+def entries(settings: ModelSettings, architecture: str) -> Iterator[Entry]:
+    """Every parameter of the model, in the order of its state dict."""
+    s = settings
+    yield _same("embedding.tokens.weight", "embedding.word_embeddings.weight")
+    if s.positions == "learned":
+        yield _same("embedding.positions.weight", "embedding.position_embeddings.weight")
+    at = s.cca_at if architecture == "retro" else ()
+    if at:
+        root = f"decoder.layers.{at[0] - 1}.cross_attention.encoder.layers"
+        for j in range(s.encoder_layers):
+            crosses = j + 1 in s.encoder_cross_attention
+            heads = s.encoder_head_count
+            yield from _layer(s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None)
+    for i in range(s.layers):
+        name = f"decoder.layers.{i}"
+        yield from _layer(s, name, name, s.heads, s.kv_head_count, "cca" if i + 1 in at else None)
+    if s.final_norm:
+        yield from _norm(s, "decoder.norm", "decoder.final_layernorm", None)
+    if not s.tied:
+        yield _same("head.weight", "output_layer.weight")
+
+
+def _same(ours: str, theirs: str) -> Entry:
+    return Entry(ours, theirs, theirs)
+
+
+def _norm(s: ModelSettings, ours: str, local: str, fused: str | None) -> Iterator[Entry]:
+    """A norm; `fused` is the linear that swallows it in Transformer Engine, None where none does."""
+    for part in ("weight", "bias") if s.norm == "layernorm" else ("weight",):
+        plain = f"{local}.{part}"
+        yield Entry(f"{ours}.{part}", plain, f"{fused}.layer_norm_{part}" if fused else plain)
+
+
+def _linear(s: ModelSettings, ours: str, theirs: str, layout: str = "plain", heads: int = 0, groups: int = 0):
+    for part in ("weight", "bias") if s.bias else ("weight",):
+        yield Entry(f"{ours}.{part}", f"{theirs}.{part}", f"{theirs}.{part}", layout, heads, groups)
+
+
+def _layer(
+    s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cross: str | None
+) -> Iterator[Entry]:
+    """A transformer layer; `cross` names our cross-attention in it: "cca", "cross" (encoder) or None."""
+    qkv = f"{theirs}.self_attention.linear_qkv"
+    yield from _norm(s, f"{ours}.attention_norm", f"{theirs}.input_layernorm", qkv)
+    yield from _linear(s, f"{ours}.attention.qkv", qkv, "qkv", heads, groups)
+    yield from _linear(s, f"{ours}.attention.out", f"{theirs}.self_attention.linear_proj")
+    if cross:
+        norm = f"{ours}.cca.norm" if cross == "cca" else f"{ours}.cross_norm"
+        attn = f"{theirs}.cross_attention.attn"
+        yield from _norm(s, norm, f"{theirs}.pre_cross_attn_layernorm", None)
+        yield from _linear(s, f"{ours}.{cross}.q", f"{attn}.linear_q")
+        yield from _linear(s, f"{ours}.{cross}.kv", f"{attn}.linear_kv", "kv", heads, heads)
+        yield from _linear(s, f"{ours}.{cross}.out", f"{attn}.linear_proj")
+    if cross == "cross":  # the encoder's conditioned layer wraps its MLP norm, and never fuses it
+        yield from _norm(s, f"{ours}.mlp_norm", f"{theirs}.pre_mlp_layernorm.norm", None)
+    else:
+        yield from _norm(s, f"{ours}.mlp_norm", f"{theirs}.pre_mlp_layernorm", f"{theirs}.mlp.linear_fc1")
+    yield from _linear(s, f"{ours}.mlp.up", f"{theirs}.mlp.linear_fc1")
+    yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
+
+
+def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architecture: str) -> dict[str, Tensor]:
+    """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
+
+    Raises StateError naming the first missing or unknown parameter.
+    """
+    left = {name for name in state if not name.endswith("_extra_state")}
+    ours = {}
+    for entry in entries(settings, architecture):
+        name = entry.local if entry.local in left else entry.te
+        if name not in left:
+            other = "" if entry.te == entry.local else f" (nor {entry.te})"
+            raise StateError(f"{entry.local} is missing{other}; the model of these settings needs it")
+        left.remove(name)
+        ours[entry.ours] = _rows(state[name], entry, ours=True)
+    if left:
+        raise StateError(f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter")
+    return ours
+
+
+def to_megatron(
+    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, spec: Spec
+) -> dict[str, Tensor]:
+    """Our parameters under Megatron's names and layouts. Raises StateError as `from_megatron` does."""
+    left, theirs = set(state), {}
+    for entry in entries(settings, architecture):
+        if entry.ours not in left:
+            raise StateError(f"{entry.ours} is missing; the model of these settings needs it")
+        left.remove(entry.ours)
+        theirs[entry.local if spec == "local" else entry.te] = _rows(state[entry.ours], entry, ours=False)
+    if left:
+        raise StateError(f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more")
+    return theirs
+
+
+def _rows(tensor: Tensor, entry: Entry, *, ours: bool) -> Tensor:
+    """Reorder the rows of a fused projection, [rows, ..] -> [rows, ..], to ours or back to Megatron's."""
+    if entry.layout == "plain":
+        return tensor
+    h, g = entry.heads, entry.groups
+    sizes = [h // g, 1, 1] if entry.layout == "qkv" else [1, 1]  # what a group's block of rows holds
+    if tensor.shape[0] % (g * sum(sizes)):
+        raise StateError(f"{entry.local} has {tensor.shape[0]} rows, which {h} heads in {g} groups do not divide")
+    if ours:
+        blocks = tensor.unflatten(0, (g, sum(sizes), -1)).split(sizes, dim=1)  # (g, part, size, ..) each
+        return torch.cat([block.flatten(0, 2) for block in blocks])
+    size = tensor.shape[0] // (g * sum(sizes))
+    blocks = tensor.split([g * part * size for part in sizes])
+    return torch.cat([b.unflatten(0, (g, -1, size)) for b in blocks], dim=1).flatten(0, 2)

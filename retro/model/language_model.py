@@ -1,0 +1,161 @@
+"""GPT and RETRO as one module: embedding, decoder, neighbour encoder, head, loss."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retro.model.cca import ChunkedCrossAttention, Encoded
+from retro.model.chunks import ChunkGrid
+from retro.model.decoder import Decoder
+from retro.model.encoder import Encoder
+from retro.model.layers import Rope, rope_table
+from retro.model.loss import token_losses
+from retro.model.settings import ModelSettings
+
+
+class Embedding(nn.Module):
+    """Token table [V, d] and, with learned positions, position table [P, d]."""
+
+    def __init__(self, vocab_size: int, width: int, positions: int | None) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = None if positions is None else nn.Embedding(positions, width)
+
+    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """[b, n] -> [b, n, d]; the first token stands at position `start`."""
+        x = self.tokens(tokens)  # (b, n, d)
+        if self.positions is not None:
+            x = x + self.positions.weight[start : start + tokens.shape[1]]  # (b, n, d)
+        return x
+
+
+class LanguageModel(nn.Module):
+    """A GPT decoder, with an encoder and chunked cross-attention when the architecture is "retro".
+
+    Parameters of the retrieval half begin with `encoder.` or contain `.cca.`; all others are those of the GPT twin.
+    Make one with `retro.model.build.build_model`.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        architecture: str,
+        vocab_size: int,
+        seq_length: int,
+        chunk_length: int,
+        retrieved_length: int,
+    ) -> None:
+        super().__init__()
+        s = settings
+        self.settings, self.architecture = settings, architecture
+        self.vocab_size, self.seq_length = vocab_size, seq_length
+        self.chunk_length, self.retrieved_length = chunk_length, retrieved_length
+        table = max(seq_length, retrieved_length) if s.shared_embeddings else seq_length
+        self.embedding = Embedding(vocab_size, s.width, table if s.positions == "learned" else None)
+        self.dropout = nn.Dropout(s.dropout)
+        self.encoder, ccas = None, {}
+        if architecture == "retro":
+            self.encoder = Encoder(s, vocab_size, retrieved_length)
+            ccas = {i: ChunkedCrossAttention(s, chunk_length, retrieved_length) for i in s.cca_at}
+        self.decoder = Decoder(s, ccas)
+        self.head = None if s.tied else nn.Linear(s.width, vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        neighbours: Tensor | None = None,
+        neighbour_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [b, n, V], or with `targets` per-token cross-entropies [b, n] fp32.
+
+        tokens: int64 [b, n]. neighbours: int64 [b, l, k, r], None = retrieval off, which is the GPT twin bit for
+        bit. neighbour_mask: bool [b, l, k, r], True = a real token; a chunk without any is as with retrieval
+        off. targets: int64 [b, n]; where negative the loss is exactly 0.
+        """
+        self._check(tokens, neighbours)
+        x = self.dropout(self.embedding(tokens))  # (b, n, d)
+        rope = self.rope(torch.arange(tokens.shape[1], device=tokens.device))
+        grid = encode = None
+        if neighbours is not None:
+            grid = ChunkGrid.over(tokens.shape[1], self.chunk_length, self.settings.chunk_alignment)
+            if grid.count == 0:
+                grid = None
+            else:
+                neighbours = neighbours[:, : grid.count]  # (b, l, k, r)
+                if neighbour_mask is not None:
+                    neighbour_mask = neighbour_mask[:, : grid.count]  # (b, l, k, r)
+
+                def encode(h: Tensor) -> Encoded:
+                    return self.encode(neighbours, neighbour_mask, grid.chunks(h), grid.short)
+
+        x = self.decoder(x, rope, grid, encode)  # (b, n, d)
+        if targets is None:
+            return F.linear(x, self.head_weight)  # (b, n, V)
+        return token_losses(x, self.head_weight, targets)  # (b, n)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix [V, d] from states to logits."""
+        return self.embedding.tokens.weight if self.head is None else self.head.weight
+
+    def rope(self, positions: Tensor) -> Rope | None:
+        """Rotations of decoder self-attention at positions [n], None when positions are learned."""
+        s = self.settings
+        if s.positions != "rope":
+            return None
+        return rope_table(positions, 2 * (int(s.head_size * s.rope_fraction) // 2), s.rope_base)
+
+    def encode(self, neighbours: Tensor, mask: Tensor | None, chunks: Tensor, short: int = 0) -> Encoded:
+        """Encode neighbours [b, l, k, r] for chunks whose normalised states are `chunks` [b * l, m, d].
+
+        `short` > 0: only so many tokens of each sequence's first chunk are real.
+        """
+        s, (b, l, k, r) = self.settings, neighbours.shape
+        rows = alive = self_mask = chunk_mask = None
+        if mask is not None:
+            if not s.mask_padding:
+                mask = mask.any(-1, keepdim=True).expand_as(mask)  # a missing neighbour stays missing
+            neighbours = neighbours.masked_fill(~mask, 0)  # (b, l, k, r)
+            mask = mask.reshape(b * l, k * r)  # (b * l, k * r)
+            some = mask.any(-1, keepdim=True)  # (b * l, 1)
+            alive = some[:, :, None].to(chunks.dtype)  # (b * l, 1, 1)
+            rows = mask.view(b * l * k, r)  # (b * l * k, r)
+            # Rows without a real token attend to everything: finite, and read by nobody.
+            self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
+            mask = mask | ~some  # (b * l, k * r)
+        if short and s.mask_padding:
+            chunk_mask = torch.ones(b, l, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)
+            chunk_mask[:, 0, :, short:] = False
+            chunk_mask = chunk_mask.view(b * l, 1, 1, -1)  # (b * l, 1, 1, m)
+        table = self.embedding.positions
+        x = self.encoder.embed(
+            neighbours.reshape(b * l * k, r),
+            rows,
+            self.embedding.tokens.weight,
+            None if table is None else table.weight,
+        )  # (b * l * k, r, d')
+        states = self.encoder(x, chunks, self_mask, chunk_mask)  # (b * l, k * r, d')
+        return Encoded(states, mask, alive, r)
+
+    def _check(self, tokens: Tensor, neighbours: Tensor | None) -> None:
+        n = tokens.shape[1]
+        if self.settings.positions == "learned" and n > self.embedding.positions.num_embeddings:
+            raise ValueError(
+                f"{n} tokens, but the table of positions ends at {self.embedding.positions.num_embeddings}; "
+                "cut the input or build the model with a longer seq_length"
+            )
+        if neighbours is None:
+            return
+        if self.encoder is None:
+            raise ValueError("a GPT was given neighbours; build architecture retro, or pass neighbours=None")
+        grid = ChunkGrid.over(n, self.chunk_length, self.settings.chunk_alignment)
+        if neighbours.shape[1] < grid.count:
+            raise ValueError(
+                f"{n} tokens hold {grid.count} chunks of {self.chunk_length}, but neighbours were given for "
+                f"{neighbours.shape[1]}; pass neighbours for every chunk, masked where there are none"
+            )
+        if neighbours.shape[3] > self.retrieved_length:
+            raise ValueError(
+                f"neighbours have {neighbours.shape[3]} tokens, the model was built for {self.retrieved_length}"
+            )

@@ -1,0 +1,58 @@
+"""What `make run` runs: Snakemake on a config, then where to look.
+
+    python -m retro.run --config config/config.yaml --cores 2 [targets …]
+
+A run that was killed leaves Snakemake's lock behind. If no Snakemake works in this folder any more, the lock is
+taken away and the run goes on where the killed one stopped.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from retro import config, errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="config/config.yaml", help="config file")
+    parser.add_argument("--cores", default="all", help="CPU cores to use")
+    parser.add_argument("targets", nargs="*", default=[], help="targets of the Snakefile (default: all)")
+    options = parser.parse_args()
+    settings = config.load(options.config)
+    command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
+    if any(Path(".snakemake/locks").glob("*")) and not _snakemake_is_running():
+        print("A run in this folder was killed; taking its lock away and going on where it stopped.", flush=True)
+        subprocess.run([*command, "--unlock", "--quiet", "all"], check=True)
+    status = subprocess.run([*command, *options.targets]).returncode
+    if status == 0 and not options.targets:
+        print(found(Path(settings.results) / settings.dataset.name))
+    sys.exit(status)
+
+
+def _snakemake_is_running() -> bool:
+    """Whether a Snakemake of this machine has this folder as its working folder."""
+    for process in psutil.process_iter():
+        try:
+            inside = Path(process.cwd()) == Path.cwd()
+            if inside and any(Path(word).name == "snakemake" for word in process.cmdline()[:3]):
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False
+
+
+def found(folder: Path) -> str:
+    """The figures in short, and the pages to open."""
+    summary = pd.read_csv(folder / "summary.csv")
+    rows = summary[summary["source"] == "all"][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
+    pages = "".join(f"\n  {folder / name}" for name in ["report.html", "neighbours.html", "summary.csv"])
+    return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{pages}"
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,32 @@
+"""The rate of a plain matrix product: the yardstick that speed is told by."""
+
+import time
+
+import torch
+
+FP32_SIZE, GPU_SIZE = 1024, 8192
+
+
+def gemm_rate(
+    device: torch.device, precision: str = "fp32", *, size: int | None = None, repeats: int = 3
+) -> float:
+    """Floating-point operations a second (wall) of square `torch.mm`, best of `repeats`, with this process's threads.
+
+    Takes about a tenth of a second and draws no random numbers.
+    """
+    kind = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    size = size or (GPU_SIZE if device.type == "cuda" else FP32_SIZE)
+    a = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(kind)
+    b = a.t().contiguous()
+    best = float("inf")
+    for _ in range(repeats + 1):  # one more, as the first also warms up
+        start = _now(device)
+        torch.mm(a, b)
+        best = min(best, _now(device) - start)
+    return 2 * size**3 / best
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

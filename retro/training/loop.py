@@ -1,0 +1,126 @@
+"""The training loop: steps, validations, checkpoints, and a clean stop."""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from retro.training.prefetch import prefetch
+from retro.training.session import Session, say
+from retro.training.step import Outcome, train_step
+from retro.training.stop import Stop, Stopped
+
+
+@dataclass
+class Window:
+    """What happened since the last logged step."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def fit(session: Session) -> None:
+    """Train to the end. At SIGTERM or SIGINT a checkpoint is written and the process exits with 128 + signal."""
+    with Stop.listening() as stop:
+        try:
+            train(session, stop)
+        except Stopped as stopped:
+            session.save()
+            say(
+                f"stopped by {stopped} after step {session.step} of {session.steps}: checkpoint written to "
+                f"{session.checkpoints.folder}; the same command goes on from there"
+            )
+            raise SystemExit(128 + stopped.signum) from None
+
+
+def train(session: Session, stop: Stop) -> None:
+    """The loop itself; raises Stopped between steps, when the session is at a whole step."""
+    window, saved, written = Window(), time.monotonic(), session.step
+    with closing(prefetch(session.batches())) as batches:
+        for numbers, batch in batches:
+            check(session, stop)
+            validate(session, stop)
+            start = time.perf_counter()
+            outcome = train_step(session, numbers, batch, stop)
+            elapsed = time.perf_counter() - start
+            session.step += 1
+            session.seconds += elapsed
+            window.seconds += elapsed
+            window.samples += session.samples_after(session.step) - session.samples_after(session.step - 1)
+            window.outcomes.append(outcome)
+            last = session.step == session.steps
+            if last or session.step % session.train.log_interval == 0:
+                log(session, window)
+                window = Window()
+            overdue = time.monotonic() - saved >= 60 * session.train.checkpoint_minutes
+            overdue = session.world.sum([float(overdue)])[0] > 0
+            if last or overdue or session.step % session.train.checkpoint_interval == 0:
+                session.save()
+                saved, written = time.monotonic(), session.step
+    check(session, stop)
+    validate(session, stop)
+    assert written == session.step
+
+
+def check(session: Session, stop: Stop) -> None:
+    """Raise Stopped if this or another process was asked to stop."""
+    signum = int(session.world.sum([float(stop.signum)])[0])
+    if signum:
+        raise Stopped(stop.signum or signum)
+
+
+def validate(session: Session, stop: Stop) -> None:
+    """Validate if this step is due and has not been validated before it was resumed."""
+    due = session.step % session.fixed.eval_interval == 0 or session.step == session.steps
+    done = bool(session.metrics) and session.metrics.validated(session.step)
+    if not session.step or not due or session.world.sum([float(done)])[0]:
+        return
+    lines = session.validation.run(
+        session.forward,
+        session.world,
+        session.train.precision,
+        session.step,
+        stop.check if session.world.size == 1 else lambda: None,
+    )
+    if session.metrics:
+        session.metrics.write(lines)
+        for line in lines:
+            say(
+                f"step {session.step:,}: validation, retrieval {line['retrieval']}: loss {line['loss']:.4f}, "
+                f"{line['bits_per_byte']:.4f} bits per byte"
+            )
+
+
+def log(session: Session, window: Window) -> None:
+    """Write a metrics line and a progress line of the steps in `window`."""
+    if not session.metrics:
+        return
+    samples = session.samples_after(session.step)
+    rate = window.samples * session.dataset.seq_length / window.seconds
+    outcome = window.outcomes[-1]
+    share = rate * session.flops_per_token / (session.peak * session.world.size)
+    line = {
+        "step": session.step,
+        "samples": samples,
+        "tokens": samples * session.dataset.seq_length,
+        "loss": sum(each.loss for each in window.outcomes) / len(window.outcomes),
+        "lr": outcome.rate,
+        "grad_norm": outcome.norm,
+        "seconds": round(session.seconds, 3),
+        "tokens_per_s": round(rate, 1),
+        "mfu": round(share, 4),
+    }
+    session.metrics.write([line])
+    left = (session.fixed.train_samples - samples) * session.dataset.seq_length / rate
+    say(
+        f"step {session.step:,}/{session.steps:,}  samples {samples:,}  loss {line['loss']:.4f}  "
+        f"lr {outcome.rate:.2e}  grad {outcome.norm:.2f}  {rate:,.0f} tokens/s  {share:.0%} of GEMM  "
+        f"{duration(left)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,89 @@
+"""One optimizer step: micro-batches, their gradients summed, clipped, applied."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from retro.errors import UserError
+from retro.training import counter
+from retro.training.batches import Batch
+from retro.training.optimizer import learning_rate, set_learning_rate
+from retro.training.session import Session
+from retro.training.stop import Stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did: mean loss (nats a target), learning rate, gradient norm before clipping."""
+
+    loss: float
+    rate: float
+    norm: float
+
+
+def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) -> Outcome:
+    """Do the step that follows `session.step`; raises UserError if the loss or a gradient is not finite.
+
+    `numbers` are the sample numbers of `batch`, this process's share. The loss is the sum over all targets of the
+    step, divided by their number: the same however the step is cut.
+    """
+    world, train = session.world, session.train
+    counted = world.sum([batch.counted])[0]
+    parts = []
+    size = train.micro_batch_size or max(len(batch), 1)
+    for start, part in zip(range(0, len(batch), size), batch.cut(size), strict=True):
+        if world.size == 1:  # several processes must stop at the same place: between steps
+            stop.check()
+        # Dropout draws from the run's seed and the sample, so that a resumed run draws the same.
+        torch.manual_seed(counter.derive(session.run["seed"], counter.TORCH, int(numbers[start])))
+        there = part.to(world.device)
+        with world.autocast(train.precision):
+            losses = session.forward(there.tokens, there.neighbours, there.mask, there.targets)  # (b, n)
+        (losses.sum() / counted).backward()
+        parts.append(losses.detach().sum(dim=1))
+    sums = torch.cat(parts).tolist() if parts else []
+    refuse_non_finite(session, numbers, batch, np.asarray(sums))
+    parameters = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
+    world.sum_gradients(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(norm):
+        refuse(session, numbers, batch, f"the gradient norm is {float(norm)}")
+    if train.clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, train.clip, norm)
+    rate = learning_rate(train, session.samples_after(session.step + 1), session.fixed.train_samples)
+    set_learning_rate(session.optimizer, rate)
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    return Outcome(world.sum([sum(sums)])[0] / counted, rate, float(norm))
+
+
+def refuse_non_finite(session: Session, numbers: np.ndarray, batch: Batch, sums: np.ndarray) -> None:
+    """Refuse a step in which a sample's loss is not finite, naming those samples."""
+    wrong = ~np.isfinite(sums)
+    if wrong.any():
+        refuse(session, numbers[wrong], batch, f"the loss is {sums[wrong][0]}", batch.positions[wrong])
+
+
+def refuse(
+    session: Session, numbers: np.ndarray, batch: Batch, what: str, positions: np.ndarray | None = None
+) -> None:
+    """Raise UserError that names the step, the samples and their documents."""
+    positions = batch.positions if positions is None else positions
+    chunks = positions[:, :-1]
+    rows = session.dataset.rows("train")[np.unique(chunks[chunks >= 0])]
+    store, documents = session.dataset.store, []
+    for row in rows:
+        document = store.document(int(row))
+        name = f"{document['source']}:{document.get('id', document['number'])}"
+        if name not in documents:
+            documents.append(name)
+    shown = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
+    samples = ", ".join(str(number) for number in numbers[:8]) + (" …" if len(numbers) > 8 else "")
+    kept = session.checkpoints.paths()
+    raise UserError(
+        f"{session.run['name']}: {what} at step {session.step + 1}, samples {samples} (documents {shown}). Lower "
+        f"train.lr, lengthen train.warmup_samples or set train.clip; "
+        + (f"the last checkpoint is kept: {kept[-1]}." if kept else "there was no checkpoint yet.")
+    )

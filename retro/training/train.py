@@ -1,0 +1,82 @@
+"""Train a model on a recorded dataset: weights, manifest and metrics; resumes exactly where it was cut off."""
+
+import argparse
+from pathlib import Path
+
+from retro import errors
+from retro.artifacts import replacing, write_manifest
+from retro.training.checkpoints import locked
+from retro.training.loop import duration, fit
+from retro.training.session import Session, say, setup
+from retro.training.weights import weights, write_tensors
+
+STAGE = "retro.training.train"
+
+
+def finish(session: Session, config: Path, output: Path) -> None:
+    """Write model.safetensors, metrics.jsonl and, last, the manifest."""
+    folder, dataset = output.parent, session.dataset
+    write_tensors(folder / "model.safetensors", weights(session.model))
+    session.metrics.sync()
+    with replacing(folder / "metrics.jsonl") as temporary:
+        temporary.write_bytes(session.metrics.path.read_bytes())
+    samples = session.samples_after(session.step)
+    recorded = {
+        "chunk_length": dataset.chunk_length,
+        "eod_id": dataset.facts["tokenizer"]["eod_id"],
+        "global_batch_size": session.fixed.global_batch_size,
+        "pad_id": dataset.facts["tokenizer"]["pad_id"],
+        "retrieved_length": session.train.retrieved_chunks * dataset.chunk_length,
+        "seq_length": dataset.seq_length,
+        "train_samples": session.fixed.train_samples,
+        "vocab_size": dataset.vocab_size,
+    }
+    write_manifest(
+        output,
+        kind="model",
+        stage=STAGE,
+        files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
+        inputs=[config],
+        settings={**session.run, "recorded": recorded},
+        counts={
+            "flops_per_token": session.flops_per_token,
+            "losses": session.metrics.last(),
+            "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+            "samples": samples,
+            "steps": session.step,
+            "tokens": samples * dataset.seq_length,
+        },
+        seed=session.run["seed"],
+        threads=session.train.threads,
+    )
+    say(f"{output}: {samples:,} samples in {duration(session.seconds)} of training")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
+    parser.add_argument(
+        "--run", required=True, help="the run: name, architecture, seed, model, train, as JSON"
+    )
+    parser.add_argument(
+        "--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="model.json to write")
+    options = parser.parse_args()
+    session = None
+    with locked(options.checkpoints):
+        session = setup(
+            options.config, options.run, options.checkpoints, options.output.parent / "tensorboard"
+        )
+        try:
+            fit(session)
+            if session.world.first:
+                finish(session, options.config, options.output)
+        finally:
+            if session.metrics:
+                session.metrics.close()
+            session.world.finish()
+
+
+if __name__ == "__main__":
+    errors.run(main)

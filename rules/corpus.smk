@@ -1,0 +1,70 @@
+"""Corpus: documents to tokens.
+
+in     the sources of the config
+steps  train_tokenizer, then tokenize, one job a source
+out    {D}/tokenizer, {D}/tokens/<source>
+"""
+
+
+rule train_tokenizer:
+    """Training the tokenizer on the train split."""
+    input:
+        sources=[file for name in SOURCES if DATASET.sources[name].train for file in SOURCE_FILES[name]],
+        given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
+    output:
+        manifest=f"{D}/tokenizer/manifest.json",
+    log:
+        f"{D}/logs/train_tokenizer.log",
+    benchmark:
+        f"{D}/benchmarks/train_tokenizer.jsonl"
+    threads: RESOURCES.tokenize_threads
+    resources:
+        mem_mb=4000,
+        runtime="4h",
+    params:
+        code=code("retro.corpus.train_tokenizer"),
+        settings=section(
+            sources={name: source for name, source in WHOLE["sources"].items() if source["train"]},
+            **{key: WHOLE[key] for key in ["tokenizer", "split", "seed", "on_error"]},
+        ),
+    shell:
+        "python -m retro.corpus.train_tokenizer"
+        " --settings {params.settings:q}"
+        " --output {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule tokenize:
+    """Tokenizing {wildcards.source}."""
+    input:
+        sources=lambda wildcards: SOURCE_FILES[wildcards.source],
+        tokenizer=rules.train_tokenizer.output.manifest,
+    output:
+        bin=f"{D}/tokens/{{source}}/tokens.bin",
+        idx=f"{D}/tokens/{{source}}/tokens.idx",
+        documents=f"{D}/tokens/{{source}}/documents.npy",
+        titles=f"{D}/tokens/{{source}}/documents.jsonl",
+        skipped=f"{D}/tokens/{{source}}/skipped.jsonl",
+        manifest=f"{D}/tokens/{{source}}/manifest.json",
+    log:
+        f"{D}/logs/tokenize/{{source}}.log",
+    benchmark:
+        f"{D}/benchmarks/tokenize/{{source}}.jsonl"
+    threads: RESOURCES.tokenize_threads
+    resources:
+        mem_mb=4000,
+        runtime="12h",
+    params:
+        code=code("retro.corpus.tokenize"),
+        settings=lambda wildcards: section(
+            name=wildcards.source,
+            source=WHOLE["sources"][wildcards.source],
+            **{key: WHOLE[key] for key in ["split", "seed", "on_error"]},
+        ),
+    shell:
+        "python -m retro.corpus.tokenize"
+        " --settings {params.settings:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --output {output.manifest:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"

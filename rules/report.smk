@@ -1,0 +1,129 @@
+"""Report: figures, the neighbour explorer and one page that tells it all.
+
+in     {D}/summary.csv, {D}/comparison.csv, {D}/sections.csv, metrics, losses and samples of every run
+steps  figures, explorer, page
+out    {D}/figures, {D}/neighbours.html, {D}/report.html
+"""
+
+FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
+FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
+RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
+
+
+def explored():
+    """Losses the explorer shows side by side: the first RETRO run's, and its twin's."""
+    split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]
+    return [
+        f"{D}/runs/{name}/evaluation/{split}/{mode}/manifest.json"
+        for name, mode in [(run["twin"], "none"), (run["name"], "on")]
+    ]
+
+
+def reports():
+    """What a reader opens."""
+    pages = ["report.html", "neighbours.html"] if FIRST_RETRO else []
+    figures = [f"{D}/figures/{name}.{kind}" for name in FIGURES for kind in ["svg", "png"]] if FIRST_RETRO else []
+    return [f"{D}/summary.csv", f"{D}/comparison.csv", *(f"{D}/{page}" for page in pages), *figures]
+
+
+rule figures:
+    """Drawing the figures."""
+    input:
+        config=rules.record.output.config,
+        metrics=expand(rules.train.output.metrics, run=RUNS),
+        models=expand(rules.train.output.model, run=RUNS),
+        summary=rules.summarise.output.summary,
+        comparison=rules.summarise.output.comparison,
+        sections=rules.summarise.output.sections,
+    output:
+        svg=report(
+            [f"{D}/figures/{name}.svg" for name in FIGURES],
+            caption="../docs/captions/figures.rst",
+            category="Figures",
+        ),
+        png=[f"{D}/figures/{name}.png" for name in FIGURES],
+    log:
+        f"{D}/logs/figures.log",
+    benchmark:
+        f"{D}/benchmarks/figures.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.figures"),
+        folder=f"{D}/figures",
+        benchmarks=f"{D}/benchmarks",  # how long each stage took: read for the cost figure, no trigger
+    shell:
+        "python -m retro.report.figures"
+        " --config {input.config:q}"
+        " --metrics {input.metrics:q}"
+        " --models {input.models:q}"
+        " --summary {input.summary:q}"
+        " --comparison {input.comparison:q}"
+        " --sections {input.sections:q}"
+        " --benchmarks {params.benchmarks:q}"
+        " --output-folder {params.folder:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule explorer:
+    """Building the neighbour explorer."""
+    input:
+        config=rules.record.output.config,
+        losses=lambda wildcards: explored(),
+    output:
+        page=report(f"{D}/neighbours.html", caption="../docs/captions/explorer.rst", category="Pages"),
+    log:
+        f"{D}/logs/explorer.log",
+    benchmark:
+        f"{D}/benchmarks/explorer.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.explorer"),
+    shell:
+        "python -m retro.report.explorer"
+        " --config {input.config:q}"
+        " --losses {input.losses:q}"
+        " --output {output.page:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule page:
+    """Writing the report."""
+    input:
+        config=rules.record.output.config,
+        models=rules.figures.input.models,
+        summary=rules.summarise.output.summary,
+        comparison=rules.summarise.output.comparison,
+        sections=rules.summarise.output.sections,
+        figures=rules.figures.output.svg,
+        samples=expand(rules.sample.output.sample, run=RETRO_RUNS[:1]),
+        explorer=rules.explorer.output.page,
+    output:
+        page=report(f"{D}/report.html", caption="../docs/captions/report.rst", category="Pages"),
+    log:
+        f"{D}/logs/page.log",
+    benchmark:
+        f"{D}/benchmarks/page.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.page"),
+    shell:
+        "python -m retro.report.page"
+        " --config {input.config:q}"
+        " --models {input.models:q}"
+        " --summary {input.summary:q}"
+        " --comparison {input.comparison:q}"
+        " --sections {input.sections:q}"
+        " --figures {input.figures:q}"
+        " --samples {input.samples:q}"
+        " --explorer {input.explorer:q}"
+        " --output {output.page:q}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,48 @@
+"""Training: the recorded config and its artifacts to models.
+
+in     {D}/config.json, the database, index and neighbours that it records
+steps  train, one job a run and seed
+out    {D}/runs/<run>: model.safetensors, model.json, metrics.jsonl
+"""
+
+
+rule train:
+    """Training {wildcards.run}."""
+    input:
+        config=rules.record.output.config,
+        manifests=manifests(),
+        tokens=ancient(expand(rules.tokenize.output.bin, source=SOURCES)),
+        chunks=ancient(expand(rules.chunk.output.chunks, source=SOURCES)),
+        database=ancient(rules.assemble.output.rows),
+        index=ancient(rules.index.output.index),
+        neighbours=ancient(expand(rules.neighbours.output.ids, split=["train", "valid"])),
+    output:
+        weights=f"{D}/runs/{{run}}/model.safetensors",
+        model=f"{D}/runs/{{run}}/model.json",
+        metrics=f"{D}/runs/{{run}}/metrics.jsonl",
+    log:
+        f"{D}/logs/train/{{run}}.log",
+    benchmark:
+        f"{D}/benchmarks/train/{{run}}.jsonl"
+    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"]
+    resources:
+        mem_mb=8000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.training.train"),
+        run=lambda wildcards: canonical(RUNS[wildcards.run]),
+        checkpoints=f"{D}/runs/{{run}}/checkpoints",  # undeclared: they survive failures and retries
+    shell:
+        "python -m retro.training.train"
+        " --config {input.config:q}"
+        " --run {params.run:q}"
+        " --checkpoints {params.checkpoints:q}"
+        " --output {output.model:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule train_all:
+    """Every model, without evaluation and report."""
+    input:
+        models(),

@@ -1,0 +1,112 @@
+"""The config refuses what it does not know, in words a user can act on, and its documentation is current."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retro import config, config_docs
+from retro.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+GOOD = {"dataset": {"name": "d", "sources": {"a": {"path": "a.jsonl"}}}}
+
+
+def merged(**sections):
+    return config._merged(GOOD, sections)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/models").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_preset_makes_a_valid_config(path):
+    assert config.parse(merged(preset=path.stem)).model.layers >= 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (merged(trian={}), ["trian: unknown key"]),
+        (merged(dataset={"chunk": 64}), ["dataset.chunk: unknown key"]),
+        (merged(dataset={"samples": {"seq_length": 100}}), ["seq_length 100", "not a multiple of chunk_length 64"]),
+        (merged(dataset={"name": "../up"}), ["dataset.name", "../up"]),
+        (merged(dataset={"sources": {"a b": {"path": "x"}}}), ["source name 'a b'"]),
+        (merged(dataset={"split": {"valid": 0.6, "test": 0.5}}), ["leaves nothing to train on"]),
+        (merged(train={"lr": "fast"}), ["train.lr", "'fast'"]),
+        (merged(runs={"r": {"architecture": "retro", "twin": "nobody"}}), ["twin 'nobody' is not a gpt run"]),
+        (merged(runs={"r": {"architecture": "gpt", "model": {"widht": 3}}}), ["widht: unknown key"]),
+        (merged(preset="huge"), ["preset: no file", "presets: 2b, 4b, 857m, small, tiny"]),
+        ({"dataset": {}}, ["dataset.sources", "required"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(raw, words):
+    with pytest.raises(UserError) as caught:
+        config.parse(raw)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_training_may_not_set_what_preprocessing_decided(tmp_path):
+    raw = merged(results=str(tmp_path), train={"seq_length": 1024})
+    with pytest.raises(UserError, match=r"train\.seq_length is decided by preprocessing.*wanted 1024"):
+        config.parse(raw)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/config.json").write_text('{"samples": {"seq_length": 512}}')
+    with pytest.raises(UserError, match=r"recorded as 512 in .*config\.json, wanted 1024"):
+        config.parse(raw)
+
+
+def test_a_run_overrides_model_and_training_and_a_new_flavour_brings_its_own_defaults():
+    raw = merged(
+        preset="tiny",
+        seeds=[1, 2],
+        runs={
+            "gpt": {"architecture": "gpt"},
+            "paper": {"architecture": "retro", "twin": "gpt", "model": {"flavour": "paper"}, "train": {"lr": 0.5}},
+        },
+    )
+    runs = config.parse(raw).expanded()
+    assert list(runs) == ["gpt-s1", "gpt-s2", "paper-s1", "paper-s2"]
+    assert runs["paper-s2"]["twin"] == "gpt-s2"
+    assert runs["paper-s1"]["train"]["lr"] == 0.5 != runs["gpt-s1"]["train"]["lr"]
+    assert runs["gpt-s1"]["model"]["cca"] == "copy-ready"
+    assert runs["paper-s1"]["model"]["cca"] == "standard"
+
+
+def test_overrides_on_the_command_line_land_on_the_default_config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert config.from_snakemake({}).dataset.name == "open-book"
+    assert config.from_snakemake({"dataset": {"name": "mine"}}).dataset.name == "mine"
+
+
+def test_readme_and_schema_are_current():
+    remedy = "run: python -m retro.config_docs"
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == config_docs.readme(), remedy
+    assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == config_docs.schema(), remedy
+
+
+def test_every_key_is_described():
+    def walk(model):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            inside = config_docs._settings_in(field.annotation)
+            if inside:
+                walk(inside)
+
+    walk(config.Config)
+
+
+def test_a_broken_file_is_one_clear_message(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1,\nb: 2")
+    with pytest.raises(UserError, match=r"c\.yaml: not valid YAML"):
+        config.load(path)
+    path.write_text(yaml.safe_dump([1, 2]))
+    with pytest.raises(UserError, match=r"wanted a mapping of sections, found list"):
+        config.load(path)
+    with pytest.raises(UserError, match=r"no such config file"):
+        config.load(tmp_path / "none.yaml")

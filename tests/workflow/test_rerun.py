@@ -1,0 +1,100 @@
+"""Edit X, and exactly these rules run again."""
+
+import os
+import shutil
+
+import pytest
+
+TRAINED = {"train", "losses", "summarise", "sample", "figures", "explorer", "page"}
+RECORDED = {"record"} | TRAINED
+SEARCHED = {"neighbours"} | RECORDED
+INDEXED = {"index"} | SEARCHED
+EMBEDDED = {"embed"} | INDEXED
+CHUNKED = {"chunk", "assemble"} | EMBEDDED
+TOKENIZED = {"train_tokenizer", "tokenize"} | CHUNKED
+REPORTED = {"figures", "explorer", "page"}
+
+CONFIG = "config/tiny.yaml"
+
+
+def config(old: str, new: str):
+    return lambda project: project.edit(CONFIG, old, new)
+
+
+def code(path: str, old: str, new: str):
+    return lambda project: project.edit(path, old, new)
+
+
+def append(path: str, text: str):
+    def change(project):
+        with open(project.folder / path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    return change
+
+
+def touch(path: str):
+    return lambda project: os.utime(project.folder / path)
+
+
+def delete(path: str):
+    return lambda project: (project.folder / path).unlink()
+
+
+def reorder(project):
+    """The same sections, last first."""
+    import yaml
+
+    path = project.folder / CONFIG
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(dict(reversed(list(settings.items()))), sort_keys=False), encoding="utf-8")
+
+
+TABLE = {
+    "a comment": (append("retro/model/cca.py", "\n# a remark\n"), set()),
+    "a docstring": (code("retro/model/build.py", '"""', '"""Rewritten. '), set()),
+    "the model's code": (append("retro/model/cca.py", "\nCONSTANT = 1\n"), TRAINED),
+    "the chunk stage's code": (append("retro/database/chunk.py", "\nCONSTANT = 1\n"), CHUNKED),
+    "the report's code": (append("retro/report/page.py", "\nCONSTANT = 1\n"), {"page"}),
+    "the learning rate": (config("train: {warmup_samples: 8", "train: {lr: 0.001, warmup_samples: 8"), TRAINED),
+    "one run's model": (
+        config("retro: {architecture: retro, twin: gpt}", "retro: {architecture: retro, twin: gpt, model: {heads: 4}}"),
+        TRAINED,
+    ),
+    "chunk length": (config("chunk_length: 32", "chunk_length: 64"), CHUNKED),
+    "sequence length": (config("seq_length: 128", "seq_length: 64"), RECORDED),
+    "vocabulary size": (config("vocab_size: 1024", "vocab_size: 1000"), TOKENIZED),
+    "neighbours saved (K)": (config("chunk_length: 32", "chunk_length: 32\n  neighbours: {saved: 10}"), SEARCHED),
+    "the encoder": (config("width: 256", "width: 128"), EMBEDDED),
+    "the index": (config("chunk_length: 32", "chunk_length: 32\n  index: {factory: Flat}"), INDEXED),
+    "bootstrap resamplings": (config("bootstrap: 1000", "bootstrap: 900"), {"summarise", "figures", "page"}),
+    "a corpus file's content": (
+        append("data/tiny.jsonl", '{"id": "new", "text": "One more document.", "source": "x", "group": "y"}\n'),
+        TOKENIZED,
+    ),
+    "touching a corpus file": (touch("data/tiny.jsonl"), set()),
+    "touching the code": (touch("retro/model/cca.py"), set()),
+    "the order of YAML keys": (reorder, set()),
+    "a deleted artifact": (delete("results/tiny/index/index.faiss"), {"index"}),
+    "a deleted model": (delete("results/tiny/runs/gpt-s1/model.safetensors"), TRAINED),
+}
+
+
+@pytest.mark.parametrize("what", TABLE)
+def test_editing(finished, what):
+    change, wanted = TABLE[what]
+    kept = {}
+    for path in [*finished.folder.glob("retro/**/*.py"), finished.folder / CONFIG, finished.folder / "data/tiny.jsonl"]:
+        kept[path] = (path.read_bytes(), path.stat())
+    removed = [finished.results("index/index.faiss"), finished.results("runs/gpt-s1/model.safetensors")]
+    for path in removed:
+        shutil.copy2(path, path.with_suffix(".kept"))
+    try:
+        change(finished)
+        assert finished.planned() == wanted
+    finally:
+        for path, (content, status) in kept.items():
+            path.write_bytes(content)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        for path in removed:
+            os.replace(path.with_suffix(".kept"), path)
