@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.artifacts import read_json
+from retro.corpus import files
 from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
 from retro.errors import UserError
@@ -243,14 +244,6 @@ def from_snakemake(given: dict[str, Any]) -> Config:
     return parse(_merged(_read(default), dict(given)), str(default))
 
 
-def files_of(source: SourceSettings) -> list[str]:
-    """The files a source is read from, folders listed in sorted order, hidden files left out."""
-    found: list[str] = []
-    for path in [source.path] if isinstance(source.path, str) else source.path:
-        if Path(path).is_dir():
-            inside = [file.relative_to(path) for file in Path(path).rglob("*") if file.is_file()]
-            shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
-            found += sorted(str(Path(path) / file) for file in shown)
-        else:
-            found.append(path)
-    return found
+def files_of(name: str, source: SourceSettings) -> list[str]:
+    """The files a source is read from, in the order they are read."""
+    return [str(file.path) for file in files.find(source.path, name)[0]]

@@ -21,7 +21,8 @@ def main() -> None:
     options = parser.parse_args()
     folder, bad, notes = options.folder, [], set()
     recorded = read_json(folder / "config.json").get("manifests", {})
-    paths = sorted({*(folder / name for name in recorded), *folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")})
+    found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
+    paths = sorted(found | {folder / name for name in recorded})
     for path in paths:
         name = os.path.relpath(path, folder)
         problems = _problems(path, recorded.get(name), options.quick, notes)

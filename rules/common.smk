@@ -9,11 +9,13 @@ from snakemake.exceptions import WorkflowError
 import retro.config
 from retro.artifacts import canonical
 from retro.errors import UserError
+from retro.corpus.settings import TOKENIZER_FILES
 from retro.provenance import digest
 
 try:
     CONFIG = retro.config.from_snakemake(config)
     RUNS = CONFIG.expanded()
+    SOURCE_FILES = {name: retro.config.files_of(name, source) for name, source in CONFIG.dataset.sources.items()}
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -21,9 +23,11 @@ DATASET = CONFIG.dataset
 D = f"{CONFIG.results}/{DATASET.name}"
 SOURCES = sorted(DATASET.sources)
 SPLITS = ["train", "valid", "test"]
-SOURCE_FILES = {name: retro.config.files_of(DATASET.sources[name]) for name in SOURCES}
 WHOLE = DATASET.facts()
 RESOURCES = CONFIG.resources
+FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
+FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
+RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
 
 
 wildcard_constraints:
@@ -41,6 +45,12 @@ def code(module):
 def section(**values):
     """Settings of a stage as canonical JSON."""
     return canonical(values)
+
+
+def arrays(*files):
+    """Inputs that a manifest, an input beside them, vouches for: their time stamps do not count."""
+    flat = [file for part in files for file in ([part] if isinstance(part, str) else part)]
+    return ancient([str(file) for file in flat])
 
 
 def modes(run):
@@ -84,3 +94,19 @@ def manifests():
 def models():
     """Every trained model."""
     return [f"{D}/runs/{run}/{name}" for run in RUNS for name in ["model.safetensors", "model.json", "metrics.jsonl"]]
+
+
+def explored():
+    """Losses the explorer shows side by side: the first RETRO run's, and its twin's."""
+    split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]
+    return [
+        f"{D}/runs/{name}/evaluation/{split}/{mode}/manifest.json"
+        for name, mode in [(run["twin"], "none"), (run["name"], "on")]
+    ]
+
+
+def reports():
+    """What a reader opens."""
+    pages = ["report.html", "neighbours.html"] if FIRST_RETRO else []
+    figures = [f"{D}/figures/{name}.{kind}" for name in FIGURES for kind in ["svg", "png"]] if FIRST_RETRO else []
+    return [f"{D}/summary.csv", f"{D}/comparison.csv", *(f"{D}/{page}" for page in pages), *figures]

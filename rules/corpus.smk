@@ -12,6 +12,7 @@ rule train_tokenizer:
         sources=[file for name in SOURCES if DATASET.sources[name].train for file in SOURCE_FILES[name]],
         given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
     output:
+        files=[f"{D}/tokenizer/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
         manifest=f"{D}/tokenizer/manifest.json",
     log:
         f"{D}/logs/train_tokenizer.log",
@@ -31,6 +32,7 @@ rule train_tokenizer:
         "python -m retro.corpus.train_tokenizer"
         " --settings {params.settings:q}"
         " --output {output.manifest:q}"
+        " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
 

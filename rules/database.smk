@@ -11,7 +11,7 @@ rule chunk:
     input:
         tokenizer=rules.train_tokenizer.output.manifest,
         tokens=rules.tokenize.output.manifest,
-        arrays=ancient([rules.tokenize.output.bin, rules.tokenize.output.idx, rules.tokenize.output.documents]),
+        arrays=arrays(rules.tokenize.output.bin, rules.tokenize.output.idx, rules.tokenize.output.documents),
     output:
         chunks=f"{D}/chunks/{{source}}/chunks.npy",
         manifest=f"{D}/chunks/{{source}}/manifest.json",
@@ -41,7 +41,7 @@ rule embed:
         tokenizer=rules.train_tokenizer.output.manifest,
         tokens=rules.tokenize.output.manifest,
         chunks=rules.chunk.output.manifest,
-        arrays=ancient([rules.tokenize.output.bin, rules.chunk.output.chunks]),
+        arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
     output:
         embeddings=f"{D}/embeddings/{{source}}/embeddings.npy",
         manifest=f"{D}/embeddings/{{source}}/manifest.json",
@@ -74,7 +74,7 @@ rule assemble:
     """Listing the chunks of the database and of each split."""
     input:
         chunks=expand(rules.chunk.output.manifest, source=SOURCES),
-        arrays=ancient(expand(rules.chunk.output.chunks, source=SOURCES)),
+        arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
     output:
         rows=[f"{D}/database/{name}.npy" for name in ["database", *SPLITS]],
         manifest=f"{D}/database/manifest.json",
@@ -90,8 +90,7 @@ rule assemble:
         code=code("retro.database.assemble"),
         settings=section(
             sources={
-                name: {key: source[key] for key in ["train", "database"]}
-                for name, source in WHOLE["sources"].items()
+                name: {key: source[key] for key in ["train", "database"]} for name, source in WHOLE["sources"].items()
             }
         ),
     shell:

@@ -11,7 +11,7 @@ rule losses:
     input:
         config=rules.record.output.config,
         model=rules.train.output.model,
-        weights=ancient(rules.train.output.weights),
+        weights=arrays(rules.train.output.weights),
     output:
         losses=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/losses.npy",
         manifest=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/manifest.json",
@@ -76,7 +76,7 @@ rule sample:
     input:
         config=rules.record.output.config,
         model=rules.train.output.model,
-        weights=ancient(rules.train.output.weights),
+        weights=arrays(rules.train.output.weights),
     output:
         sample=f"{D}/runs/{{run}}/sample.json",
     log:

@@ -5,26 +5,6 @@ steps  figures, explorer, page
 out    {D}/figures, {D}/neighbours.html, {D}/report.html
 """
 
-FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
-FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
-RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
-
-
-def explored():
-    """Losses the explorer shows side by side: the first RETRO run's, and its twin's."""
-    split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]
-    return [
-        f"{D}/runs/{name}/evaluation/{split}/{mode}/manifest.json"
-        for name, mode in [(run["twin"], "none"), (run["name"], "on")]
-    ]
-
-
-def reports():
-    """What a reader opens."""
-    pages = ["report.html", "neighbours.html"] if FIRST_RETRO else []
-    figures = [f"{D}/figures/{name}.{kind}" for name in FIGURES for kind in ["svg", "png"]] if FIRST_RETRO else []
-    return [f"{D}/summary.csv", f"{D}/comparison.csv", *(f"{D}/{page}" for page in pages), *figures]
-
 
 rule figures:
     """Drawing the figures."""
@@ -52,7 +32,7 @@ rule figures:
         runtime="1h",
     params:
         code=code("retro.report.figures"),
-        folder=f"{D}/figures",
+        folder=lambda wildcards, output: os.path.dirname(output.svg[0]),
         benchmarks=f"{D}/benchmarks",  # how long each stage took: read for the cost figure, no trigger
     shell:
         "python -m retro.report.figures"

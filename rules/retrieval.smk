@@ -11,7 +11,7 @@ rule index:
     input:
         database=rules.assemble.output.manifest,
         embeddings=expand(rules.embed.output.manifest, source=SOURCES),
-        arrays=ancient(rules.assemble.output.rows + expand(rules.embed.output.embeddings, source=SOURCES)),
+        arrays=arrays(rules.assemble.output.rows, expand(rules.embed.output.embeddings, source=SOURCES)),
     output:
         index=f"{D}/index/index.faiss",
         manifest=f"{D}/index/manifest.json",
@@ -44,7 +44,7 @@ rule neighbours:
         chunks=rules.assemble.input.chunks,
         embeddings=rules.index.input.embeddings,
         index=rules.index.output.manifest,
-        arrays=ancient([rules.index.output.index] + rules.index.input.arrays + rules.assemble.input.arrays),
+        arrays=arrays(rules.index.output.index, rules.index.input.arrays, rules.assemble.input.arrays),
     output:
         ids=f"{D}/neighbours/{{split}}/ids.npy",
         scores=f"{D}/neighbours/{{split}}/scores.npy",

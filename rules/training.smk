@@ -11,11 +11,11 @@ rule train:
     input:
         config=rules.record.output.config,
         manifests=manifests(),
-        tokens=ancient(expand(rules.tokenize.output.bin, source=SOURCES)),
-        chunks=ancient(expand(rules.chunk.output.chunks, source=SOURCES)),
-        database=ancient(rules.assemble.output.rows),
-        index=ancient(rules.index.output.index),
-        neighbours=ancient(expand(rules.neighbours.output.ids, split=["train", "valid"])),
+        tokens=arrays(expand(rules.tokenize.output.bin, source=SOURCES)),
+        chunks=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
+        database=arrays(rules.assemble.output.rows),
+        index=arrays(rules.index.output.index),
+        neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"])),
     output:
         weights=f"{D}/runs/{{run}}/model.safetensors",
         model=f"{D}/runs/{{run}}/model.json",

@@ -13,7 +13,7 @@ from retro.errors import UserError
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")
 KINDS = "JSON lines (.jsonl, .json, .ndjson; plain, .gz or .zst), .parquet or .txt"
-BLOCK = 1 << 16  # bytes of a file read at once; what they decompress to is in memory together
+BLOCK = 1 << 14  # bytes of a file read at once; what they decompress to is in memory together
 
 
 class Damaged(Exception):

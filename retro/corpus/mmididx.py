@@ -35,7 +35,7 @@ WAY_OUT = "Copy it again from where it was made, or delete it and run snakemake 
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype Megatron would choose too: uint16 where every id fits, else int32."""
+    """uint16 where every id fits, else int32."""
     return np.dtype("<u2" if vocab_size <= 65536 else "<i4")
 
 

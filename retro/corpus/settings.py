@@ -63,6 +63,14 @@ class SplitSettings(Settings):
         return self
 
 
+TOKENIZER_FILES = {
+    "bpe": ("tokenizer.json",),
+    "tokenizer.json": ("tokenizer.json",),
+    "gpt2": ("vocab.json", "merges.txt"),
+    "sentencepiece": ("tokenizer.model",),
+}  # what a tokenizer of each type is kept in
+
+
 class TokenizerSettings(Settings):
     """The language model's tokenizer: trained here, or given."""
 

@@ -168,6 +168,8 @@ def main() -> None:
         raise UserError(f"--settings: {error}") from None
     arguments.output.unlink(missing_ok=True)
     tokenizer, folder = Tokenizer.load(arguments.tokenizer), arguments.output.parent
+    for left in folder.glob(".*.tmp"):  # by a run that was killed
+        left.unlink()
     reader, counts = tokenize(settings, tokenizer, folder)
     # Threads are not recorded: they change no byte, and so should make nothing that follows stale.
     artifacts.write_manifest(

@@ -8,22 +8,17 @@ accepted, and turn characters they do not know into their unknown piece).
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers
 
 from retro.artifacts import read_manifest
+from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
 
-FILES = {
-    "bpe": ("tokenizer.json",),
-    "tokenizer.json": ("tokenizer.json",),
-    "gpt2": ("vocab.json", "merges.txt"),
-    "sentencepiece": ("tokenizer.model",),
-}
 LONG = (
     1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
 )
@@ -55,14 +50,14 @@ class Tokenizer:
         """Open the tokenizer that a manifest of kind `tokenizer` describes."""
         manifest = read_manifest(path, "tokenizer")
         settings = manifest.settings["tokenizer"]
-        for name in FILES[settings["type"]]:
+        for name in TOKENIZER_FILES[settings["type"]]:
             manifest.file(name)
         return cls.open(manifest.folder, settings["type"], settings["eod"])
 
     @classmethod
     def open(cls, folder: str | Path, kind: str, eod: str) -> "Tokenizer":
         """Open a tokenizer's files, `kind` a `TokenizerSettings.type`; `UserError` if they do not serve."""
-        paths = [Path(folder) / name for name in FILES[kind]]
+        paths = [Path(folder) / name for name in TOKENIZER_FILES[kind]]
         try:
             engine = (_SentencePieceEngine if kind == "sentencepiece" else _HuggingFaceEngine)(paths)
         except UserError:
@@ -92,12 +87,21 @@ class Tokenizer:
             cut = self._engine.cut(text) if len(text) > LONG else [text]
             pieces.extend(cut)
             counts.append(len(cut))
-        encoded = iter(self._engine.encode(pieces))
+        encoded = self._encode(pieces)
         found = []
         for count in counts:
             parts = [next(encoded) for _ in range(count)]
             found.append(parts[0] if count == 1 else np.concatenate(parts))
         return found
+
+    def _encode(self, pieces: list[str]) -> Iterator[np.ndarray]:
+        """Ids of each piece, some 4 * LONG characters at a time: the library takes 40 bytes for each."""
+        start = size = 0
+        for end, piece in enumerate(pieces, 1):
+            size += len(piece)
+            if size >= 4 * LONG or end == len(pieces):
+                yield from self._engine.encode(pieces[start:end])
+                start, size = end, 0
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Text of ids: special tokens dropped, invalid UTF-8 replaced by U+FFFD."""
@@ -200,6 +204,8 @@ class _SentencePieceEngine:
     """A SentencePiece .model. How it normalizes (white space, wide characters) is part of the tokenizer."""
 
     def __init__(self, paths: list[Path]):
+        import sentencepiece  # here, so that its version is recorded where it is used only
+
         self.model = model = sentencepiece.SentencePieceProcessor(model_file=str(paths[0]))
         self.special = np.array(
             [model.is_control(i) or model.is_unknown(i) or model.is_unused(i) for i in range(len(model))],

@@ -13,9 +13,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro import artifacts, errors, progress
 from retro.corpus.readers import Reader
-from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
+from retro.corpus.settings import TOKENIZER_FILES, SourceSettings, SplitSettings, TokenizerSettings
 from retro.corpus.split import TRAIN, split_of
-from retro.corpus.tokenizers import FILES, Tokenizer, use_threads
+from retro.corpus.tokenizers import Tokenizer, use_threads
 from retro.errors import UserError
 from retro.settings import Settings
 
@@ -84,7 +84,7 @@ def train(settings: TrainTokenizerSettings, readers: list[Reader]) -> tuple[str,
 def copy_given(settings: TokenizerSettings, folder: Path) -> list[str]:
     """Copy the given files under the names this package uses; returns their paths."""
     given = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
-    for path, name in zip(given, FILES[settings.type], strict=True):
+    for path, name in zip(given, TOKENIZER_FILES[settings.type], strict=True):
         if not Path(path).is_file():
             raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}).")
         with artifacts.replacing(folder / name) as temporary:
@@ -129,7 +129,7 @@ def main() -> None:
         arguments.output,
         kind="tokenizer",
         stage=STAGE,
-        files=[folder / name for name in FILES[wanted.type]],
+        files=[folder / name for name in TOKENIZER_FILES[wanted.type]],
         inputs=inputs,
         settings=settings.facts(),
         counts=counts,

@@ -27,9 +27,9 @@ BLOCK = 1 << 16  # chunks at a time
 def text_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """uint64 hash of each chunk's token ids, for exact-text exclusion.
 
-    `tokens` are the ids of consecutive chunks, `lengths` (each > 0) how many each has. The hash of a chunk is
-    mix(length + the sum over its positions j of mix(2^32 · (j + 1) + id)), modulo 2^64: the same ids in the same
-    order give the same hash, in every source and on every machine.
+    `tokens` are the ids of consecutive chunks, `lengths` (each > 0) how many each has. The hash of a chunk
+    is mix(length + the sum over its positions j of mix(2^32 · (j + 1) + id)), modulo 2^64: the same ids in
+    the same order give the same hash, in every source and on every machine.
     """
     starts = np.cumsum(lengths) - lengths
     position = np.arange(len(tokens), dtype=np.int64) - np.repeat(starts, lengths)
@@ -68,21 +68,24 @@ def offsets_of(store: TokenStore, length: int) -> np.ndarray:
 def correct_bytes(table: np.ndarray, chunk_offsets: np.ndarray, document_bytes: np.ndarray) -> None:
     """Make the chunks of each document sum to the bytes of its text, changing the last chunk.
 
-    Tokens say their bytes except where a tokenizer adds, drops or replaces some (SentencePiece's leading space,
-    normalisation). If there is more to take away than the last chunk has, the chunks before it give the rest.
+    Tokens say their bytes except where a tokenizer adds, drops or replaces some (SentencePiece's leading
+    space, normalisation). If there is more to take away than the last chunk has, the chunks before it give
+    the rest.
     """
-    ends = chunk_offsets[1:]
-    totals = np.zeros(len(table) + 1, np.int64)
-    np.cumsum(table["bytes"], out=totals[1:])
-    missing = document_bytes - (totals[ends] - totals[chunk_offsets[:-1]])
-    for document in np.flatnonzero(missing):
-        owed = int(missing[document])
-        for row in range(ends[document] - 1, chunk_offsets[document] - 1, -1):
-            new = max(0, int(table["bytes"][row]) + owed)
-            owed -= new - int(table["bytes"][row])
-            table["bytes"][row] = new
-            if owed == 0:
-                break
+    filled = np.flatnonzero(np.diff(chunk_offsets))
+    if not len(filled):
+        return
+    last = chunk_offsets[filled + 1] - 1
+    found = np.add.reduceat(table["bytes"], chunk_offsets[filled], dtype=np.int64)
+    wanted = table["bytes"][last] + document_bytes[filled] - found
+    table["bytes"][last] = np.maximum(wanted, 0)
+    for number in np.flatnonzero(wanted < 0):
+        owed, row = -int(wanted[number]), int(last[number])
+        while owed:
+            row -= 1
+            given = min(owed, int(table["bytes"][row]))
+            table["bytes"][row] -= given
+            owed -= given
 
 
 def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray) -> None:
@@ -92,8 +95,8 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
         raise UserError(f"{table}: columns {documents.dtype.names}, wanted {DOCUMENT.names}. Make it again.")
     if len(documents) != len(store.offsets) - 1:
         raise UserError(
-            f"{table}: {len(documents)} documents, but tokens.idx beside it tells of {len(store.offsets) - 1}. "
-            f"Delete {manifest.path} and run snakemake again."
+            f"{table}: {len(documents)} documents, but tokens.idx beside it tells of "
+            f"{len(store.offsets) - 1}. Delete {manifest.path} and run snakemake again."
         )
     empty = np.flatnonzero((np.diff(store.offsets) == 0) & (documents["bytes"] > 0))
     if len(empty):
@@ -102,8 +105,9 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
         highest = int(store.tokens[begin : begin + (1 << 24)].max(initial=0))
         if highest >= len(token_bytes):
             raise UserError(
-                f"{manifest.folder / 'tokens.bin'}: token id {highest}, but the tokenizer has {len(token_bytes)} "
-                f"tokens. The store was made with another tokenizer: delete it and run snakemake again."
+                f"{manifest.folder / 'tokens.bin'}: token id {highest}, but the tokenizer has "
+                f"{len(token_bytes)} tokens. The store was made with another tokenizer: delete it and run "
+                f"snakemake again."
             )
 
 

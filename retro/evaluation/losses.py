@@ -17,9 +17,9 @@ from retro import errors
 from retro.artifacts import growing_array, write_manifest
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
+from retro.evaluation.scoring import score
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.windows import plan
-from retro.progress import bar
 from retro.recorded import Dataset
 from retro.training.batches import Batcher
 from retro.training.load import load_model
@@ -37,37 +37,6 @@ def check(architecture: str, mode: str, run: str) -> None:
         )
 
 
-def score(
-    model: torch.nn.Module,
-    batcher: Batcher,
-    losses: np.ndarray,
-    seq_length: int,
-    stride: int,
-    batch_size: int,
-    what: str = "losses",
-) -> None:
-    """Fill `losses`, float32 [C, m], with the nats of every token of the batcher's split; the rest stays
-    NaN.
-    """
-    chunks, m = losses.shape
-    windows = plan(chunks, m, seq_length, stride)
-    device = next(model.parameters()).device
-    first_token = int(batcher.store.tokens(batcher.rows[:1])[0][0, 0])
-    losses[:] = np.nan
-    flat = losses.reshape(-1)
-    with bar(len(windows) * seq_length, what, "tok") as shown, torch.inference_mode():
-        for low in range(0, len(windows), batch_size):
-            numbers = np.arange(low, min(low + batch_size, len(windows)))
-            batch = batcher.batch(windows.positions(numbers))
-            if low == 0:  # what precedes the stream is padding, which by itself predicts nothing
-                batch.targets[0, m - 1] = first_token
-            batch = batch.to(device)
-            found = model(batch.tokens, batch.neighbours, batch.mask, batch.targets)
-            found = torch.where(batch.targets >= 0, found, torch.nan).float().cpu().numpy()
-            windows.place(numbers, found, flat)
-            shown.update(len(numbers) * seq_length)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
@@ -75,9 +44,7 @@ def main() -> None:
     parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"], help="split to measure")
     parser.add_argument("--mode", required=True, choices=list(SOURCES), help="where neighbours come from")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it"
-    )
+    parser.add_argument("--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it")
     options = parser.parse_args()
     settings = EvaluationSettings(**options.settings)
     dataset = Dataset.open(options.config)
@@ -87,9 +54,10 @@ def main() -> None:
             f"{options.config}: the {options.split} split is empty. Add documents, give it a larger share "
             f"(dataset.split), or remove it from evaluate.splits."
         )
-    model, facts = load_model(options.model, dataset)
-    run, train = facts["run"], facts["run"]["train"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, run = load_model(options.model, dataset, device)
     check(run["architecture"], options.mode, run["name"])
+    train = run["train"]
     torch.set_num_threads(train["threads"])
     used = train["neighbours_used"] if settings.neighbours_used is None else settings.neighbours_used
     batcher = Batcher(
@@ -103,15 +71,14 @@ def main() -> None:
     shape, length = (len(rows), dataset.chunk_length), dataset.seq_length
     path = options.output.parent / "losses.npy"
     what = f"{run['name']} {options.split} {options.mode}"
-    with growing_array(path, shape, np.float32) as losses:
-        score(model.eval(), batcher, losses, length, settings.stride, settings.batch_size, what)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=train["precision"] == "bf16")
+    with growing_array(path, shape, np.float32) as losses, half:
+        score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
         nats = float(np.nansum(losses, dtype=np.float64))
         tokens = int(np.isfinite(losses).sum())
     records = dataset.store.chunks(rows)
     if tokens != int(records["length"].sum(dtype=np.int64)):
-        raise UserError(
-            f"{options.model}: gave losses that are not numbers; the training diverged. Lower train.lr."
-        )
+        raise UserError(f"{options.model}: gave losses that are not numbers; the training diverged. Lower train.lr.")
     size = int(records["bytes"].sum(dtype=np.int64))
     counts = {"tokens": tokens, "bytes": size, "nats": nats, "bits_per_byte": bits_per_byte(nats, size)}
     write_manifest(
@@ -126,10 +93,11 @@ def main() -> None:
             "mode": options.mode,
             "split": options.split,
             "neighbours_used": used if options.mode in ("on", "random") else 0,
+            "retrieved_chunks": train["retrieved_chunks"],
             "seq_length": length,
-            "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh
-            * dataset.chunk_length,
+            "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh * dataset.chunk_length,
             "batch_size": settings.batch_size,
+            "precision": train["precision"],
         },
         counts=counts,
         seed=dataset.facts["seed"],

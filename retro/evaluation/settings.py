@@ -13,19 +13,13 @@ class EvaluationSettings(Settings):
         0, ge=0, description="Tokens a window moves, a multiple of chunk_length; 0: half of seq_length."
     )
     batch_size: int = Field(8, gt=0, description="Windows a forward pass.")
-    neighbours_used: int | None = Field(
-        None, ge=0, description="Neighbours a chunk sees; default: as in training."
-    )
+    neighbours_used: int | None = Field(None, ge=0, description="Neighbours a chunk sees; default: as in training.")
     random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
     bootstrap: int = Field(10_000, gt=0, description="Resamplings of documents for the 95 % intervals.")
 
     def losses_facts(self) -> dict:
         """What per-token losses depend on: not which splits, controls and resamplings are wanted."""
-        return {
-            key: value
-            for key, value in self.facts().items()
-            if key in ("stride", "batch_size", "neighbours_used")
-        }
+        return {key: value for key, value in self.facts().items() if key in ("stride", "batch_size", "neighbours_used")}
 
 
 class GenerationSettings(Settings):

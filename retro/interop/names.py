@@ -1,4 +1,4 @@
-"""Parameter names and layouts: ours against Megatron-core's RETRO (and GPT), local and Transformer Engine specs.
+"""Parameter names and layouts: ours against those of Megatron-core's RETRO and GPT, both specs.
 
 Megatron groups the rows of its fused projections by head, [group, queries of the group + k + v, size] and
 [head, k + v, size]; ours are [all queries; all keys; all values]. Everything else is only named differently.
@@ -20,7 +20,7 @@ class StateError(ValueError):
 
 
 class Entry(NamedTuple):
-    """One parameter: our name, Megatron's names (local spec, Transformer Engine), and how rows are laid out."""
+    """One parameter: our name, Megatron's names (local, Transformer Engine), and how rows are laid out."""
 
     ours: str
     local: str
@@ -42,7 +42,9 @@ def entries(settings: ModelSettings, architecture: str) -> Iterator[Entry]:
         for j in range(s.encoder_layers):
             crosses = j + 1 in s.encoder_cross_attention
             heads = s.encoder_head_count
-            yield from _layer(s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None)
+            yield from _layer(
+                s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None
+            )
     for i in range(s.layers):
         name = f"decoder.layers.{i}"
         yield from _layer(s, name, name, s.heads, s.kv_head_count, "cca" if i + 1 in at else None)
@@ -91,7 +93,9 @@ def _layer(
     yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
 
 
-def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architecture: str) -> dict[str, Tensor]:
+def from_megatron(
+    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str
+) -> dict[str, Tensor]:
     """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
 
     Raises StateError naming the first missing or unknown parameter.
@@ -106,7 +110,9 @@ def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architec
         left.remove(name)
         ours[entry.ours] = _rows(state[name], entry, ours=True)
     if left:
-        raise StateError(f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter")
+        raise StateError(
+            f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter"
+        )
     return ours
 
 
@@ -132,7 +138,9 @@ def _rows(tensor: Tensor, entry: Entry, *, ours: bool) -> Tensor:
     h, g = entry.heads, entry.groups
     sizes = [h // g, 1, 1] if entry.layout == "qkv" else [1, 1]  # what a group's block of rows holds
     if tensor.shape[0] % (g * sum(sizes)):
-        raise StateError(f"{entry.local} has {tensor.shape[0]} rows, which {h} heads in {g} groups do not divide")
+        raise StateError(
+            f"{entry.local} has {tensor.shape[0]} rows, which {h} heads in {g} groups do not divide"
+        )
     if ours:
         blocks = tensor.unflatten(0, (g, sum(sizes), -1)).split(sizes, dim=1)  # (g, part, size, ..) each
         return torch.cat([block.flatten(0, 2) for block in blocks])

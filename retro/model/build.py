@@ -22,8 +22,9 @@ def build_model(
 ) -> nn.Module:
     """A GPT or RETRO with initial weights of `seed`, on the default device.
 
-    For one seed the decoders of both architectures are equal bit for bit. With seed None, or on the meta device,
-    weights have no values yet: load some. Raises ValueError for an unknown architecture or lengths below 1.
+    For one seed the decoders of both architectures are equal bit for bit. With seed None, or on the meta
+    device, weights have no values yet: load some. Raises ValueError for an unknown architecture or lengths
+    below 1.
     """
     if architecture not in ("gpt", "retro"):
         raise ValueError(f"architecture {architecture!r} is unknown; choose gpt or retro")

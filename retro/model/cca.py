@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from retro.model.attention import attend
 from retro.model.chunks import ChunkGrid
-from retro.model.layers import make_norm, rope_table, rotate
+from retro.model.layers import make_norm, rope_table, rotate, shift
 from retro.model.settings import ModelSettings
 
 
@@ -24,9 +24,9 @@ class Encoded(NamedTuple):
 class ChunkedCrossAttention(nn.Module):
     """Equation 4 of Borgeaud et al. 2021, with one softmax over all neighbours of a chunk.
 
-    `relative` [h, m + r - 1] is added to the scores by distance, the neighbour being laid along the chunk that
-    retrieved it. The null slot is one more key, `null` [g, size], without value; its weight starts at that of
-    all keys together.
+    `relative` [h, m + r - 1] is added to the scores by distance, the neighbour being laid along the chunk
+    that retrieved it. The null slot is one more key, `null` [g, size], without value; its weight starts at
+    that of all keys together.
     """
 
     def __init__(self, settings: ModelSettings, chunk_length: int, retrieved_length: int) -> None:
@@ -65,11 +65,11 @@ class ChunkedCrossAttention(nn.Module):
         """The queries [b * l, m, d] beside those of the positions before: [b * l, m, c * d]."""
         if self.settings.copy_context == 1:
             return x
-        before = [grid.queries(F.pad(h, (0, 0, s, -s))) for s in range(1, self.settings.copy_context)]
+        before = [grid.queries(shift(h, back)) for back in range(1, self.settings.copy_context)]
         return torch.cat([x, *before], dim=-1)  # (b * l, m, c * d)
 
     def read(self, x: Tensor, context: Tensor, encoded: Encoded, offset: int = 0) -> Tensor:
-        """Positions x [b', m', d], which follow the end of their chunk by offset, offset + 1, .. -> [b', m', d].
+        """Positions x [b', m', d], offset, offset + 1, .. after the end of their chunk -> [b', m', d].
 
         `context` [b', m', c * d] is x beside the states of the c - 1 positions before.
         """
@@ -87,9 +87,7 @@ class ChunkedCrossAttention(nn.Module):
         out = attend(q, k, v, mask=mask, dropout=dropout)  # (b', m', d)
         return self._gated(self.out, out, x)  # (b', m', d)
 
-    def _positions(
-        self, q: Tensor, k: Tensor, places: Tensor, r: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _positions(self, q: Tensor, k: Tensor, places: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Bring distances in: rotated q and k, or a bias [1, h, m', k * r] for the scores."""
         s, neighbours = self.settings, k.shape[1] // r
         ahead = torch.arange(r, device=q.device)  # (r,) places in the neighbour

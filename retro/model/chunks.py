@@ -1,4 +1,4 @@
-"""Where chunks lie in a sequence, and which positions may see which chunk's neighbours (Borgeaud et al. 2021, 2.4)."""
+"""Where chunks lie in a sequence, and which positions may see which chunk's neighbours (section 2.4)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ChunkGrid(NamedTuple):
-    """Chunks of `length` tokens in a sequence: chunk u's neighbours are read at `first + u * length` onwards."""
+    """Chunks of `length` tokens: the neighbours of chunk u are first read at position first + u * length."""
 
     length: int  # m
     count: int  # l, chunks whose neighbours reach a position
@@ -43,4 +43,3 @@ class ChunkGrid(NamedTuple):
             head = F.pad(x[:, : self.short], (0, 0, 0, self.length - self.short))  # (b, m, d)
             x = torch.cat([head, x[:, self.short :]], dim=1)  # (b, l * m, d)
         return x[:, : self.count * self.length].reshape(-1, self.length, x.shape[-1])  # (b * l, m, d)
-

@@ -1,11 +1,11 @@
-"""The bidirectional encoder of neighbours, conditioned on the chunk that retrieved them (Algorithm 1 of the paper)."""
+"""The bidirectional encoder of neighbours, conditioned on the chunk that retrieved them (Algorithm 1)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro.model.attention import CrossAttention, SelfAttention
-from retro.model.layers import MLP, Rope, make_norm, rope_table
+from retro.model.layers import MLP, Rope, make_norm, rope_table, shift
 from retro.model.settings import ModelSettings
 
 
@@ -77,13 +77,12 @@ class Encoder(nn.Module):
             self.norm = make_norm(s.norm, width, s.norm_eps)
         self.dropout = nn.Dropout(s.dropout)
 
-    def embed(
-        self, tokens: Tensor, mask: Tensor | None, table: Tensor, positions: Tensor | None
-    ) -> Tensor:
-        """Tokens [c, r] (c = b * l * k), mask [c, r], the decoder's table [V, d] and positions -> [c, r, d']."""
+    def embed(self, tokens: Tensor, mask: Tensor | None, table: Tensor, positions: Tensor | None) -> Tensor:
+        """Tokens [c, r] (c = b * l * k), mask [c, r], the decoder's tables [V, d], [P, d] -> [c, r, d']."""
         s = self.settings
         if not s.shared_embeddings:
-            table, positions = self.embedding.weight, None if self.positions is None else self.positions.weight
+            table = self.embedding.weight  # (V, d')
+            positions = None if self.positions is None else self.positions.weight  # (r, d')
         x = F.embedding(tokens, table)  # (c, r, d or d')
         own = x
         if s.encoder_positions == "learned":
@@ -93,7 +92,7 @@ class Encoder(nn.Module):
         if self.previous is not None:
             if mask is not None:
                 own = own * mask[..., None].to(own.dtype)  # (c, r, d)
-            shifted = [F.pad(own, (0, 0, s, -s)) for s in range(1, self.settings.copy_context + 1)]
+            shifted = [shift(own, back) for back in range(1, s.copy_context + 1)]  # (c, r, d) each
             x = x + self.previous(torch.cat(shifted, dim=-1))  # (c, r, d')
         return self.dropout(x)
 

@@ -1,7 +1,7 @@
 """Initial weights: every parameter from its own generator, so that twins begin equal.
 
-A parameter's values depend on the seed, its name and its shape alone. GPT and RETRO of one seed therefore share the
-decoder bit for bit, and so do models that differ elsewhere.
+A parameter's values depend on the seed, its name and its shape alone. GPT and RETRO of one seed thus share
+the decoder bit for bit, and so do models that differ elsewhere.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retro.model.language_model import LanguageModel
 
-# How strongly a match stands out of chance in the scores of aligned chunked cross-attention, and how loud what it
+# How far a match stands out of chance in the scores of aligned chunked cross-attention, and how loud what it
 # reads is in the residual stream.
 MATCH_GAIN = 2.0
 READ_GAIN = 0.1
@@ -49,14 +49,17 @@ def initialise(model: LanguageModel, seed: int) -> None:
 def _align(model: LanguageModel, seed: int) -> None:
     """Start chunked cross-attention as a copier.
 
-    At its start the encoder hands out a token's embedding plus, turned by one matrix each, those of the tokens
-    before. A query is the decoder's state turned likewise, so scores are high where the neighbour's *previous*
-    tokens are the decoder's last ones; a value, brought back by its transpose, is the token found there.
+    At its start the encoder hands out a token's embedding plus, turned by one matrix each, those of the
+    tokens before. A query is the decoder's state turned likewise, so scores are high where the neighbour's
+    *previous* tokens are the decoder's last ones; a value, brought back by its transpose, is the token found
+    there.
     """
     s = model.settings
     d, e = s.width, s.encoder_dim
     encoder = model.encoder
-    before = [_orthogonal((e, d), seed, f"encoder.previous.{i}") for i in range(s.copy_context)]  # (d', d) each
+    before = [  # (d', d) each
+        _orthogonal((e, d), seed, f"encoder.previous.{i}") for i in range(s.copy_context)
+    ]
     encoder.previous.weight.copy_(torch.cat(before, dim=1))
     own = torch.eye(d)
     if encoder.input is not None:

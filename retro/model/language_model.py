@@ -32,7 +32,7 @@ class Embedding(nn.Module):
 class LanguageModel(nn.Module):
     """A GPT decoder, with an encoder and chunked cross-attention when the architecture is "retro".
 
-    Parameters of the retrieval half begin with `encoder.` or contain `.cca.`; all others are those of the GPT twin.
+    Parameters of the retrieval half begin with `encoder.` or contain `.cca.`; all others are the GPT twin's.
     Make one with `retro.model.build.build_model`.
     """
 
@@ -69,9 +69,9 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Logits [b, n, V], or with `targets` per-token cross-entropies [b, n] fp32.
 
-        tokens: int64 [b, n]. neighbours: int64 [b, l, k, r], None = retrieval off, which is the GPT twin bit for
-        bit. neighbour_mask: bool [b, l, k, r], True = a real token; a chunk without any is as with retrieval
-        off. targets: int64 [b, n]; where negative the loss is exactly 0.
+        tokens: int64 [b, n]. neighbours: int64 [b, l, k, r], None = retrieval off, which is the GPT twin bit
+        for bit. neighbour_mask: bool [b, l, k, r], True = a real token; a chunk without any is as with
+        retrieval off. targets: int64 [b, n]; where negative the loss is exactly 0.
         """
         self._check(tokens, neighbours)
         x = self.dropout(self.embedding(tokens))  # (b, n, d)
@@ -111,26 +111,26 @@ class LanguageModel(nn.Module):
 
         `short` > 0: only so many tokens of each sequence's first chunk are real.
         """
-        s, (b, l, k, r) = self.settings, neighbours.shape
+        s, (b, count, k, r) = self.settings, neighbours.shape
         rows = alive = self_mask = chunk_mask = None
         if mask is not None:
             if not s.mask_padding:
                 mask = mask.any(-1, keepdim=True).expand_as(mask)  # a missing neighbour stays missing
             neighbours = neighbours.masked_fill(~mask, 0)  # (b, l, k, r)
-            mask = mask.reshape(b * l, k * r)  # (b * l, k * r)
+            mask = mask.reshape(b * count, k * r)  # (b * l, k * r)
             some = mask.any(-1, keepdim=True)  # (b * l, 1)
             alive = some[:, :, None].to(chunks.dtype)  # (b * l, 1, 1)
-            rows = mask.view(b * l * k, r)  # (b * l * k, r)
+            rows = mask.reshape(b * count * k, r)  # (b * l * k, r)
             # Rows without a real token attend to everything: finite, and read by nobody.
             self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
             mask = mask | ~some  # (b * l, k * r)
         if short and s.mask_padding:
-            chunk_mask = torch.ones(b, l, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)
+            chunk_mask = torch.ones(b, count, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)
             chunk_mask[:, 0, :, short:] = False
-            chunk_mask = chunk_mask.view(b * l, 1, 1, -1)  # (b * l, 1, 1, m)
+            chunk_mask = chunk_mask.view(b * count, 1, 1, -1)  # (b * l, 1, 1, m)
         table = self.embedding.positions
         x = self.encoder.embed(
-            neighbours.reshape(b * l * k, r),
+            neighbours.reshape(b * count * k, r),
             rows,
             self.embedding.tokens.weight,
             None if table is None else table.weight,

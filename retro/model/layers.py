@@ -7,12 +7,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Rope = tuple[Tensor, Tensor]  # cosines and sines, each [positions, rotated / 2] fp32
+Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [positions, rotated] fp32
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     """RMSNorm (weight only) or LayerNorm (weight and bias) over the last axis."""
-    return nn.RMSNorm(width, eps=eps) if kind == "rmsnorm" else nn.LayerNorm(width, eps=eps)
+    return RMSNorm(width, eps=eps) if kind == "rmsnorm" else nn.LayerNorm(width, eps=eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm. On the CPU, where torch composes it from parts, ours takes half the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., d] -> [.., d]."""
+        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return _FastRMSNorm.apply(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+class _FastRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
+        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)  # (.., d)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        flat = (x * scale).flatten(0, -2)  # (t, d)
+        grad = grad.flatten(0, -2)  # (t, d)
+        to_weight = (grad * flat).sum(0)  # (d,)
+        inner = grad * weight  # (t, d)
+        along = torch.linalg.vecdot(inner, flat).div_(-x.shape[-1])[:, None]  # (t, 1)
+        return inner.addcmul_(flat, along).mul_(scale.view(-1, 1)).view_as(x), to_weight, None
 
 
 class MLP(nn.Module):
@@ -36,18 +66,27 @@ class MLP(nn.Module):
 
 
 def rope_table(positions: Tensor, rotated: int, base: float) -> Rope:
-    """Cosines and sines for integer `positions` [n]: two tensors [n, rotated / 2] fp32 (Su et al. 2021)."""
+    """Cosines and signed sines for integer `positions` [n]: [n, rotated] fp32 each (Su et al. 2021).
+
+    Feature i and i + rotated / 2 are one pair.
+    """
     steps = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)  # (rotated/2,)
     angles = positions.float()[:, None] * base ** (-steps / rotated)  # (n, rotated/2)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()  # (n, rotated/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (n, rotated) each
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotate the first features of each head of `x` [b, n, h, size], as two halves, by its position."""
-    cos, sin = (t[:, None, :].to(x.dtype) for t in rope)  # (n, 1, rotated/2)
-    half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]  # (b, n, h, rotated/2)
-    parts = [first * cos - second * sin, second * cos + first * sin]
-    if 2 * half < x.shape[-1]:
-        parts.append(x[..., 2 * half :])  # (b, n, h, size - rotated)
-    return torch.cat(parts, dim=-1)  # (b, n, h, size)
+    cos, sin = (t[:, None, :].to(x.dtype) for t in rope)  # (n, 1, rotated)
+    rotated = cos.shape[-1]
+    if rotated < x.shape[-1]:
+        turned, rest = x.split([rotated, x.shape[-1] - rotated], dim=-1)
+        return torch.cat([rotate(turned, rope), rest], dim=-1)  # (b, n, h, size)
+    return torch.addcmul(x * cos, x.roll(rotated // 2, dims=-1), sin)  # (b, n, h, size)
+
+
+def shift(x: Tensor, by: int) -> Tensor:
+    """Move [.., n, d] along n: position i holds what stood at i - by, the first `by` positions zeros."""
+    kept = max(0, x.shape[-2] - by)
+    return F.pad(x[..., :kept, :], (0, 0, x.shape[-2] - kept, 0))  # (.., n, d)

@@ -1,9 +1,9 @@
 """Checkpoints: safetensors files that a run resumes from, exactly or not at all.
 
-`<folder>/<fingerprint>/step-00000200.safetensors` holds weights, optimizer moments and, in its header, where training
-stood; a `.sha256` beside it, written after it, says that it is whole. The fingerprint stands for all that decides the
-result: recorded config, run settings, code, versions, device. A run with another fingerprint starts afresh in
-its own folder and removes the others once it has written a checkpoint itself.
+`<folder>/<fingerprint>/step-00000200.safetensors` holds weights, optimizer moments and, in its header,
+where training stood; a `.sha256` beside it, written after it, says that it is whole. The fingerprint stands
+for all that decides the result: recorded config, run settings, code, versions, device. A run with another
+fingerprint starts afresh in its own folder and removes the others once it has written a checkpoint itself.
 """
 
 import fcntl
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +22,12 @@ import torch
 from retro.artifacts import canonical, sha256, write_json, write_text
 from retro.errors import UserError
 from retro.training.fingerprint import differences, name_of
+from retro.training.say import warn
 from retro.training.weights import read_tensors, write_tensors
 
 KEPT = 2
 FOLDER = re.compile(r"^[0-9a-f]{16}$")
 FILE = re.compile(r"^step-(\d{8,})\.safetensors$")
-
-
-def warn(message: str) -> None:
-    """Say what went wrong and how it goes on."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -48,8 +43,8 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise UserError(
-                f"{folder}: another trainer ({holder}) writes these checkpoints. Wait for it, or stop it, and "
-                f"run this again: it resumes."
+                f"{folder}: another trainer ({holder}) writes these checkpoints. Wait for it, or stop it "
+                f"and run this again: it resumes."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -65,7 +60,9 @@ class Checkpoints:
         self.folder = root / name_of(facts)
 
     def open(self) -> None:
-        """Make the folder."""
+        """Make the folder and remove what a kill left half written; call it with the lock held."""
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink()
         if not (self.folder / "fingerprint.json").exists():
             write_json(self.folder / "fingerprint.json", self.facts)
 
@@ -144,8 +141,10 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def pack(model_weights: dict[str, torch.Tensor], names: dict[int, str], optimizer: torch.optim.Optimizer):
-    """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`. `names`: id of parameter to name."""
+def pack(
+    model_weights: dict[str, torch.Tensor], names: dict[int, str], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`. `names`: by id of parameter."""
     tensors = {f"model/{name}": tensor for name, tensor in model_weights.items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -167,7 +166,5 @@ def unpack(
         else:
             key, _, owner = rest.partition("/")
             parameter = parameters[owner]
-            # A copy, as the file's tensors may lie in mapped memory; scalars (the step) where AdamW keeps them.
-            value = tensor.clone().to(parameter.device)
-            optimizer.state[parameter][key] = value
+            optimizer.state[parameter][key] = tensor.clone().to(parameter.device)
     return model_weights

@@ -1,7 +1,7 @@
-"""Random numbers by counter: a number depends on a seed and its own coordinates, never on what was drawn before.
+"""Random numbers by counter: each depends on a seed and its own coordinates, never on what was drawn before.
 
-So a run that is resumed, split over processes or read in another order sees the same shuffles, dropouts and random
-neighbours. The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a keyed counter.
+So a run that is resumed, split over processes or read in another order sees the same shuffles, dropouts and
+random neighbours. The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a keyed counter.
 """
 
 from typing import Final

@@ -5,12 +5,20 @@ samples; gradients are summed, so that all make the same update. Alone, every fu
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+Result = TypeVar("Result")
+
+
+def own_rank() -> int:
+    """This process's number, before it has joined the others."""
+    return int(os.environ.get("RANK", 0))
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class World:
         torch.utils.deterministic.fill_uninitialized_memory = (
             False  # a pass over every new tensor, for nothing
         )
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -39,6 +47,15 @@ class World:
         if size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(rank, size, device)
+
+    def first_alone(self, work: Callable[[], Result]) -> Result:
+        """Let the first process do `work` before all others do it too."""
+        if not self.first:
+            self.barrier()
+        done = work()
+        if self.first:
+            self.barrier()
+        return done
 
     @property
     def first(self) -> bool:

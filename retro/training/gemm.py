@@ -1,6 +1,7 @@
 """The rate of a plain matrix product: the yardstick that speed is told by."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -8,11 +9,16 @@ FP32_SIZE, GPU_SIZE = 1024, 8192
 
 
 def gemm_rate(
-    device: torch.device, precision: str = "fp32", *, size: int | None = None, repeats: int = 3
+    device: torch.device,
+    precision: str = "fp32",
+    *,
+    size: int | None = None,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Floating-point operations a second (wall) of square `torch.mm`, best of `repeats`, with this process's threads.
+    """Floating-point operations a second of square `torch.mm`, best of `repeats`, by `clock`.
 
-    Takes about a tenth of a second and draws no random numbers.
+    Runs with this process's threads, takes about a tenth of a second and draws no random numbers.
     """
     kind = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
     size = size or (GPU_SIZE if device.type == "cuda" else FP32_SIZE)
@@ -20,13 +26,13 @@ def gemm_rate(
     b = a.t().contiguous()
     best = float("inf")
     for _ in range(repeats + 1):  # one more, as the first also warms up
-        start = _now(device)
+        start = _now(device, clock)
         torch.mm(a, b)
-        best = min(best, _now(device) - start)
+        best = min(best, _now(device, clock) - start)
     return 2 * size**3 / best
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device, clock: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock()

@@ -19,9 +19,9 @@ def load_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model that a model.json describes, in evaluation mode, and its settings.
 
-    The settings are the run's (name, architecture, twin, seed, model, train) and `recorded`: seq_length, chunk_length,
-    retrieved_length, vocab_size and what else the dataset decided. Raises UserError if the weights are not those of
-    the manifest, or the model was trained on another dataset.
+    The settings are the run's (name, architecture, twin, seed, model, train) and `recorded`: seq_length,
+    chunk_length, retrieved_length, vocab_size and what else the dataset decided. Raises UserError if the
+    weights are not those of the manifest, or were trained with another vocabulary or chunk length.
     """
     manifest = read_manifest(path, "model")
     settings = manifest.settings

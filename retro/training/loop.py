@@ -2,25 +2,16 @@
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
 
 from retro.training.prefetch import prefetch
-from retro.training.session import Session, say
+from retro.training.say import say
+from retro.training.session import Session, Window
 from retro.training.step import Outcome, train_step
 from retro.training.stop import Stop, Stopped
 
 
-@dataclass
-class Window:
-    """What happened since the last logged step."""
-
-    samples: int = 0
-    seconds: float = 0.0
-    outcomes: list[Outcome] = field(default_factory=list)
-
-
 def fit(session: Session) -> None:
-    """Train to the end. At SIGTERM or SIGINT a checkpoint is written and the process exits with 128 + signal."""
+    """Train to the end. At SIGTERM or SIGINT write a checkpoint and exit with 128 + the signal's number."""
     with Stop.listening() as stop:
         try:
             train(session, stop)
@@ -35,7 +26,7 @@ def fit(session: Session) -> None:
 
 def train(session: Session, stop: Stop) -> None:
     """The loop itself; raises Stopped between steps, when the session is at a whole step."""
-    window, saved, written = Window(), time.monotonic(), session.step
+    saved = time.monotonic()
     with closing(prefetch(session.batches())) as batches:
         for numbers, batch in batches:
             check(session, stop)
@@ -45,21 +36,20 @@ def train(session: Session, stop: Stop) -> None:
             elapsed = time.perf_counter() - start
             session.step += 1
             session.seconds += elapsed
-            window.seconds += elapsed
-            window.samples += session.samples_after(session.step) - session.samples_after(session.step - 1)
-            window.outcomes.append(outcome)
+            session.window.seconds += elapsed
+            session.window.samples += len(session.numbers(session.step - 1))
+            session.window.losses.append(outcome.loss)
             last = session.step == session.steps
             if last or session.step % session.train.log_interval == 0:
-                log(session, window)
-                window = Window()
+                log(session, outcome)
+                session.window = Window()
             overdue = time.monotonic() - saved >= 60 * session.train.checkpoint_minutes
             overdue = session.world.sum([float(overdue)])[0] > 0
             if last or overdue or session.step % session.train.checkpoint_interval == 0:
                 session.save()
-                saved, written = time.monotonic(), session.step
+                saved = time.monotonic()
     check(session, stop)
     validate(session, stop)
-    assert written == session.step
 
 
 def check(session: Session, stop: Stop) -> None:
@@ -91,19 +81,18 @@ def validate(session: Session, stop: Stop) -> None:
             )
 
 
-def log(session: Session, window: Window) -> None:
-    """Write a metrics line and a progress line of the steps in `window`."""
+def log(session: Session, outcome: Outcome) -> None:
+    """Write a metrics line and a progress line of the steps since the last, `outcome` that of the newest."""
     if not session.metrics:
         return
-    samples = session.samples_after(session.step)
+    samples, window = session.samples_after(session.step), session.window
     rate = window.samples * session.dataset.seq_length / window.seconds
-    outcome = window.outcomes[-1]
     share = rate * session.flops_per_token / (session.peak * session.world.size)
     line = {
         "step": session.step,
         "samples": samples,
         "tokens": samples * session.dataset.seq_length,
-        "loss": sum(each.loss for each in window.outcomes) / len(window.outcomes),
+        "loss": sum(window.losses) / len(window.losses),
         "lr": outcome.rate,
         "grad_norm": outcome.norm,
         "seconds": round(session.seconds, 3),

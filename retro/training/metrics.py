@@ -15,8 +15,9 @@ EVENTS = "events.out.tfevents*"
 class Metrics:
     """A growing metrics.jsonl, and the same numbers as TensorBoard events.
 
-    Training lines: step, samples, tokens, loss (nats a token), lr, grad_norm, seconds (of training, all attempts),
-    tokens_per_s, mfu. Validation lines: step, split, retrieval (none, on, off), loss, bits_per_byte.
+    Training lines: step, samples, tokens, loss (nats a target, mean since the line before), lr, grad_norm,
+    seconds (of training, all attempts), tokens_per_s, mfu. Validation lines: step, split, retrieval (none,
+    on, off), loss, bits_per_byte.
     """
 
     def __init__(self, path: Path, board: Path, step: int):

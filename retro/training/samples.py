@@ -12,8 +12,8 @@ BLOCK = 1 << 20
 class Samples:
     """A stream of a split's chunks, cut into samples of `seq_chunks` chunks.
 
-    Every epoch runs through all chunks once: its documents are shuffled, each document's chunks stay in order.
-    Epochs follow each other without a gap, so nothing is dropped. With `epochs` the stream ends after so many; what
+    Every epoch runs through all chunks once, its documents shuffled, each document's chunks in order. Epochs
+    follow each other without a gap, so nothing is dropped. With `epochs` the stream ends after so many; what
     the last sample lacks is −1.
 
     `documents`: int [C], equal for neighbouring chunks of one document, in split order.

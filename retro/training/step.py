@@ -25,8 +25,8 @@ class Outcome:
 def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) -> Outcome:
     """Do the step that follows `session.step`; raises UserError if the loss or a gradient is not finite.
 
-    `numbers` are the sample numbers of `batch`, this process's share. The loss is the sum over all targets of the
-    step, divided by their number: the same however the step is cut.
+    `numbers` are the sample numbers of `batch`, this process's share. The loss is the sum over all targets of
+    the step, divided by their number: the same however the step is cut.
     """
     world, train = session.world, session.train
     counted = world.sum([batch.counted])[0]
@@ -83,7 +83,7 @@ def refuse(
     samples = ", ".join(str(number) for number in numbers[:8]) + (" …" if len(numbers) > 8 else "")
     kept = session.checkpoints.paths()
     raise UserError(
-        f"{session.run['name']}: {what} at step {session.step + 1}, samples {samples} (documents {shown}). Lower "
-        f"train.lr, lengthen train.warmup_samples or set train.clip; "
+        f"{session.run['name']}: {what} at step {session.step + 1}, samples {samples} (documents {shown}). "
+        f"Lower train.lr, lengthen train.warmup_samples or set train.clip; "
         + (f"the last checkpoint is kept: {kept[-1]}." if kept else "there was no checkpoint yet.")
     )

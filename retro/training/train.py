@@ -1,13 +1,17 @@
-"""Train a model on a recorded dataset: weights, manifest and metrics; resumes exactly where it was cut off."""
+"""Train a model on a recorded dataset: weights, manifest, metrics. Resumes exactly where it was cut off."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from retro import errors
 from retro.artifacts import replacing, write_manifest
 from retro.training.checkpoints import locked
+from retro.training.distribution import own_rank
 from retro.training.loop import duration, fit
-from retro.training.session import Session, say, setup
+from retro.training.say import say
+from retro.training.session import Session
+from retro.training.setup import setup
 from retro.training.weights import weights, write_tensors
 
 STAGE = "retro.training.train"
@@ -63,8 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="model.json to write")
     options = parser.parse_args()
-    session = None
-    with locked(options.checkpoints):
+    with locked(options.checkpoints) if own_rank() == 0 else nullcontext():
         session = setup(
             options.config, options.run, options.checkpoints, options.output.parent / "tensorboard"
         )

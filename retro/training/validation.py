@@ -31,7 +31,7 @@ class Validation:
     def of(
         cls, dataset: Dataset, modes: dict[str, Batcher], samples: int, batch_size: int, split: str = "valid"
     ) -> "Validation":
-        """The first `samples` of the split's stream, in the dataset's own shuffle: equal for all runs on it."""
+        """The first `samples` of the split's stream, shuffled by the dataset's seed, for all runs."""
         seq_chunks = dataset.seq_length // dataset.chunk_length
         seed = counter.derive(dataset.facts["seed"], counter.DATA)
         stream = Samples(documents_of(dataset, split), seq_chunks, seed, epochs=1)

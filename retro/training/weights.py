@@ -30,7 +30,7 @@ def id_of(tensor: torch.Tensor) -> tuple:
 
 
 def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy `tensors` into the model. Raises UserError unless names, shapes and dtypes are exactly the model's."""
+    """Copy `tensors` into the model. Raises UserError unless names, shapes and dtypes are the model's own."""
     wanted = weights(model)
     for what, names in (
         ("lacks", wanted.keys() - tensors.keys()),

@@ -47,7 +47,7 @@ def build_dataset(folder: Path, sources: Sources, *, m=16, seq_length=64, vocab=
         write_array(target / "ids.npy", ids)
         write_array(target / "scores.npy", scores)
         files = [target / "ids.npy", target / "scores.npy"]
-        counts = {"holes": int((ids < 0).sum()), "recall": 1.0}
+        counts = {"holes": int((ids < 0).sum()), "recall": {"1": 1.0}}
         write_manifest(target / "manifest.json", kind="neighbours", stage=STAGE, files=files, counts=counts)
     return Dataset.open(_record(folder, sources, tokenizer, m, seq_length, saved, samples))
 

@@ -26,7 +26,7 @@ def test_everything_promised_is_there(finished):
 
 def test_summary_has_the_promised_rows(finished):
     summary = pd.read_csv(finished.results("summary.csv"))
-    wanted = "run model seed retrieval split source tokens bytes bits_per_byte perplexity".split()
+    wanted = ["run", "model", "seed", "retrieval", "split", "source", "tokens", "bytes", "bits_per_byte", "perplexity"]
     assert set(wanted) <= set(summary.columns)
     whole = summary[summary["source"] == "all"]
     assert set(zip(whole["model"], whole["retrieval"], strict=True)) == {

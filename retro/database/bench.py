@@ -1,0 +1,123 @@
+"""Measure embedding against the machine's matrix product: python -m retro.database.bench
+
+Prints a JSON object: chunks embedded, seconds of wall clock and of CPU, operations counted from the word
+pieces, and a calibration by torch.mm (float32, 1536³) in the same process on as many threads, before and
+after. `share_of_gemm` is the operations per CPU-second of the one over those of the other: on a shared
+machine only the ratio means anything.
+"""
+
+import argparse
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retro import errors, provenance
+from retro.artifacts import read_manifest
+from retro.corpus.mmididx import TokenStore
+from retro.corpus.tokenizers import Tokenizer
+from retro.database.bert import BertEncoder
+from retro.database.embed import texts_of
+from retro.database.encoders import open_encoder
+from retro.database.settings import EncoderSettings
+from retro.errors import UserError
+
+SIZE, REPEATS = 1536, 4
+HERE = Path(__file__)
+
+
+def calibrate(threads: int) -> dict[str, float]:
+    """Gigaflops per CPU-second, and per second of wall clock, of a matrix product on each of `threads`
+    threads.
+
+    The best of some repetitions: what the machine can do when nothing disturbs it.
+    """
+    torch.set_num_threads(1)
+    left, right = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).unbind()
+    work = 2 * SIZE**3 * threads / 1e9
+    cpu = wall = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(REPEATS):
+            cpu_start, start = time.process_time(), time.perf_counter()
+            list(pool.map(lambda _: torch.mm(left, right), range(threads)))
+            cpu = min(cpu, time.process_time() - cpu_start)
+            wall = min(wall, time.perf_counter() - start)
+    return {"gflops_per_cpu_second": round(work / cpu, 1), "gflops": round(work / wall, 1)}
+
+
+def operations(lengths: np.ndarray, config: dict) -> int:
+    """Floating-point operations of the matrix products of texts of `lengths` word pieces."""
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    linear = 2 * lengths * (4 * width * width + 2 * width * wide)
+    attention = 4 * lengths * lengths * width
+    return int(((linear + attention) * config["num_hidden_layers"]).sum())
+
+
+def texts(folder: Path | None, count: int) -> list[str]:
+    """Real chunks of the dataset at `folder`, or stretches of about 64 word pieces of this file."""
+    if folder is None:
+        words = HERE.read_text(encoding="utf-8").split()
+        starts = np.random.default_rng(1).integers(0, len(words) - 40, count)
+        return [" ".join(words[start : start + 28 + start % 12]) for start in starts.tolist()]
+    tokenizer, found = Tokenizer.load(folder / "tokenizer/manifest.json"), []
+    for path in sorted((folder / "chunks").glob("*/manifest.json")):
+        table = read_manifest(path, "chunks").array("chunks.npy")
+        tokens = read_manifest(folder / "tokens" / path.parent.name / "manifest.json", "tokens")
+        store = TokenStore(tokens.file("tokens.bin").with_suffix(""))
+        step = max(1, len(table) // count)
+        found += texts_of(store, table[::step][:count], tokenizer)
+    if not found:
+        raise UserError(f"{folder}: has no chunks. Give the folder of a preprocessed dataset.")
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, help="folder of a dataset to take chunks from")
+    parser.add_argument("--chunks", type=int, default=1024, help="chunks to embed")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--encoder", type=json.loads, default={}, help="JSON: encoder settings")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    encoder = open_encoder(EncoderSettings(**options.encoder), options.threads)
+    opening = time.perf_counter() - start
+    chunks = texts(options.dataset, options.chunks)
+    encoder.encode(chunks[: 32 * options.threads])
+    before = calibrate(options.threads)
+    cpu_start, start = time.process_time(), time.perf_counter()
+    encoder.encode(chunks)
+    cpu, wall = time.process_time() - cpu_start, time.perf_counter() - start
+    after = calibrate(options.threads)
+    facts = {
+        "encoder": options.encoder.get("type", "minilm"),
+        "engine": encoder.engine,
+        "chunks": len(chunks),
+        "threads": options.threads,
+        "seconds_to_open": round(opening, 2),
+        "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu, 2),
+        "chunks_per_second": round(len(chunks) / wall, 1),
+        "chunks_per_cpu_second": round(len(chunks) / cpu, 1),
+        "calibration": {"before": before, "after": after},
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "versions": provenance.versions(),
+    }
+    if isinstance(encoder, BertEncoder):
+        lengths = encoder.lengths(chunks)
+        work = operations(lengths, encoder.config) / 1e9
+        best = max(before["gflops_per_cpu_second"], after["gflops_per_cpu_second"])
+        facts |= {
+            "word_pieces_mean": round(float(lengths.mean()), 1),
+            "gflop_per_chunk": round(work / len(chunks), 3),
+            "gflops_per_cpu_second": round(work / cpu, 1),
+            "share_of_gemm": round(work / cpu / best, 3),
+        }
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    errors.run(main)

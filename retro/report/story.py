@@ -1,0 +1,118 @@
+"""The sentences of the report: what the figures say, no more. Pure functions of the tables and the config."""
+
+from typing import Any
+
+from retro.report.read import ALL, Row, Run, where
+from retro.report.words import interval
+
+
+def main_rows(comparison: list[Row]) -> dict[str, Row]:
+    """The rows the headline is about: the first RETRO run's, all seeds and sources, by mode of retrieval."""
+    rows = where(comparison, seed=ALL, source=ALL)
+    first = next((row for row in rows if row["retrieval"] == "on"), None)
+    if first is None:
+        return {}
+    return {row["retrieval"]: row for row in where(rows, run=first["run"], split=first["split"])}
+
+
+def amount(row: Row, less: str = "fewer", more: str = "more") -> str:
+    """A comparison in words: `12.0 % fewer`."""
+    value = row["difference_percent"]
+    if abs(value) < 0.05:
+        return "as many"
+    return f"{abs(value):.1f} % {less if value < 0 else more}"
+
+
+def sure(row: Row) -> bool:
+    """Whether the 95 % interval leaves out zero."""
+    return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+
+
+def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, str]:
+    """The headline and the sentence below it."""
+    rows = main_rows(comparison)
+    if not rows:
+        return "No RETRO run has been compared with a GPT twin.", ""
+    on = rows["on"]
+    text = f"held-out text ({documents} documents of {groups} groups)"
+    if groups == documents:
+        text = f"held-out text ({documents} documents)"
+    against = (
+        f"than its GPT twin (95 % interval {interval(on).strip('()')} %)" if on["low"] is not None else ""
+    )
+    if sure(on) or not against:
+        first = f"On {text} RETRO needs {amount(on)} bits per byte {against or 'than its GPT twin'}."
+    else:
+        first = (
+            f"On {text} no difference between RETRO and its GPT twin can be told from chance: RETRO needs "
+            f"{amount(on)} bits per byte (95 % interval {interval(on).strip('()')} %)."
+        )
+    second = []
+    if "random" in rows:
+        second.append(
+            f"With random neighbours in place of those it looked up it needs {amount(rows['random'])}"
+        )
+    if "off" in rows:
+        second.append(f"{'w' if second else 'W'}ith retrieval switched off {amount(rows['off'])}")
+    return first, (", ".join(second) + " than the twin.") if second else ""
+
+
+def seeds_sentence(comparison: list[Row]) -> str:
+    """How many trainings the headline rests on."""
+    on = main_rows(comparison).get("on")
+    if on is None:
+        return ""
+    if on["seeds"] == 1:
+        return (
+            "Each model was trained once: the interval covers the choice of documents, not the luck of a "
+            "training. Set `seeds` in the config to train more."
+        )
+    return (
+        f"Each model was trained {on['seeds']:.0f} times; by seed the difference is between "
+        f"{on['seeds_min']:+.1f} and {on['seeds_max']:+.1f} %. The interval covers the choice of documents "
+        "and of seeds."
+    ).replace("-", "−")
+
+
+def book(sources: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Whether the book is open or closed, in a word and a sentence."""
+    opened = [name for name, source in sources.items() if source["database"] and not source["train"]]
+    if opened:
+        return "open", (
+            f"The book is open: besides the training text the database holds {', '.join(opened)}, which "
+            "neither model was ever trained on. A gain shows knowledge that is read, not remembered. Do "
+            "not compare it with results of a closed book."
+        )
+    return "closed", (
+        "The book is closed: the database holds only text that both models were trained on, so retrieval can "
+        "only remind the model of what it has seen."
+    )
+
+
+def flavour(runs: list[Run]) -> str:
+    """Which RETRO this is, for the readers of the paper."""
+    sentences = []
+    for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
+        model = next(run.facts["model"] for run in runs if run.base == base)
+        name = f"{base} is of flavour {model['flavour']}"
+        if model["cca"] == "copy-ready":
+            sentences.append(
+                f"{name}: copy-ready cross-attention is on. This is an option of this project, not the "
+                "paper's RETRO: the neighbours' encoder sees each token's predecessor, and the "
+                "projections of chunked cross-attention start aligned, so that the model can copy what it "
+                "retrieved early in training."
+            )
+        else:
+            sentences.append(f"{name}: chunked cross-attention is as usual, copy-ready is off.")
+    return " ".join(sentences)
+
+
+def excluded(rules: list[str]) -> str:
+    """What is never a chunk's neighbour: a chunk …"""
+    words = {
+        "document": "of the same document",
+        "group": "of the same group in the same source",
+        "group_of_any_source": "of the same group in any source",
+        "text": "of exactly the same text",
+    }
+    return ", ".join(words[rule] for rule in words if rule in {"document", *rules})

@@ -1,0 +1,185 @@
+"""Exact search: every query against the whole database, excluded chunks left out before the best are chosen.
+
+Scores of a batch of queries and a slice of the database come from a float32 matrix product. Excluded pairs
+are set to −∞, the rest of the slice is reduced to the maxima of small groups, and only groups that can hold
+one of the k best are looked into. All pairs within twice the rounding error of the k-th best survive, so
+the exact scores (`retro.retrieval.scores`) that decide at the end do not depend on how the products were
+rounded. There are holes only where fewer than k chunks are admissible.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+
+import numpy as np
+import torch
+
+from retro.retrieval.exclusion import Barred
+from retro.retrieval.scores import PAIRS, best, score_pairs, slack
+from retro.retrieval.vectors import Vectors
+
+QUERIES, SLICE = 256, 4096  # 4 MB of scores: near the caches of a CPU core, and few calls
+GPU_QUERIES, GPU_SLICE = 2048, 32768
+GROUP = 32  # scores a group
+CROWD = 512  # candidates a query, beyond 8k, that are thinned out by their exact scores
+RESIDENT = 1 << 16  # database vectors read at a time
+
+
+class Candidates:
+    """Pairs that may be among the k best of a batch of queries, and the k-th best score seen so far, [q]."""
+
+    def __init__(self, queries: int, k: int, margin: float):
+        self.queries, self.k, self.margin = queries, k, margin
+        self.rows, self.ids = np.empty(0, np.int64), np.empty(0, np.int64)
+        self.scores, self.kth = np.empty(0, np.float32), np.full(queries, -np.inf, np.float32)
+
+    def floor(self) -> np.ndarray:
+        """float32 [q]: what a score must reach to matter; excluded pairs, −∞, never do."""
+        return np.maximum(self.kth - np.float32(self.margin), np.finfo(np.float32).min)
+
+    def add(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take in pairs, then drop those that are out of the race."""
+        rows, ids = np.concatenate([self.rows, rows]), np.concatenate([self.ids, ids])
+        scores = np.concatenate([self.scores, scores])
+        order = np.argsort(rows * 8.0 - scores)  # by row, then score; unit vectors score between −1 and 1
+        rows, ids, scores = rows[order], ids[order], scores[order]
+        begins = np.searchsorted(rows, np.arange(self.queries))
+        filled = np.searchsorted(rows, np.arange(self.queries), side="right") - begins >= self.k
+        self.kth[filled] = scores[begins[filled] + self.k - 1]
+        kept = scores >= self.kth[rows] - self.margin
+        self.rows, self.ids, self.scores = rows[kept], ids[kept], scores[kept]
+
+
+class ExactSearch:
+    """Search of `vectors` at the global rows `database`, whose positions are the ids found."""
+
+    def __init__(self, vectors: Vectors, database: np.ndarray, threads: int):
+        self.vectors, self.database, self.threads = vectors, database, threads
+        self.margin = 2 * slack(vectors.width)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._memory = local()
+        torch.set_num_threads(1)  # one batch a thread is faster than several threads a batch
+        torch.set_float32_matmul_precision("highest")
+
+    def search(
+        self, queries: np.ndarray, k: int, barred: Barred, advance: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ids int64 and scores float64 [q, k] of unit vectors `queries` float32 [q, d]; −1 and −∞ for holes.
+
+        The database is read once for all queries. `advance` is called with the number of queries' worth of
+        work done.
+        """
+        gpu = self._device != "cpu"
+        size = GPU_QUERIES if gpu else QUERIES
+        batches = [slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
+        pools = [Candidates(batch.stop - batch.start, k, self.margin) for batch in batches]
+        worked, told = 0, 0  # pairs of a query and a vector looked at; queries told to `advance`
+        with ThreadPoolExecutor(1 if gpu else self.threads) as workers:
+            for start in range(0, len(self.database), RESIDENT):
+                read = self.vectors.read(self.database[start : start + RESIDENT])
+                block = torch.from_numpy(read).to(self._device)
+
+                def scan(number: int, block: torch.Tensor = block, start: int = start) -> int:
+                    batch = batches[number]
+                    there = torch.from_numpy(queries[batch]).to(self._device)
+                    self._scan(there, block, start, barred[batch], pools[number])
+                    return batch.stop - batch.start
+
+                for done in workers.map(scan, range(len(batches))):
+                    worked += done * len(read)
+                    if advance:
+                        advance(worked // len(self.database) - told)
+                        told = worked // len(self.database)
+
+            def finish(number: int) -> tuple[np.ndarray, np.ndarray]:
+                return self._finish(queries[batches[number]], pools[number])
+
+            found = list(workers.map(finish, range(len(batches))))
+        nothing = (np.empty((0, k), np.int64), np.empty((0, k)))
+        ids, scores = zip(*[nothing, *found], strict=True)
+        return np.concatenate(ids), np.concatenate(scores)
+
+    def _scan(self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, pool: Candidates):
+        """Add the candidates of one batch in one block of the database, which begins at position `start`."""
+        step = SLICE if self._device == "cpu" else GPU_SLICE
+        for begin in range(0, len(block), step):
+            part = block[begin : begin + step]
+            group = _group_size(len(part), pool.k)
+            width = -(-len(part) // group) * group
+            scores = self._buffer(len(queries), width)
+            torch.mm(queries, part.T, out=scores[:, : len(part)])
+            scores[:, len(part) :] = -torch.inf
+            rows, positions = barred.within(start + begin, start + begin + len(part))
+            if len(rows):
+                rows, positions = (torch.from_numpy(a).to(self._device) for a in (rows, positions))
+                scores[rows, positions - (start + begin)] = -torch.inf
+            grouped = scores.view(len(queries), group, width // group)
+            rows, columns, values = _above(grouped, pool.k, pool.floor(), pool.margin)
+            if len(rows):
+                pool.add(rows, columns + (start + begin), values)
+            if len(pool.rows) > pool.queries * (8 * pool.k + CROWD):
+                self._thin(queries.cpu().numpy(), pool)
+
+    def _thin(self, queries: np.ndarray, pool: Candidates) -> None:
+        """Keep only the k best so far: of thousands of chunks of equal text, all within a rounding error."""
+        ids, scores = self._finish(queries, pool)
+        pool.rows, place = np.nonzero(ids >= 0)
+        pool.ids, pool.scores = ids[pool.rows, place], scores[pool.rows, place].astype(np.float32)
+
+    def _buffer(self, queries: int, width: int) -> torch.Tensor:
+        """Uninitialised scores [queries, width], in memory that this thread uses again and again."""
+        flat = getattr(self._memory, "flat", None)
+        if flat is None or len(flat) < queries * width:
+            flat = self._memory.flat = torch.empty(queries * width, device=self._device)
+        return flat[: queries * width].view(queries, width)
+
+    def _finish(self, queries: np.ndarray, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Score the candidates of a batch exactly and keep the k best."""
+        most = int(np.bincount(pool.rows, minlength=1).max())
+        place = np.arange(len(pool.rows)) - np.searchsorted(pool.rows, pool.rows)  # rows are sorted
+        ids = np.full((pool.queries, most), -1, np.int64)
+        ids[pool.rows, place] = pool.ids
+        return best(ids, self.score(queries, ids), pool.k)
+
+    def score(self, queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Exact scores float64 [q, n] of database positions int64 [q, n]; −∞ for −1."""
+        scores = np.empty(ids.shape)
+        step = max(1, PAIRS // max(ids.shape[1], 1))
+        for begin in range(0, len(ids), step):
+            these = slice(begin, begin + step)
+            found = self.vectors.read(self.database[np.maximum(ids[these], 0).reshape(-1)])
+            scores[these] = score_pairs(queries[these], found.reshape(*ids[these].shape, -1))
+        scores[ids < 0] = -np.inf
+        return scores
+
+
+def _group_size(width: int, k: int) -> int:
+    """Scores a group: as many as leave at least 4k groups, `GROUP` at most."""
+    group = GROUP
+    while group > 1 and width // group < 4 * k:
+        group //= 2
+    return group
+
+
+def _above(grouped: torch.Tensor, k: int, floor: np.ndarray, margin: float):
+    """Query numbers, columns and scores of the pairs that may be among the k best of `grouped` [q, group,
+    groups].
+
+    `floor` [q] is a lower bound of what is wanted, above −∞. Where too many pairs reach it, the k-th highest
+    group maximum, which the k-th highest score cannot be below, is another.
+    """
+    groups, bound = grouped.shape[2], torch.from_numpy(floor).to(grouped.device)
+    highest = grouped.amax(1)  # (q, groups)
+    hit = highest >= bound[:, None]
+    if groups > k and int(hit.sum()) > 2 * k * len(floor):
+        if grouped.is_cuda:
+            kth = torch.topk(highest, k).values[:, -1]
+        else:
+            kth = torch.from_numpy(np.partition(highest.numpy(), groups - k, axis=1)[:, groups - k])
+        bound = torch.maximum(bound, kth - margin)
+        hit = highest >= bound[:, None]
+    rows, group = torch.nonzero(hit, as_tuple=True)
+    values = grouped[rows, :, group]  # (pairs of query and group, members)
+    pair, member = torch.nonzero(values >= bound[rows][:, None], as_tuple=True)
+    columns = member * groups + group[pair]
+    return rows[pair].cpu().numpy(), columns.cpu().numpy(), values[pair, member].cpu().numpy()

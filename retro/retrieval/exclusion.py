@@ -1,0 +1,111 @@
+"""Which database chunks may not be neighbours of a chunk: those that share a key with it.
+
+A rule (document, group, group_of_any_source, text) gives every chunk a 64-bit key. The rules of a search
+are looked up by key, so a document of thousands of chunks, or a group spread over the whole database, costs
+what it holds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from retro.artifacts import read_manifest
+from retro.database.hashing import mix
+
+
+def rules_of(exclude: list[str]) -> list[str]:
+    """The rules that apply: the document always, each rule once."""
+    return list(dict.fromkeys(["document", *exclude]))
+
+
+def read_keys(rule: str, manifests: list[Path]) -> np.ndarray:
+    """uint64 [chunks]: key under `rule` of every global row; `manifests` are those of the chunk tables, in
+    order.
+    """
+    parts = []
+    for number, path in enumerate(manifests):
+        table = read_manifest(path, "chunks").array("chunks.npy")
+        parts.append(key_of(rule, number, table["document"], table["group"], table["text"]))
+    return np.concatenate(parts)
+
+
+def key_of(rule: str, source: int, document: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Keys of chunks of one source. Keys under different rules are never compared."""
+    match rule:
+        case "document":
+            return (np.uint64(source) << np.uint64(32)) + np.asarray(document).astype(np.uint64)
+        case "group":
+            return mix(np.asarray(group) + mix(np.array([source], np.uint64)))
+        case "group_of_any_source":
+            return np.array(group)
+        case "text":
+            return np.array(text)
+    raise ValueError(rule)
+
+
+class Rule:
+    """The database's chunks by their key under one rule. Costs 16 bytes a database chunk."""
+
+    def __init__(self, keys: np.ndarray):
+        """`keys`: uint64 [N], of each database position."""
+        self.size = len(keys)
+        self._unique, ranks = np.unique(keys, return_inverse=True)
+        self.ranks = ranks.astype(np.int64)  # number of each position's key
+        # Sorted pairs (rank, position), packed in one integer so that both can be searched at once.
+        self._members = np.sort(self.ranks * self.size + np.arange(self.size))
+
+    def look_up(self, keys: np.ndarray) -> np.ndarray:
+        """int64: number of each key, −1 where no database chunk has it."""
+        ranks = np.minimum(np.searchsorted(self._unique, keys), len(self._unique) - 1)
+        return np.where(self._unique[ranks] == keys, ranks, -1)
+
+    def members(self, ranks: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """All positions within start .. stop of each rank: indices into `ranks`, and positions."""
+        real = np.flatnonzero(ranks >= 0)
+        first = np.searchsorted(self._members, ranks[real] * self.size + start)
+        last = np.searchsorted(self._members, ranks[real] * self.size + stop)
+        counts = last - first
+        begins = np.cumsum(counts) - counts
+        at = np.arange(int(counts.sum())) + np.repeat(first - begins, counts)
+        return np.repeat(real, counts), self._members[at] % self.size
+
+
+class Barred:
+    """What is excluded for a list of queries: pairs of a `Rule` and the rank int64 [q] of each query under
+    it.
+    """
+
+    def __init__(self, parts: list[tuple[Rule, np.ndarray]]):
+        self.parts = parts
+
+    def __getitem__(self, queries: slice | np.ndarray) -> "Barred":
+        """Of some of the queries."""
+        return Barred([(rule, ranks[queries]) for rule, ranks in self.parts])
+
+    def among(self, ids: np.ndarray) -> np.ndarray:
+        """bool [q, n]: which database positions `ids` [q, n] are excluded; −1 is."""
+        found = ids < 0
+        for rule, ranks in self.parts:
+            found |= rule.ranks[np.maximum(ids, 0)] == ranks[:, None]
+        return found
+
+    def within(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Excluded positions in start .. stop: number of the query, and position; a pair may come twice."""
+        found = [rule.members(ranks, start, stop) for rule, ranks in self.parts]
+        rows, positions = zip(*found, strict=True) if found else ((), ())
+        nothing = [np.empty(0, np.int64)]
+        return np.concatenate(nothing + list(rows)), np.concatenate(nothing + list(positions))
+
+
+class Exclusion:
+    """The rules of a search between global rows."""
+
+    def __init__(self, rules: list[str], chunks: list[Path], database: np.ndarray):
+        """`chunks` are the manifests of the chunk tables, `database` the global row of each position."""
+        self._keys = [read_keys(rule, chunks) for rule in rules]
+        self._rules = [Rule(keys[database]) for keys in self._keys]
+
+    def of(self, rows: np.ndarray) -> Barred:
+        """What is excluded for the chunks of global `rows`."""
+        pairs = zip(self._rules, self._keys, strict=True)
+        return Barred([(rule, rule.look_up(keys[rows])) for rule, keys in pairs])

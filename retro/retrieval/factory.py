@@ -1,0 +1,160 @@
+"""faiss indexes from factory strings: chosen, built, checked against the number of vectors, made ready to
+search.
+
+All indexes search by inner product, which for unit vectors is the cosine. `auto` is exact search while that
+is affordable; beyond, inverted lists whose candidates are scored again exactly
+(`retro.retrieval.approximate`).
+"""
+
+import re
+from collections.abc import Iterator
+
+import faiss
+
+from retro.errors import UserError
+from retro.retrieval.settings import IndexSettings
+
+AFFORDABLE = (
+    2**44
+)  # multiply-adds of an exact search: some minutes on two CPU cores; 200,000² pairs of 384 dimensions
+IN_MEMORY = 5_000_000  # vectors; more are compressed by product quantization
+POINTS = 39  # training points for each centroid, below which faiss warns
+
+
+def choose(vectors: int, queries: int, width: int) -> tuple[str, str]:
+    """The factory string that `auto` stands for, and why, in words for the log and the manifest."""
+    cost = vectors * queries * width
+    told = f"{queries} queries x {vectors} vectors x {width} dimensions = {cost:.1e} multiply-adds"
+    if cost <= AFFORDABLE:
+        return "Flat", f"exact search is affordable: {told}, the bound is {AFFORDABLE:.1e}"
+    lists = 1 << max(4, (int(4 * vectors**0.5)).bit_length() - 1)
+    while lists * POINTS > vectors and lists > 16:
+        lists //= 2
+    if vectors <= IN_MEMORY:
+        return f"IVF{lists},SQ8", f"exact search is too slow: {told}, the bound is {AFFORDABLE:.1e}"
+    parts = next(part for part in (64, 48, 32, 16, 8, 4, 2, 1) if part <= width)
+    rotated = max(parts, width // parts * parts)
+    why = f"exact search is too slow, and vectors too many to keep whole: {told}"
+    return f"OPQ{parts}_{rotated},IVF{lists}_HNSW32,PQ{parts}", why
+
+
+def build(factory: str, width: int) -> faiss.Index:
+    """An empty, untrained index. Raises `UserError` for a string faiss does not take.
+
+    Polysemous training, which faiss does by default for PQ and no search here uses, is switched off: for
+    small indexes it takes most of the time.
+    """
+    try:
+        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UserError(
+            f"dataset.index.factory {factory!r}: faiss does not take it for {width} dimensions and inner "
+            f"product: {_reason(error)}. Try auto, Flat, or IVF1024,SQ8."
+        ) from None
+    for layer in layers(index):
+        if hasattr(layer, "do_polysemous_training"):
+            layer.do_polysemous_training = False
+    return index
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last, telling part of a faiss message, on one line."""
+    text = " ".join(str(error).split())
+    return text.rpartition("failed: ")[2] or text.rpartition("Error: ")[2] or text
+
+
+def layers(index: faiss.Index) -> Iterator[faiss.Index]:
+    """An index and all indexes inside it: wrapped, refined, coarse quantizer, storage."""
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("index", "base_index", "quantizer", "storage"):
+        inner = getattr(index, name, None)
+        if isinstance(inner, faiss.Index):
+            yield from layers(inner)
+
+
+def is_exact(index: faiss.Index) -> bool:
+    """Whether search looks at every vector, unchanged."""
+    return isinstance(faiss.downcast_index(index), faiss.IndexFlat)
+
+
+def needed(index: faiss.Index) -> int:
+    """The least number of training vectors: one for each centroid of each part."""
+    most = 1
+    for layer in layers(index):
+        if isinstance(layer, faiss.IndexIVF):
+            most = max(most, layer.nlist)
+        for name in ("pq", "rq", "lsq", "aq"):
+            quantizer = getattr(layer, name, None)
+            if quantizer is None:
+                continue
+            bits = quantizer.nbits
+            bits = bits if isinstance(bits, int) else max(bits.at(i) for i in range(bits.size()))
+            most = max(most, 1 << bits)
+        if isinstance(layer, faiss.IndexPreTransform):
+            for number in range(layer.chain.size()):
+                transform = faiss.downcast_VectorTransform(layer.chain.at(number))
+                if isinstance(transform, faiss.OPQMatrix):
+                    most = max(most, 256, transform.d_out)
+                elif isinstance(transform, faiss.PCAMatrix):
+                    most = max(most, transform.d_out)
+    return most
+
+
+def lists(index: faiss.Index) -> int:
+    """Inverted lists of an index, 0 if it has none."""
+    return max((layer.nlist for layer in layers(index) if isinstance(layer, faiss.IndexIVF)), default=0)
+
+
+def check_size(factory: str, width: int, vectors: int, train_vectors: int) -> None:
+    """Refuse a string for which there are too few vectors: say how many it needs and what would fit."""
+    wanted, found = needed(build(factory, width)), min(vectors, train_vectors)
+    if wanted <= found:
+        return
+    if wanted <= vectors:
+        raise UserError(
+            f"dataset.index.factory {factory!r} trains on at least {wanted} vectors, but "
+            f"dataset.index.train_vectors is {train_vectors}. Raise it to {POINTS * wanted} or more."
+        )
+    raise UserError(
+        f"dataset.index.factory {factory!r} needs at least {wanted} vectors, but the database has {vectors}. "
+        f"The nearest that fits: {nearest(factory, width, found)!r}; or use auto."
+    )
+
+
+def nearest(factory: str, width: int, vectors: int) -> str:
+    """The string most like `factory` that can be trained on so few vectors."""
+    count = 1 << max(0, (vectors // POINTS).bit_length() - 1)
+    fewer = re.sub(r"IVF(\d+)", lambda match: f"IVF{min(int(match[1]), count)}", factory)
+    unrotated = re.sub(r"(OPQ|PCA)[^,]*,", "", fewer)
+    smaller = re.sub(r"PQ(\d+)(x\d+)?(fs\w*|fsr)?\b", lambda match: f"PQ{match[1]}x4", unrotated)
+    for candidate in (fewer, unrotated, smaller):
+        try:
+            if count > 1 and needed(build(candidate, width)) <= vectors:
+                return candidate
+        except UserError:
+            continue
+    return "Flat"
+
+
+def prepare(index: faiss.Index, settings: IndexSettings) -> None:
+    """Set how thoroughly an index is searched: nprobe, efSearch, k_factor."""
+    for layer in layers(index):
+        if isinstance(layer, faiss.IndexIVF):
+            layer.nprobe = min(settings.nprobe, layer.nlist)
+        if isinstance(layer, faiss.IndexHNSW):  # a coarse quantizer must be able to find nprobe lists
+            coarse = any(isinstance(outer, faiss.IndexIVF) for outer in layers(index))
+            layer.hnsw.efSearch = max(settings.ef_search, settings.nprobe if coarse else 0)
+        if isinstance(layer, faiss.IndexRefine):
+            layer.k_factor = settings.k_factor
+
+
+def to_gpus(index: faiss.Index) -> faiss.Index:
+    """The index on all GPUs, or as it is where there are none or they cannot hold its kind."""
+    if faiss.get_num_gpus() == 0:
+        return index
+    try:
+        return faiss.index_cpu_to_all_gpus(index)
+    except RuntimeError as error:
+        print(f"index stays on the CPU: {_reason(error)}")
+        return index
