@@ -34,10 +34,7 @@ def assemble(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str,
         if use["database"]:
             found["database"].append(np.flatnonzero((split == TRAIN) | (split == BOOK)) + offset)
         offset += len(table)
-    return {
-        name: np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
-        for name, parts in found.items()
-    }
+    return {name: np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64) for name, parts in found.items()}
 
 
 def check(rows: dict[str, np.ndarray], counts: dict[str, dict[str, int]]) -> None:

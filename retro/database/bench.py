@@ -10,11 +10,9 @@ import argparse
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from retro import errors, provenance
 from retro.artifacts import read_manifest
@@ -23,30 +21,11 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database.bert import BertEncoder
 from retro.database.embed import texts_of
 from retro.database.encoders import open_encoder
+from retro.database.gemm import calibrate
 from retro.database.settings import EncoderSettings
 from retro.errors import UserError
 
-SIZE, REPEATS = 1536, 4
 HERE = Path(__file__)
-
-
-def calibrate(threads: int) -> dict[str, float]:
-    """Gigaflops per CPU-second, and per second of wall clock, of a matrix product on each of `threads`
-    threads.
-
-    The best of some repetitions: what the machine can do when nothing disturbs it.
-    """
-    torch.set_num_threads(1)
-    left, right = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).unbind()
-    work = 2 * SIZE**3 * threads / 1e9
-    cpu = wall = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(REPEATS):
-            cpu_start, start = time.process_time(), time.perf_counter()
-            list(pool.map(lambda _: torch.mm(left, right), range(threads)))
-            cpu = min(cpu, time.process_time() - cpu_start)
-            wall = min(wall, time.perf_counter() - start)
-    return {"gflops_per_cpu_second": round(work / cpu, 1), "gflops": round(work / wall, 1)}
 
 
 def operations(lengths: np.ndarray, config: dict) -> int:

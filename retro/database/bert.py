@@ -55,9 +55,7 @@ def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
         raise UserError("dataset.encoder.path: type transformers needs the model's folder.")
     folder, pooling = Path(settings.path), "mean"
     if not folder.is_dir():
-        raise UserError(
-            f"dataset.encoder.path {settings.path}: no such folder. Models are read from disk only."
-        )
+        raise UserError(f"dataset.encoder.path {settings.path}: no such folder. Models are read from disk only.")
     if (folder / "modules.json").is_file():
         folder, pooling = _sentence_transformer(folder)
     if not (folder / "model.safetensors").is_file():
@@ -70,14 +68,11 @@ def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
 
 def _sentence_transformer(folder: Path) -> tuple[Path, str]:
     """The folder of the transformer module and `mean` or `cls`, from modules.json."""
-    modules = {
-        module["type"].rpartition(".")[2]: module["path"] for module in read_json(folder / "modules.json")
-    }
+    modules = {module["type"].rpartition(".")[2]: module["path"] for module in read_json(folder / "modules.json")}
     other = set(modules) - {"Transformer", "Pooling", "Normalize"}
     if other or "Transformer" not in modules or "Pooling" not in modules:
         raise UserError(
-            f"{folder / 'modules.json'}: modules {sorted(modules)}; supported are Transformer, Pooling and "
-            f"Normalize."
+            f"{folder / 'modules.json'}: modules {sorted(modules)}; supported are Transformer, Pooling and Normalize."
         )
     path = folder / modules["Pooling"] / "config.json"
     facts = read_json(path)
@@ -97,9 +92,7 @@ class BertEncoder:
 
     def __init__(self, folder: Path, settings: EncoderSettings, threads: int, identity: str, pooling: str):
         config = read_json(folder / "config.json")
-        longest = min(
-            settings.max_word_pieces, config.get("max_position_embeddings", settings.max_word_pieces)
-        )
+        longest = min(settings.max_word_pieces, config.get("max_position_embeddings", settings.max_word_pieces))
         self._pieces = _word_pieces(folder, longest)
         self._states = open_engine(folder, config)
         self.config = config
@@ -113,9 +106,7 @@ class BertEncoder:
         vectors = np.empty((len(texts), self.width), np.float32)
 
         def work(places: np.ndarray) -> int:
-            vectors[places] = self._pool(
-                self._states(np.array([pieces[place] for place in places], np.int64))
-            )
+            vectors[places] = self._pool(self._states(np.array([pieces[place] for place in places], np.int64)))
             return len(places)
 
         with ThreadPoolExecutor(self._threads) as pool:
@@ -155,9 +146,7 @@ def _word_pieces(folder: Path, longest: int) -> Tokenizer:
         lower = facts.get("do_lower_case", True)
         tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
     else:
-        raise UserError(
-            f"{folder}: has neither tokenizer.json nor vocab.txt. Save the tokenizer beside the model."
-        )
+        raise UserError(f"{folder}: has neither tokenizer.json nor vocab.txt. Save the tokenizer beside the model.")
     tokenizer.no_padding()
     tokenizer.enable_truncation(longest)
     tokenizer.encode_special_tokens = True

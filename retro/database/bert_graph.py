@@ -36,9 +36,7 @@ def build(weights: dict[str, np.ndarray], config: dict) -> bytes:
     """
     for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
         if config.get(key, wanted) != wanted:
-            raise UserError(
-                f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only."
-            )
+            raise UserError(f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only.")
     graph, width, epsilon = _Graph(), config["hidden_size"], config["layer_norm_eps"]
 
     def take(name: str, transposed: bool = False) -> str:
@@ -72,9 +70,7 @@ def _embeddings(graph: _Graph, weights: dict[str, np.ndarray], take, epsilon: fl
     summed = graph.node("Add", [graph.node("Gather", [words, "pieces"], "words"), here], "summed")
     norm = "embeddings.LayerNorm"
     scale, shift = take(f"{norm}.weight"), take(f"{norm}.bias")
-    return graph.node(
-        "LayerNormalization", [summed, scale, shift], "embedded", axis=-1, epsilon=epsilon
-    )  # (b, t, d)
+    return graph.node("LayerNormalization", [summed, scale, shift], "embedded", axis=-1, epsilon=epsilon)  # (b, t, d)
 
 
 def _layer(graph: _Graph, weights, take, states: str, number: int, heads: int, epsilon: float) -> str:
@@ -94,9 +90,7 @@ def _layer(graph: _Graph, weights, take, states: str, number: int, heads: int, e
             take(f"{place}.LayerNorm.bias"),
             take(f"{place}.dense.bias"),
         ]
-        return graph.node(
-            "SkipLayerNormalization", [product, residual, *norm], output, FUSED, epsilon=epsilon
-        )
+        return graph.node("SkipLayerNormalization", [product, residual, *norm], output, FUSED, epsilon=epsilon)
 
     states = add_and_norm(attended, states, f"{layer}.attention.output", f"{name}.middle")
     wide = graph.node("MatMul", [states, take(f"{layer}.intermediate.dense.weight", True)], f"{name}.wide")

@@ -37,9 +37,7 @@ def text_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return mix(np.add.reduceat(mixed, starts) + lengths.astype(np.uint64))
 
 
-def cut(
-    store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray
-) -> None:
+def cut(store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray) -> None:
     """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents."""
     chunk_offsets = offsets_of(store, length)
     with progress.bar(len(table), "chunk", "chunk") as shown:

@@ -79,9 +79,7 @@ def main() -> None:
                     continue
                 vectors = encoder.encode(texts_of(store, part, tokenizer), shown.update)
                 if not np.isfinite(vectors).all():
-                    raise UserError(
-                        f"{path}: encoder {settings.type} gave NaN or infinity from chunk {start} on."
-                    )
+                    raise UserError(f"{path}: encoder {settings.type} gave NaN or infinity from chunk {start} on.")
                 blocks.write(start, vectors)
         with growing_array(path, shape, settings.dtype) as embeddings:
             for start in starts:

@@ -22,9 +22,7 @@ class ChunkStore:
         self.documents = [read_manifest(path, "tokens") for path in tokens]
         self.stores = [TokenStore(m.file("tokens.bin").with_suffix("")) for m in self.documents]
         self.tables = [read_manifest(path, "chunks").array("chunks.npy") for path in chunks]
-        self.offsets = np.concatenate([[0], np.cumsum([len(table) for table in self.tables])]).astype(
-            np.int64
-        )
+        self.offsets = np.concatenate([[0], np.cumsum([len(table) for table in self.tables])]).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])

@@ -10,13 +10,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from retro.errors import UserError
 from retro.model.settings import ModelSettings
 
 Spec = Literal["local", "te"]
-
-
-class StateError(ValueError):
-    """A state dict that does not hold exactly the parameters of its model."""
 
 
 class Entry(NamedTuple):
@@ -42,9 +39,7 @@ def entries(settings: ModelSettings, architecture: str) -> Iterator[Entry]:
         for j in range(s.encoder_layers):
             crosses = j + 1 in s.encoder_cross_attention
             heads = s.encoder_head_count
-            yield from _layer(
-                s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None
-            )
+            yield from _layer(s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None)
     for i in range(s.layers):
         name = f"decoder.layers.{i}"
         yield from _layer(s, name, name, s.heads, s.kv_head_count, "cca" if i + 1 in at else None)
@@ -70,9 +65,7 @@ def _linear(s: ModelSettings, ours: str, theirs: str, layout: str = "plain", hea
         yield Entry(f"{ours}.{part}", f"{theirs}.{part}", f"{theirs}.{part}", layout, heads, groups)
 
 
-def _layer(
-    s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cross: str | None
-) -> Iterator[Entry]:
+def _layer(s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cross: str | None) -> Iterator[Entry]:
     """A transformer layer; `cross` names our cross-attention in it: "cca", "cross" (encoder) or None."""
     qkv = f"{theirs}.self_attention.linear_qkv"
     yield from _norm(s, f"{ours}.attention_norm", f"{theirs}.input_layernorm", qkv)
@@ -93,12 +86,10 @@ def _layer(
     yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
 
 
-def from_megatron(
-    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str
-) -> dict[str, Tensor]:
+def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architecture: str) -> dict[str, Tensor]:
     """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
 
-    Raises StateError naming the first missing or unknown parameter.
+    Raises UserError naming the first missing or unknown parameter.
     """
     left = {name for name in state if not name.endswith("_extra_state")}
     ours = {}
@@ -106,44 +97,52 @@ def from_megatron(
         name = entry.local if entry.local in left else entry.te
         if name not in left:
             other = "" if entry.te == entry.local else f" (nor {entry.te})"
-            raise StateError(f"{entry.local} is missing{other}; the model of these settings needs it")
+            raise UserError(f"{entry.local} is missing{other}; the model of these settings needs it")
         left.remove(name)
-        ours[entry.ours] = _rows(state[name], entry, ours=True)
+        ours[entry.ours] = to_ours(state[name], entry)
     if left:
-        raise StateError(
-            f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter"
-        )
+        raise UserError(f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter")
     return ours
 
 
 def to_megatron(
     state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, spec: Spec
 ) -> dict[str, Tensor]:
-    """Our parameters under Megatron's names and layouts. Raises StateError as `from_megatron` does."""
+    """Our parameters under Megatron's names and layouts. Raises UserError as `from_megatron` does."""
     left, theirs = set(state), {}
     for entry in entries(settings, architecture):
         if entry.ours not in left:
-            raise StateError(f"{entry.ours} is missing; the model of these settings needs it")
+            raise UserError(f"{entry.ours} is missing; the model of these settings needs it")
         left.remove(entry.ours)
-        theirs[entry.local if spec == "local" else entry.te] = _rows(state[entry.ours], entry, ours=False)
+        theirs[entry.local if spec == "local" else entry.te] = to_theirs(state[entry.ours], entry)
     if left:
-        raise StateError(f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more")
+        raise UserError(f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more")
     return theirs
 
 
-def _rows(tensor: Tensor, entry: Entry, *, ours: bool) -> Tensor:
-    """Reorder the rows of a fused projection, [rows, ..] -> [rows, ..], to ours or back to Megatron's."""
+def to_ours(tensor: Tensor, entry: Entry) -> Tensor:
+    """Megatron's tensor [rows, ..] with its rows in our order."""
     if entry.layout == "plain":
         return tensor
-    h, g = entry.heads, entry.groups
-    sizes = [h // g, 1, 1] if entry.layout == "qkv" else [1, 1]  # what a group's block of rows holds
-    if tensor.shape[0] % (g * sum(sizes)):
-        raise StateError(
-            f"{entry.local} has {tensor.shape[0]} rows, which {h} heads in {g} groups do not divide"
-        )
-    if ours:
-        blocks = tensor.unflatten(0, (g, sum(sizes), -1)).split(sizes, dim=1)  # (g, part, size, ..) each
-        return torch.cat([block.flatten(0, 2) for block in blocks])
+    sizes = _blocks(tensor, entry)
+    blocks = tensor.unflatten(0, (entry.groups, sum(sizes), -1)).split(sizes, dim=1)  # (g, part, size, ..) each
+    return torch.cat([block.flatten(0, 2) for block in blocks])  # (rows, ..)
+
+
+def to_theirs(tensor: Tensor, entry: Entry) -> Tensor:
+    """Our tensor [rows, ..] with its rows in Megatron's order."""
+    if entry.layout == "plain":
+        return tensor
+    sizes, g = _blocks(tensor, entry), entry.groups
     size = tensor.shape[0] // (g * sum(sizes))
-    blocks = tensor.split([g * part * size for part in sizes])
-    return torch.cat([b.unflatten(0, (g, -1, size)) for b in blocks], dim=1).flatten(0, 2)
+    blocks = tensor.split([g * part * size for part in sizes])  # (g * part * size, ..) each
+    return torch.cat([b.unflatten(0, (g, -1, size)) for b in blocks], dim=1).flatten(0, 2)  # (rows, ..)
+
+
+def _blocks(tensor: Tensor, entry: Entry) -> list[int]:
+    """How many query, key and value heads one group has; they must divide the rows."""
+    sizes = [entry.heads // entry.groups, 1, 1] if entry.layout == "qkv" else [1, 1]
+    if tensor.shape[0] % (entry.groups * sum(sizes)):
+        rows = f"{entry.local} has {tensor.shape[0]} rows"
+        raise UserError(f"{rows}, which {entry.heads} heads in {entry.groups} groups do not divide")
+    return sizes

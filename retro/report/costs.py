@@ -26,9 +26,7 @@ def draw_cost(stages: list[Stage], runs: list[Run], folder: Path) -> None:
             left.barh(range(len(stages)), seconds, color=palette.SOURCES[1], height=0.7)
             for position, stage in enumerate(stages):
                 jobs = f" · {stage.jobs} jobs" if stage.jobs > 1 else ""
-                left.text(
-                    stage.seconds, position, f"  {duration(stage.seconds)}{jobs}", va="center", fontsize=8.5
-                )
+                left.text(stage.seconds, position, f"  {duration(stage.seconds)}{jobs}", va="center", fontsize=8.5)
             left.set_yticks(range(len(stages)), [stage.name.replace("_", " ") for stage in stages])
             left.set_xlim(0, 1.45 * max(seconds))
             left.set(xlabel="seconds, jobs summed", title="Time of each stage")

@@ -35,7 +35,7 @@ def draw_loss(runs: list[Run], folder: Path) -> None:
         axes[0].set(xlabel="tokens read", ylabel="loss, nats a token", title="For the same data")
         axes[0].xaxis.set_major_formatter(FuncFormatter(short))
         axes[1].set(xlabel="seconds of training", title="For the same time")
-        axes[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         for each in axes:
             each.xaxis.set_major_locator(MaxNLocator(6))
             each.set_xlim(left=0)
@@ -60,7 +60,8 @@ def _limits(axes: Axes, runs: list[Run]) -> None:
         line["loss"] for run in runs for line in run.lines if "split" in line
     ]
     early = [np.interp(0.04, np.linspace(0, 1, len(run.training())), _losses(run)) for run in runs]
-    low, high = min(ends), max([*early, *ends])
+    late = [smoothed(_losses(run), max(1, len(run.training()) // 16)).min() for run in runs]
+    low, high = min([*ends, *late]), max([*early, *ends])
     axes.set_ylim(low - 0.08 * (high - low) - 0.05, high + 0.05 * (high - low) + 0.05)
 
 
@@ -70,9 +71,7 @@ def _losses(run: Run) -> list[float]:
 
 def _legend(runs: list[Run], bases: list[str]) -> list[Line2D]:
     modes = [m for m in ("none", "on", "off") if any(run.validation(m) for run in runs)]
-    found = [
-        Line2D([], [], color=palette.COLOURS[m], marker="o", markersize=4, label=LABELS[m]) for m in modes
-    ]
+    found = [Line2D([], [], color=palette.COLOURS[m], marker="o", markersize=4, label=LABELS[m]) for m in modes]
     if len(bases) > 1:
         dashes = zip(bases, style.LINES * len(bases), strict=False)
         found += [Line2D([], [], color=palette.SOFT, linestyle=dash, label=base) for base, dash in dashes]

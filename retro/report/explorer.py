@@ -134,9 +134,7 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
         "twin": gpt.settings["run"],
         "used": used,
         "total": {"documents": len(documents), "chunks": len(rows)},
-        "sources": [
-            {"name": name, "book": not dataset.facts["sources"][name]["train"]} for name in dataset.sources
-        ],
+        "sources": [{"name": name, "book": not dataset.facts["sources"][name]["train"]} for name in dataset.sources],
         "documents": shown_documents,
         "chunks": shown_chunks,
         "texts": lookups.texts,
@@ -149,18 +147,14 @@ def pair(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
     modes = {manifest.settings["mode"]: manifest for manifest in manifests}
     if set(modes) != {"none", "on"} or len({manifest.settings["split"] for manifest in manifests}) != 1:
         found = ", ".join(str(manifest.path) for manifest in manifests)
-        raise UserError(
-            f"--losses: wanted a GPT's losses and a RETRO's with mode on, of one split; found {found}."
-        )
+        raise UserError(f"--losses: wanted a GPT's losses and a RETRO's with mode on, of one split; found {found}.")
     return modes["none"], modes["on"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
-    parser.add_argument(
-        "--losses", required=True, nargs="+", type=Path, help="a GPT's and a RETRO's (mode on)"
-    )
+    parser.add_argument("--losses", required=True, nargs="+", type=Path, help="a GPT's and a RETRO's (mode on)")
     parser.add_argument("--output", required=True, type=Path, help="neighbours.html to write")
     options = parser.parse_args()
     dataset = Dataset.open(options.config)

@@ -24,18 +24,14 @@ def main() -> None:
     parser.add_argument("--summary", required=True, type=Path, help="summary.csv")
     parser.add_argument("--comparison", required=True, type=Path, help="comparison.csv")
     parser.add_argument("--sections", required=True, type=Path, help="sections.csv")
-    parser.add_argument(
-        "--benchmarks", nargs="*", default=[], type=Path, help="benchmark .jsonl files, or folders"
-    )
+    parser.add_argument("--benchmarks", nargs="*", default=[], type=Path, help="benchmark .jsonl files, or folders")
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figures")
     options = parser.parse_args()
     dataset, folder = Dataset.open(options.config), options.output_folder
     runs = read_runs(options.models, options.metrics)
     summary, comparison = read_csv(options.summary), read_csv(options.comparison)
     split = summary[0]["split"] if summary else "test"
-    used = max(
-        (run.facts["train"]["neighbours_used"] for run in runs if run.architecture == "retro"), default=2
-    )
+    used = max((run.facts["train"]["neighbours_used"] for run in runs if run.architecture == "retro"), default=2)
     drawings = {
         "loss": lambda: draw_loss(runs, folder),
         "bpb": lambda: draw_bpb(comparison, folder),

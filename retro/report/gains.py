@@ -40,9 +40,7 @@ def draw_bpb(comparison: list[Row], folder: Path) -> None:
             _draw_source(each, where(rows, source=source), several)
             each.set_title("All sources" if source == ALL else source)
         axes[-1, 0].set_xlabel(f"bits per byte on the {split} split (less is better)")
-        axes[-1, 0].set_xlim(
-            0, 1.38 * max(max(row["bits_per_byte"], row["twin_bits_per_byte"]) for row in rows)
-        )
+        axes[-1, 0].set_xlim(0, 1.38 * max(max(row["bits_per_byte"], row["twin_bits_per_byte"]) for row in rows))
 
 
 def _count(rows: list[Row]) -> int:
@@ -76,9 +74,7 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
 
 def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most: int = 24) -> None:
     """Relative gain of retrieval by section of the documents; by source where titles name no sections."""
-    rows = [
-        row for row in sections if row["seed"] == ALL and row["retrieval"] == "on" and row["low"] is not None
-    ]
+    rows = [row for row in sections if row["seed"] == ALL and row["retrieval"] == "on" and row["low"] is not None]
     name, what = "section", "section"
     if not rows:
         rows = [row for row in comparison if row["seed"] == ALL and row["retrieval"] == "on"]
@@ -101,9 +97,7 @@ def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most
             edge = max(row["high"], value, 0)
             axes.text(edge, position, f"  {percent(value)}", va="center")
         if whole:
-            axes.axvline(
-                whole[0]["difference_percent"], color=palette.SOFT, linestyle=(0, (4, 3)), linewidth=1
-            )
+            axes.axvline(whole[0]["difference_percent"], color=palette.SOFT, linestyle=(0, (4, 3)), linewidth=1)
             axes.text(
                 whole[0]["difference_percent"], -0.75, f"all {percent(whole[0]['difference_percent'])}",
                 ha="center", va="bottom", color=palette.SOFT, fontsize=8.5,

@@ -53,11 +53,7 @@ def corpus(dataset: Dataset) -> list[dict[str, Any]]:
     for name in dataset.sources:
         tokens, chunks = counts[f"tokens/{name}/manifest.json"], counts[f"chunks/{name}/manifest.json"]
         source = dataset.facts["sources"][name]
-        roles = [
-            role
-            for role, on in (("trained on", source["train"]), ("in the database", source["database"]))
-            if on
-        ]
+        roles = [role for role, on in (("trained on", source["train"]), ("in the database", source["database"])) if on]
         rows.append(
             {
                 "name": name,
@@ -66,10 +62,7 @@ def corpus(dataset: Dataset) -> list[dict[str, Any]]:
                 "chunks": chunks["chunks"],
                 "padding": chunks["padding_share"],
                 "by_split": chunks["by_split"],
-                **{
-                    key: tokens[key]
-                    for key in ("documents", "tokens", "bytes", "empty", "filtered", "skipped")
-                },
+                **{key: tokens[key] for key in ("documents", "tokens", "bytes", "empty", "filtered", "skipped")},
             }
         )
     return rows
@@ -96,7 +89,7 @@ def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
         "neighbours": dataset.facts["neighbours"],
         "excluded": story.excluded(dataset.facts["neighbours"]["exclude"]),
         "holes": manifest.counts["holes"],
-        "recall": manifest.counts.get("recall", {}),
+        "recall": dict(sorted(manifest.counts.get("recall", {}).items(), key=lambda item: int(item[0]))),
         "recall_of": manifest.counts.get("recall_of"),
     }
 
@@ -114,9 +107,7 @@ def training(models: list[Manifest]) -> list[dict[str, Any]]:
                 "tokens": counts["tokens"],
                 "steps": counts["steps"],
                 "flops_per_token": counts["flops_per_token"],
-                "validation": {
-                    key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses
-                },
+                "validation": {key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses},
             }
         )
     return sorted(rows, key=lambda row: (row["architecture"] != "gpt", row["name"]))
@@ -146,8 +137,7 @@ def provenance(dataset: Dataset, models: list[Manifest]) -> dict[str, Any]:
         "code": models[0].facts["fingerprint"],
         "manifests": dataset.facts["manifests"],
         "models": {
-            manifest.settings["name"]: manifest.facts["files"]["model.safetensors"]["sha256"]
-            for manifest in models
+            manifest.settings["name"]: manifest.facts["files"]["model.safetensors"]["sha256"] for manifest in models
         },
     }
 

@@ -15,9 +15,7 @@ def split_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, in
     piece of no text. The texts joined are the decoded `ids`, but for characters cut in two at their ends.
     """
     found: list[tuple[str, int]] = []
-    before: list[
-        int
-    ] = []  # the last piece: some tokenizers drop the space at the beginning of what they decode
+    before: list[int] = []  # the last piece: some tokenizers drop the space at the beginning of what they decode
     waiting: list[int] = []
     for number, token in enumerate(ids):
         if token == tokenizer.eod_id:

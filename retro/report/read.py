@@ -26,18 +26,13 @@ def read_csv(path: Path) -> list[Row]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return [
-                {
-                    key: value if key in TEXT else (float(value) if value else None)
-                    for key, value in row.items()
-                }
+                {key: value if key in TEXT else (float(value) if value else None) for key, value in row.items()}
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run snakemake to make it.") from None
     except ValueError as error:
-        raise UserError(
-            f"{path}: not a table of ours ({error}). Delete it and run snakemake again."
-        ) from None
+        raise UserError(f"{path}: not a table of ours ({error}). Delete it and run snakemake again.") from None
 
 
 def where(rows: Iterable[Row], **wanted: str) -> list[Row]:
@@ -116,9 +111,7 @@ def read_benchmarks(paths: list[Path]) -> list[Stage]:
                 facts = json.loads(lines[-1])
                 found.setdefault(name, []).append((float(facts["s"]), _number(facts.get("max_rss"))))
     return [
-        Stage(
-            name, len(jobs), sum(s for s, _ in jobs), max((m for _, m in jobs if m is not None), default=None)
-        )
+        Stage(name, len(jobs), sum(s for s, _ in jobs), max((m for _, m in jobs if m is not None), default=None))
         for name, jobs in found.items()
     ]
 

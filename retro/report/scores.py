@@ -42,9 +42,7 @@ def shares(dataset: Dataset, ids: np.ndarray) -> dict[str, float]:
     rows = dataset.neighbour_rows(ids).reshape(-1)
     real = rows[rows >= 0]
     counts = np.bincount(dataset.store.source(real), minlength=len(dataset.sources))
-    found = {
-        name: float(count) / len(rows) for name, count in zip(dataset.sources, counts, strict=True) if count
-    }
+    found = {name: float(count) / len(rows) for name, count in zip(dataset.sources, counts, strict=True) if count}
     if len(real) < len(rows):
         found["none found"] = 1 - len(real) / len(rows)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -84,8 +82,10 @@ def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> No
         left.set(xlabel="score (cosine of the embeddings)", title=f"Similarity, {split} split")
         left.set_yticks([])
         left.spines["left"].set_visible(False)
-        left.set_ylim(0, 1.2 * left.get_ylim()[1])
-        left.legend(loc="upper center", ncols=len(curves), columnspacing=1.2, handlelength=1.4)
+        left.set_ylim(0, 1.3 * left.get_ylim()[1])
+        left.legend(
+            loc="upper center", ncols=min(len(curves), 2 + len(curves) % 2), columnspacing=1.2, handlelength=1.4
+        )
         found = shares(dataset, np.asarray(ids[:, :used]))
         right.barh(range(len(found)), found.values(), color=palette.SOURCES[: len(found)], height=0.62)
         for position, share in enumerate(found.values()):

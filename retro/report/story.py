@@ -5,6 +5,8 @@ from typing import Any
 from retro.report.read import ALL, Row, Run, where
 from retro.report.words import interval
 
+FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
+
 
 def main_rows(comparison: list[Row]) -> dict[str, Row]:
     """The rows the headline is about: the first RETRO run's, all seeds and sources, by mode of retrieval."""
@@ -37,9 +39,7 @@ def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, s
     text = f"held-out text ({documents} documents of {groups} groups)"
     if groups == documents:
         text = f"held-out text ({documents} documents)"
-    against = (
-        f"than its GPT twin (95 % interval {interval(on).strip('()')} %)" if on["low"] is not None else ""
-    )
+    against = f"than its GPT twin (95 % interval {interval(on).strip('()')} %)" if on["low"] is not None else ""
     if sure(on) or not against:
         first = f"On {text} RETRO needs {amount(on)} bits per byte {against or 'than its GPT twin'}."
     else:
@@ -47,14 +47,29 @@ def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, s
             f"On {text} no difference between RETRO and its GPT twin can be told from chance: RETRO needs "
             f"{amount(on)} bits per byte (95 % interval {interval(on).strip('()')} %)."
         )
-    second = []
+    return first, " ".join([*_controls(rows), *_caution(documents)])
+
+
+def _controls(rows: dict[str, Row]) -> list[str]:
+    """What the controls say about where a gain comes from."""
+    found = []
     if "random" in rows:
-        second.append(
-            f"With random neighbours in place of those it looked up it needs {amount(rows['random'])}"
-        )
+        on, random = rows["on"], rows["random"]
+        found.append(f"With random neighbours in place of those it looked up it needs {amount(random)}")
+        if on["difference_percent"] >= random["difference_percent"]:
+            found[-1] += ", so what it looked up does not help it"
+        elif on["high"] is not None and on["high"] < random["low"]:
+            found[-1] += ", so it is what it looked up that helps"
+        found[-1] += "."
     if "off" in rows:
-        second.append(f"{'w' if second else 'W'}ith retrieval switched off {amount(rows['off'])}")
-    return first, (", ".join(second) + " than the twin.") if second else ""
+        found.append(f"With retrieval switched off it needs {amount(rows['off'])}.")
+    return found
+
+
+def _caution(documents: int) -> list[str]:
+    if documents >= FEW:
+        return []
+    return [f"{documents} documents are too few to rely on the interval."]
 
 
 def seeds_sentence(comparison: list[Row]) -> str:
@@ -65,7 +80,7 @@ def seeds_sentence(comparison: list[Row]) -> str:
     if on["seeds"] == 1:
         return (
             "Each model was trained once: the interval covers the choice of documents, not the luck of a "
-            "training. Set `seeds` in the config to train more."
+            "training. Set seeds in the config to train more."
         )
     return (
         f"Each model was trained {on['seeds']:.0f} times; by seed the difference is between "

@@ -69,11 +69,12 @@ def figure(folder: Path, name: str, height: float, **options) -> Iterator[tuple[
 
 
 def bars(axes: Axes) -> None:
-    """Horizontal bars: only the vertical grid, no left spine, first bar on top."""
+    """Horizontal bars at 0, 1, …: only the vertical grid, no left spine, first bar on top."""
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.invert_yaxis()
+    low, high = sorted(axes.get_ylim())
+    axes.set_ylim(max(high, low + 3.2), low)  # a single bar is no thicker than one of three
 
 
 def whisker(axes: Axes, low: float, high: float, position: float) -> None:

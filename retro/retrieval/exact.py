@@ -9,6 +9,7 @@ rounded. There are holes only where fewer than k chunks are admissible.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from threading import local
 
 import numpy as np
@@ -18,11 +19,13 @@ from retro.retrieval.exclusion import Barred
 from retro.retrieval.scores import PAIRS, best, score_pairs, slack
 from retro.retrieval.vectors import Vectors
 
-QUERIES, SLICE = 256, 4096  # 4 MB of scores: near the caches of a CPU core, and few calls
-GPU_QUERIES, GPU_SLICE = 2048, 32768
+QUERIES = 384  # a batch; more of them share the cost of packing the database for a matrix product
+BLOCK = 1 << 14  # database vectors a batch is scored against before candidates are chosen
+SLICE = 1024  # vectors a matrix product: its scores are reduced while they are in the cache of a CPU core
+GPU_QUERIES, GPU_SLICE = 2048, 1 << 16
+SPAN = 16  # slices whose excluded pairs are looked up at once
 GROUP = 32  # scores a group
 CROWD = 512  # candidates a query, beyond 8k, that are thinned out by their exact scores
-RESIDENT = 1 << 16  # database vectors read at a time
 
 
 class Candidates:
@@ -43,9 +46,9 @@ class Candidates:
         scores = np.concatenate([self.scores, scores])
         order = np.argsort(rows * 8.0 - scores)  # by row, then score; unit vectors score between −1 and 1
         rows, ids, scores = rows[order], ids[order], scores[order]
-        begins = np.searchsorted(rows, np.arange(self.queries))
-        filled = np.searchsorted(rows, np.arange(self.queries), side="right") - begins >= self.k
-        self.kth[filled] = scores[begins[filled] + self.k - 1]
+        bounds = np.searchsorted(rows, np.arange(self.queries + 1))
+        filled = np.diff(bounds) >= self.k
+        self.kth[filled] = scores[bounds[:-1][filled] + self.k - 1]
         kept = scores >= self.kth[rows] - self.margin
         self.rows, self.ids, self.scores = rows[kept], ids[kept], scores[kept]
 
@@ -75,8 +78,8 @@ class ExactSearch:
         pools = [Candidates(batch.stop - batch.start, k, self.margin) for batch in batches]
         worked, told = 0, 0  # pairs of a query and a vector looked at; queries told to `advance`
         with ThreadPoolExecutor(1 if gpu else self.threads) as workers:
-            for start in range(0, len(self.database), RESIDENT):
-                read = self.vectors.read(self.database[start : start + RESIDENT])
+            for start in range(0, len(self.database), BLOCK):
+                read = self.vectors.read(self.database[start : start + BLOCK])
                 block = torch.from_numpy(read).to(self._device)
 
                 def scan(number: int, block: torch.Tensor = block, start: int = start) -> int:
@@ -101,24 +104,49 @@ class ExactSearch:
 
     def _scan(self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, pool: Candidates):
         """Add the candidates of one batch in one block of the database, which begins at position `start`."""
-        step = SLICE if self._device == "cpu" else GPU_SLICE
-        for begin in range(0, len(block), step):
-            part = block[begin : begin + step]
-            group = _group_size(len(part), pool.k)
-            width = -(-len(part) // group) * group
-            scores = self._buffer(len(queries), width)
-            torch.mm(queries, part.T, out=scores[:, : len(part)])
-            scores[:, len(part) :] = -torch.inf
-            rows, positions = barred.within(start + begin, start + begin + len(part))
+        scores, highest = self._products(queries, block, start, barred, pool.k)
+        rows, columns, values = _above(scores, highest, pool.k, pool.floor(), pool.margin)
+        pool.add(rows, columns + start, values)
+        if len(pool.rows) > pool.queries * (8 * pool.k + CROWD):
+            self._thin(queries.cpu().numpy(), pool)
+
+    def _products(
+        self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (queries, slices, group, groups) of a batch with a block, excluded pairs −∞, and the
+        highest of each group (queries, slices, groups). The scores are memory that the thread's next batch
+        overwrites.
+        """
+        group = _group_size(len(block), k)
+        width = min(SLICE if self._device == "cpu" else GPU_SLICE, -(-len(block) // group) * group)
+        slices = -(-len(block) // width)
+        flat = self._buffer(len(queries), slices * width)
+        scores = flat.view(len(queries), slices, group, width // group)
+        highest = torch.empty(len(queries), slices, width // group, device=self._device)
+        flat[:, len(block) :] = -torch.inf
+        for number in range(slices):
+            if number % SPAN == 0:
+                excluded = self._excluded(barred, start + number * width, start + len(block), width)
+            part = block[number * width : (number + 1) * width]
+            here = flat[:, number * width : number * width + len(part)]
+            torch.mm(queries, part.T, out=here)
+            rows, columns = excluded[number % SPAN]
             if len(rows):
-                rows, positions = (torch.from_numpy(a).to(self._device) for a in (rows, positions))
-                scores[rows, positions - (start + begin)] = -torch.inf
-            grouped = scores.view(len(queries), group, width // group)
-            rows, columns, values = _above(grouped, pool.k, pool.floor(), pool.margin)
-            if len(rows):
-                pool.add(rows, columns + (start + begin), values)
-            if len(pool.rows) > pool.queries * (8 * pool.k + CROWD):
-                self._thin(queries.cpu().numpy(), pool)
+                here[rows, columns] = -torch.inf
+            torch.amax(scores[:, number], 1, out=highest[:, number])
+        return scores, highest
+
+    def _excluded(self, barred: Barred, start: int, stop: int, width: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Query numbers and columns of the excluded pairs of each of the next `SPAN` slices from `start`
+        on.
+        """
+        rows, columns = barred.within(start, min(start + SPAN * width, stop))
+        columns -= start
+        order = np.argsort(columns // width, kind="stable")
+        ends = np.cumsum(np.bincount(columns // width, minlength=SPAN))
+        rows = torch.from_numpy(rows[order]).to(self._device)
+        columns = torch.from_numpy(columns[order] % width).to(self._device)
+        return [(rows[a:b], columns[a:b]) for a, b in pairwise([0, *ends.tolist()])]
 
     def _thin(self, queries: np.ndarray, pool: Candidates) -> None:
         """Keep only the k best so far: of thousands of chunks of equal text, all within a rounding error."""
@@ -161,25 +189,24 @@ def _group_size(width: int, k: int) -> int:
     return group
 
 
-def _above(grouped: torch.Tensor, k: int, floor: np.ndarray, margin: float):
-    """Query numbers, columns and scores of the pairs that may be among the k best of `grouped` [q, group,
-    groups].
+def _above(scores: torch.Tensor, highest: torch.Tensor, k: int, floor: np.ndarray, margin: float):
+    """Query numbers, columns and scores of the pairs that may be among the k best; see `_products`.
 
-    `floor` [q] is a lower bound of what is wanted, above −∞. Where too many pairs reach it, the k-th highest
-    group maximum, which the k-th highest score cannot be below, is another.
+    Nothing below `floor` [q] is wanted, nor below the k-th highest group maximum, which the k-th highest
+    score cannot be below either.
     """
-    groups, bound = grouped.shape[2], torch.from_numpy(floor).to(grouped.device)
-    highest = grouped.amax(1)  # (q, groups)
-    hit = highest >= bound[:, None]
-    if groups > k and int(hit.sum()) > 2 * k * len(floor):
-        if grouped.is_cuda:
+    queries, _, group, groups = scores.shape
+    highest, bound = highest.view(queries, -1), torch.from_numpy(floor).to(scores.device)
+    if highest.shape[1] > k:
+        if scores.is_cuda:
             kth = torch.topk(highest, k).values[:, -1]
         else:
-            kth = torch.from_numpy(np.partition(highest.numpy(), groups - k, axis=1)[:, groups - k])
+            at = highest.shape[1] - k
+            kth = torch.from_numpy(np.partition(highest.numpy(), at, axis=1)[:, at])
         bound = torch.maximum(bound, kth - margin)
-        hit = highest >= bound[:, None]
-    rows, group = torch.nonzero(hit, as_tuple=True)
-    values = grouped[rows, :, group]  # (pairs of query and group, members)
+    rows, place = torch.nonzero(highest >= bound[:, None], as_tuple=True)
+    number, offset = place // groups, place % groups
+    values = scores[rows, number, :, offset]  # (pairs of query and group, members)
     pair, member = torch.nonzero(values >= bound[rows][:, None], as_tuple=True)
-    columns = member * groups + group[pair]
+    columns = (number[pair] * group + member) * groups + offset[pair]
     return rows[pair].cpu().numpy(), columns.cpu().numpy(), values[pair, member].cpu().numpy()

@@ -7,6 +7,7 @@ is affordable; beyond, inverted lists whose candidates are scored again exactly
 """
 
 import re
+import sys
 from collections.abc import Iterator
 
 import faiss
@@ -14,9 +15,7 @@ import faiss
 from retro.errors import UserError
 from retro.retrieval.settings import IndexSettings
 
-AFFORDABLE = (
-    2**44
-)  # multiply-adds of an exact search: some minutes on two CPU cores; 200,000² pairs of 384 dimensions
+AFFORDABLE = 2**44  # multiply-adds of an exact search: some minutes on two CPU cores; 200,000² pairs of 384 dimensions
 IN_MEMORY = 5_000_000  # vectors; more are compressed by product quantization
 POINTS = 39  # training points for each centroid, below which faiss warns
 
@@ -25,7 +24,7 @@ def choose(vectors: int, queries: int, width: int) -> tuple[str, str]:
     """The factory string that `auto` stands for, and why, in words for the log and the manifest."""
     cost = vectors * queries * width
     told = f"{queries} queries x {vectors} vectors x {width} dimensions = {cost:.1e} multiply-adds"
-    if cost <= AFFORDABLE:
+    if cost <= AFFORDABLE and vectors <= IN_MEMORY:
         return "Flat", f"exact search is affordable: {told}, the bound is {AFFORDABLE:.1e}"
     lists = 1 << max(4, (int(4 * vectors**0.5)).bit_length() - 1)
     while lists * POINTS > vectors and lists > 16:
@@ -54,7 +53,28 @@ def build(factory: str, width: int) -> faiss.Index:
     for layer in layers(index):
         if hasattr(layer, "do_polysemous_training"):
             layer.do_polysemous_training = False
+        for clustered in (layer, getattr(layer, "pq", None)):
+            if hasattr(clustered, "cp"):
+                clustered.cp.min_points_per_centroid = 1
+    # faiss's own list of what must live as long as the index.
+    index.referenced_objects = [_quiet(r) for r in _transforms(index) if isinstance(r, faiss.OPQMatrix)]
     return index
+
+
+def _quiet(rotation: faiss.OPQMatrix) -> faiss.ProductQuantizer:
+    """Give a rotation the quantizer it would make for itself, without warnings; the caller keeps it alive."""
+    quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation.pq = quantizer
+    return quantizer
+
+
+def _transforms(index: faiss.Index) -> Iterator[faiss.VectorTransform]:
+    """All transforms applied to vectors before they are indexed."""
+    for layer in layers(index):
+        if isinstance(layer, faiss.IndexPreTransform):
+            for number in range(layer.chain.size()):
+                yield faiss.downcast_VectorTransform(layer.chain.at(number))
 
 
 def _reason(error: RuntimeError) -> str:
@@ -91,19 +111,12 @@ def needed(index: faiss.Index) -> int:
             bits = quantizer.nbits
             bits = bits if isinstance(bits, int) else max(bits.at(i) for i in range(bits.size()))
             most = max(most, 1 << bits)
-        if isinstance(layer, faiss.IndexPreTransform):
-            for number in range(layer.chain.size()):
-                transform = faiss.downcast_VectorTransform(layer.chain.at(number))
-                if isinstance(transform, faiss.OPQMatrix):
-                    most = max(most, 256, transform.d_out)
-                elif isinstance(transform, faiss.PCAMatrix):
-                    most = max(most, transform.d_out)
+    for transform in _transforms(index):
+        if isinstance(transform, faiss.OPQMatrix):
+            most = max(most, 256, transform.d_out)
+        elif isinstance(transform, faiss.PCAMatrix):
+            most = max(most, transform.d_out)
     return most
-
-
-def lists(index: faiss.Index) -> int:
-    """Inverted lists of an index, 0 if it has none."""
-    return max((layer.nlist for layer in layers(index) if isinstance(layer, faiss.IndexIVF)), default=0)
 
 
 def check_size(factory: str, width: int, vectors: int, train_vectors: int) -> None:
@@ -156,5 +169,5 @@ def to_gpus(index: faiss.Index) -> faiss.Index:
     try:
         return faiss.index_cpu_to_all_gpus(index)
     except RuntimeError as error:
-        print(f"index stays on the CPU: {_reason(error)}")
+        print(f"index stays on the CPU: {_reason(error)}", file=sys.stderr)
         return index

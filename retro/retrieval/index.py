@@ -21,24 +21,19 @@ STAGE = "retro.retrieval.index"
 BLOCK = 1 << 16  # vectors added at a time
 
 
-def make(
-    name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int
-) -> faiss.Index:
+def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
     """Train and fill the index of factory string `name` with the `database` rows of `vectors`.
 
     An approximate index trains on a seeded random sample of the whole database.
     """
     factory.check_size(name, vectors.width, len(database), settings.train_vectors)
     index = factory.build(name, vectors.width)
-    lists, on_cpu = factory.lists(index), index
+    on_cpu = index
     if not index.is_trained:
         count = min(len(database), settings.train_vectors)
-        if count < factory.POINTS * lists:
-            print(
-                f"warning: {name} trains {lists} lists on {count} vectors; {factory.POINTS * lists} would "
-                f"be better",
-                file=sys.stderr,
-            )
+        wished = factory.POINTS * factory.needed(index)
+        if count < wished:
+            print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
         chosen = np.random.default_rng(seed).choice(len(database), count, replace=False)
         print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
         index = factory.to_gpus(index)
@@ -61,9 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: index, seed")
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
-    parser.add_argument(
-        "--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order"
-    )
+    parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()

@@ -68,9 +68,7 @@ def main() -> None:
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"])
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
-    parser.add_argument(
-        "--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order"
-    )
+    parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
@@ -87,9 +85,7 @@ def main() -> None:
     exact = ExactSearch(vectors, database, options.threads)
     search = exact
     if not index.settings["exact"]:
-        search = ApproximateSearch(
-            open_index(index.file("index.faiss"), index_settings), exact, index_settings
-        )
+        search = ApproximateSearch(open_index(index.file("index.faiss"), index_settings), exact, index_settings)
     print(
         f"neighbours of {options.split}: {len(rows)} chunks, {k} each, among {len(database)}, by "
         f"{index.settings['factory']}; excluded: same {', '.join(rules_of(settings.exclude))}",

@@ -88,9 +88,7 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
     else:
         positions = np.array([options.chunk])
     if not (positions.min() >= 0 and positions.max() < len(rows)):
-        raise UserError(
-            f"--chunk {options.chunk}: the {options.split} split has chunks 0 to {len(rows) - 1}."
-        )
+        raise UserError(f"--chunk {options.chunk}: the {options.split} split has chunks 0 to {len(rows) - 1}.")
     ids = dataset.neighbour_ids(options.split)
     scores = dataset.manifest(f"neighbours/{options.split}/manifest.json", "neighbours").array("scores.npy")
     for position in positions.tolist():

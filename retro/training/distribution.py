@@ -36,9 +36,7 @@ class World:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # a pass over every new tensor, for nothing
-        )
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
         rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
         device = torch.device("cpu")
         if torch.cuda.is_available():

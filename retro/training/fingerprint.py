@@ -13,9 +13,7 @@ WITHOUT_EFFECT = {
 }
 
 
-def facts(
-    config: str, run: dict[str, Any], code: str, versions: dict[str, str], place: str
-) -> dict[str, Any]:
+def facts(config: str, run: dict[str, Any], code: str, versions: dict[str, str], place: str) -> dict[str, Any]:
     """The parts: sha256 of the recorded config, run settings, digest of the code, versions, where it runs."""
     return {
         "recorded config": config,

@@ -75,9 +75,7 @@ class Session:
         seed = self.run["seed"]
         for step in range(self.step, self.steps):
             mine = self.world.share(self.numbers(step))
-            hidden = hidden_chunks(
-                seed, mine, self.seq_chunks, self.train.neighbour_dropout, self.train.sample_dropout
-            )
+            hidden = hidden_chunks(seed, mine, self.seq_chunks, self.train.neighbour_dropout, self.train.sample_dropout)
             yield mine, self.batcher.batch(self.samples.samples(mine), hidden)
 
     def names(self) -> dict[str, nn.Parameter]:

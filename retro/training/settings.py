@@ -23,32 +23,20 @@ class TrainSettings(Settings):
     lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
     min_lr: float = Field(3e-4, ge=0, description="Learning rate at the end of the decay.")
     warmup_samples: int = Field(60, ge=0, description="Samples of linear warm-up.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Decay after the warm-up."
-    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after the warm-up.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's.")
     eps: float = Field(1e-8, gt=0, description="AdamW's.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
-    micro_batch_size: int | None = Field(
-        None, gt=0, description="Samples a forward pass; default: the whole batch."
-    )
+    micro_batch_size: int | None = Field(None, gt=0, description="Samples a forward pass; default: the whole batch.")
     neighbours_used: int = Field(2, ge=0, description="Neighbours a chunk sees (k).")
-    retrieved_chunks: int = Field(
-        2, ge=1, description="Chunks a neighbour brings: itself and its continuation."
-    )
-    neighbour_dropout: float = Field(
-        0.0, ge=0, le=1, description="Chance that a chunk's neighbours are hidden."
-    )
-    sample_dropout: float = Field(
-        0.0, ge=0, le=1, description="Chance that a whole sample's neighbours are hidden."
-    )
+    retrieved_chunks: int = Field(2, ge=1, description="Chunks a neighbour brings: itself and its continuation.")
+    neighbour_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a chunk's neighbours are hidden.")
+    sample_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a whole sample's neighbours are hidden.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs that have it.")
     compile: bool = Field(False, description="torch.compile the model.")
     threads: int = Field(1, gt=0, description="CPU threads; part of what makes the bytes, so fixed here.")
     checkpoint_interval: int = Field(500, gt=0, description="Steps between checkpoints.")
-    checkpoint_minutes: float = Field(
-        5.0, gt=0, description="Minutes between checkpoints, whichever comes first."
-    )
+    checkpoint_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints, whichever comes first.")
     log_interval: int = Field(10, gt=0, description="Steps between progress lines.")

@@ -126,9 +126,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         model=model,
         forward=torch.compile(model) if train.compile else model,
         optimizer=build_optimizer(model, train),
-        samples=Samples(
-            documents_of(dataset, "train"), dataset.seq_length // dataset.chunk_length, data_seed
-        ),
+        samples=Samples(documents_of(dataset, "train"), dataset.seq_length // dataset.chunk_length, data_seed),
         batcher=batcher("train", "stored" if retrieves else "none"),
         validation=validation,
         checkpoints=Checkpoints(checkpoints, facts),

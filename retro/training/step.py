@@ -66,9 +66,7 @@ def refuse_non_finite(session: Session, numbers: np.ndarray, batch: Batch, sums:
         refuse(session, numbers[wrong], batch, f"the loss is {sums[wrong][0]}", batch.positions[wrong])
 
 
-def refuse(
-    session: Session, numbers: np.ndarray, batch: Batch, what: str, positions: np.ndarray | None = None
-) -> None:
+def refuse(session: Session, numbers: np.ndarray, batch: Batch, what: str, positions: np.ndarray | None = None) -> None:
     """Raise UserError that names the step, the samples and their documents."""
     positions = batch.positions if positions is None else positions
     chunks = positions[:, :-1]

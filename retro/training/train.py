@@ -59,18 +59,12 @@ def finish(session: Session, config: Path, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
-    parser.add_argument(
-        "--run", required=True, help="the run: name, architecture, seed, model, train, as JSON"
-    )
-    parser.add_argument(
-        "--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts"
-    )
+    parser.add_argument("--run", required=True, help="the run: name, architecture, seed, model, train, as JSON")
+    parser.add_argument("--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts")
     parser.add_argument("--output", required=True, type=Path, help="model.json to write")
     options = parser.parse_args()
     with locked(options.checkpoints) if own_rank() == 0 else nullcontext():
-        session = setup(
-            options.config, options.run, options.checkpoints, options.output.parent / "tensorboard"
-        )
+        session = setup(options.config, options.run, options.checkpoints, options.output.parent / "tensorboard")
         try:
             fit(session)
             if session.world.first:

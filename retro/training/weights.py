@@ -70,6 +70,4 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run snakemake to make it.") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}). Delete it and run snakemake."
-        ) from None
+        raise UserError(f"{path}: not a whole safetensors file ({error}). Delete it and run snakemake.") from None

@@ -1,175 +1,192 @@
-"""A small preprocessed dataset, made in a second: what evaluation and report read, without the stages before.
+"""A small preprocessed dataset, made by the real stages in this process; and models without training."""
 
-The files are those of the contract, written with the project's own writers; neighbours are found by word counts.
-"""
-
+import importlib
 import json
-from hashlib import blake2b
+import sys
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer as HuggingFace
-from tokenizers import decoders, models, pre_tokenizers, trainers
+import torch
 
-from retro.artifacts import sha256, write_array, write_json, write_manifest, write_text
-from retro.corpus.mmididx import TokenWriter
-from retro.corpus.tokenizers import Tokenizer
-from retro.database.tables import CHUNK, DOCUMENT, SPLITS
+from retro.artifacts import write_manifest, write_text
+from retro.config import parse
+from retro.model.build import build_model
+from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
+from retro.training.weights import weights, write_tensors
+from tests.evaluation.words import corpus
 
-STAGE = "retro.record"
-EOD = "<|endoftext|>"
-Sources = dict[str, list[dict]]  # name → records with text, id, group, title and split
-
-
-def hashed(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+M, LENGTH, SAVED = 16, 64, 4
+MODEL = {"layers": 2, "width": 32, "heads": 2, "cca_layers": [1, 2], "encoder_layers": 1, "encoder_width": 16}
+SPLITS = ("train", "valid", "test")
 
 
-def build_dataset(folder: Path, sources: Sources, *, m=16, seq_length=64, vocab=400, saved=4, samples=8) -> Dataset:
-    """Write a dataset of `sources` to `folder` and open it."""
-    sources = dict(sorted(sources.items()))
-    tokenizer = _tokenizer(folder / "tokenizer", sources, vocab)
-    tables = {name: _source(folder, name, records, tokenizer, m) for name, records in sources.items()}
-    split = np.concatenate([table["split"] for table in tables.values()])
-    database = np.flatnonzero(np.isin(split, [SPLITS.index("train"), SPLITS.index("book")]))
-    lists = {"database": database} | {s: np.flatnonzero(split == SPLITS.index(s)) for s in SPLITS[:3]}
-    files = []
-    for name, rows in lists.items():
-        files.append(folder / "database" / f"{name}.npy")
-        write_array(files[-1], rows.astype(np.int64))
-    write_manifest(folder / "database/manifest.json", kind="database", stage=STAGE, files=files)
-    texts = _chunk_texts(folder, tables, tokenizer)
-    table = np.concatenate(list(tables.values()))
-    for name in SPLITS[:3]:
-        ids, scores = _neighbours(texts, table, lists[name], database, saved)
-        target = folder / "neighbours" / name
-        write_array(target / "ids.npy", ids)
-        write_array(target / "scores.npy", scores)
-        files = [target / "ids.npy", target / "scores.npy"]
-        counts = {"holes": int((ids < 0).sum()), "recall": {"1": 1.0}}
-        write_manifest(target / "manifest.json", kind="neighbours", stage=STAGE, files=files, counts=counts)
-    return Dataset.open(_record(folder, sources, tokenizer, m, seq_length, saved, samples))
+def stage(module: str, *arguments: object) -> None:
+    """Run a stage's main with a command line."""
+    before = sys.argv
+    sys.argv = [module, *map(str, arguments)]
+    try:
+        importlib.import_module(module).main()
+    finally:
+        sys.argv = before
 
 
-def _tokenizer(folder: Path, sources: Sources, vocab: int) -> Tokenizer:
-    folder.mkdir(parents=True)
-    engine = HuggingFace(models.BPE())
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[EOD], initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    engine.train_from_iterator((record["text"] for records in sources.values() for record in records), trainer)
-    write_text(folder / "tokenizer.json", engine.to_str())
-    settings = {"tokenizer": {"type": "bpe", "eod": EOD, "vocab_size": vocab}}
-    counts = {"vocab_size": engine.get_vocab_size(), "eod_id": 0, "pad_id": 0}
-    files = [folder / "tokenizer.json"]
-    path = folder / "manifest.json"
-    write_manifest(path, kind="tokenizer", stage=STAGE, files=files, settings=settings, counts=counts)
-    return Tokenizer.load(path)
-
-
-def _source(folder: Path, name: str, records: list[dict], tokenizer: Tokenizer, m: int) -> np.ndarray:
-    documents = np.zeros(len(records), DOCUMENT)
-    rows, lines, start = [], b"", 0
-    encoded = tokenizer.encode_batch([record["text"] for record in records])
-    with TokenWriter(folder / "tokens" / name / "tokens", np.uint16) as writer:
-        for number, (record, ids) in enumerate(zip(records, encoded, strict=True)):
-            ids = np.append(ids, tokenizer.eod_id)
-            writer.add(ids)
-            split = SPLITS.index(record["split"])
-            group, size = hashed(record["group"].encode()), len(record["text"].encode())
-            documents[number] = (group, size, split, len(lines))
-            lines += json.dumps({key: record[key] for key in ("id", "group", "title")}).encode() + b"\n"
-            for low in range(0, len(ids), m):
-                part = ids[low : low + m]
-                text = hashed(part.astype("<i8").tobytes())
-                inside = int(tokenizer.token_bytes[part].sum())
-                rows.append((start + low, number, len(part), split, group, text, inside))
-            start += len(ids)
-        writer.finish()
-    target = folder / "tokens" / name
-    write_array(target / "documents.npy", documents)
-    (target / "documents.jsonl").write_bytes(lines)
-    files = [target / file for file in ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl")]
-    counts = {"documents": len(records), "tokens": start, "bytes": int(documents["bytes"].sum())}
-    counts |= {"empty": 0, "filtered": 0, "skipped": 0}
-    counts["by_split"] = {s: {"documents": int((documents["split"] == i).sum())} for i, s in enumerate(SPLITS)}
-    write_manifest(target / "manifest.json", kind="tokens", stage=STAGE, files=files, counts=counts)
-    table = np.array(rows, CHUNK)
-    path = folder / "chunks" / name / "chunks.npy"
-    write_array(path, table)
-    counts = {"chunks": len(table), "padding_share": 1 - float(table["length"].sum()) / (len(table) * m)}
-    counts["by_split"] = {s: int((table["split"] == i).sum()) for i, s in enumerate(SPLITS)}
-    write_manifest(path.with_name("manifest.json"), kind="chunks", stage=STAGE, files=[path], counts=counts)
-    return table
-
-
-def _chunk_texts(folder: Path, tables: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[str]:
-    texts = []
-    for name, table in tables.items():
-        tokens = np.fromfile(folder / "tokens" / name / "tokens.bin", "<u2")
-        texts += [tokenizer.decode(tokens[row["start"] : row["start"] + row["length"]]) for row in table]
-    return texts
-
-
-def _neighbours(texts, table, rows, database, saved) -> tuple[np.ndarray, np.ndarray]:
-    """Best matches by cosine of hashed word counts, other documents only, −1 where there are fewer."""
-    width = 512
-    vectors = np.zeros((len(texts), width), np.float32)
-    for number, text in enumerate(texts):
-        for word in text.lower().split():
-            vectors[number, hashed(word.encode()) % width] += 1
-    vectors /= np.log(2 + (vectors > 0).sum(0))
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    offsets = np.cumsum(np.concatenate([[0], np.diff(table["start"]) < 0]))  # number of each chunk's source
-    ids, scores = np.full((len(rows), saved), -1, np.int32), np.zeros((len(rows), saved), np.float16)
-    for number, row in enumerate(rows):
-        similar = vectors[database] @ vectors[row]
-        same = (offsets[database] == offsets[row]) & (table["document"][database] == table["document"][row])
-        similar[same] = -1
-        order = np.argsort(-similar, kind="stable")[:saved]
-        order = order[similar[order] > 0]
-        ids[number, : len(order)], scores[number, : len(order)] = order, similar[order]
-    return ids, scores
-
-
-def _record(folder, sources, tokenizer, m, seq_length, saved, samples) -> Path:
-    names = ["tokenizer", "database", *(f"neighbours/{s}" for s in SPLITS[:3])]
-    names += [f"{kind}/{name}" for kind in ("tokens", "chunks") for name in sources]
-    manifests = [f"{name}/manifest.json" for name in names]
-    book = {name: all(record["split"] == "book" for record in records) for name, records in sources.items()}
-    write_json(
-        folder / "config.json",
+def configure(folder: Path):
+    """The config of a dataset of `corpus()`, whose files are written to `folder`."""
+    sources = {}
+    for name, records in corpus().items():
+        path = folder / f"{name}.jsonl"
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        sources[name] = {"path": str(path), "train": name != "atlas-old"}
+    return parse(
         {
-            "kind": "recorded config",
-            "format": 1,
-            "name": folder.name,
-            "seed": 1234,
-            "chunk_length": m,
-            "sources": {name: {"path": f"{name}.jsonl", "train": not book[name], "database": True} for name in sources},
-            "source_order": list(sources),
-            "split": {"by": "group", "valid": 0.05, "test": 0.05},
-            "tokenizer": {
-                "type": "bpe",
-                "vocab_size": tokenizer.vocab_size,
-                "eod_id": tokenizer.eod_id,
-                "pad_id": tokenizer.pad_id,
+            "dataset": {
+                "name": "words",
+                "sources": sources,
+                "split": {"by": "group", "valid": 0.15, "test": 0.5},
+                "tokenizer": {"vocab_size": 400},
+                "chunk_length": M,
+                "encoder": {"type": "static", "width": 128},
+                "neighbours": {"saved": SAVED},
+                "samples": {"seq_length": LENGTH, "train_samples": 8},
             },
-            "encoder": {"type": "static", "width": 512},
-            "index": {"factory": "Flat"},
-            "neighbours": {"saved": saved, "exclude": ["document"]},
-            "samples": {
-                "seq_length": seq_length,
-                "train_samples": samples,
-                "global_batch_size": 2,
-                "eval_interval": 2,
-                "eval_iterations": 1,
-            },
-            "counts": {name: json.loads((folder / name).read_text())["counts"] for name in manifests},
-            "manifests": {name: sha256(folder / name) for name in manifests},
-        },
+            "model": {"flavour": "copy-ready", **MODEL},
+        }
     )
-    return folder / "config.json"
+
+
+def build_dataset(folder: Path) -> Dataset:
+    """Preprocess `corpus()` into `folder`."""
+    config = configure(folder / "corpus").dataset
+    facts, sources = config.facts(), sorted(config.sources)
+
+    def manifest(*parts: str) -> Path:
+        return folder.joinpath(*parts, "manifest.json")
+
+    def settings(*keys: str, **more: object) -> tuple[str, str]:
+        return "--settings", json.dumps({**{key: facts[key] for key in keys}, **more})
+
+    def each(kind: str) -> list[Path]:
+        return [manifest(kind, name) for name in sources]
+
+    tokenizer, output = ("--tokenizer", manifest("tokenizer")), "--output"
+    trained = {name: source for name, source in facts["sources"].items() if source["train"]}
+    shared = settings("tokenizer", "split", "seed", "on_error", sources=trained)
+    stage("retro.corpus.train_tokenizer", *shared, output, manifest("tokenizer"))
+    for name in sources:
+        tokens, chunks = ("--tokens", manifest("tokens", name)), ("--chunks", manifest("chunks", name))
+        mine = settings("split", "seed", "on_error", name=name, source=facts["sources"][name])
+        stage("retro.corpus.tokenize", *mine, *tokenizer, output, tokens[1], "--threads", 1)
+        length = settings("chunk_length")
+        stage("retro.database.chunk", *length, *tokens, *tokenizer, output, chunks[1])
+        made = ("--blocks", folder / "blocks" / name, output, manifest("embeddings", name), "--threads", 1)
+        encoder = settings("encoder", "chunk_length")
+        stage("retro.database.embed", *encoder, *tokenizer, *tokens, *chunks, *made)
+    used = {name: {k: facts["sources"][name][k] for k in ("train", "database")} for name in sources}
+    chunks, embeddings = ("--chunks", *each("chunks")), ("--embeddings", *each("embeddings"))
+    database, index = ("--database", manifest("database")), ("--index", manifest("index"))
+    stage("retro.database.assemble", *settings(sources=used), *chunks, output, database[1])
+    stage("retro.retrieval.index", *settings("index", "seed"), *database, *embeddings, output, index[1])
+    for split in SPLITS:
+        search = (*database, *chunks, *embeddings, *index, output, manifest("neighbours", split))
+        stage("retro.retrieval.neighbours", *settings("neighbours", "index", "seed"), "--split", split, *search)
+    names = [manifest("tokenizer"), database[1], index[1], *each("tokens"), *each("chunks"), *each("embeddings")]
+    names += [manifest("neighbours", split) for split in SPLITS]
+    recorded = folder / "config.json"
+    stage("retro.record", "--settings", json.dumps(facts), "--manifests", *names, output, recorded)
+    return Dataset.open(recorded)
+
+
+def make_model(dataset: Dataset, architecture: str, scale: float = 3.0) -> torch.nn.Module:
+    """An untrained model, its weights enlarged: far from a near-uniform beginning, so that all inputs count."""
+    made = build_model(
+        ModelSettings(flavour="copy-ready", **MODEL),
+        architecture=architecture,
+        vocab_size=dataset.vocab_size,
+        seq_length=LENGTH,
+        chunk_length=M,
+        retrieved_length=2 * M,
+        seed=1,
+    )
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(scale)
+    return made.eval()
+
+
+def write_run(dataset: Dataset, name: str) -> Path:
+    """model.json, model.safetensors and metrics.jsonl of an untrained run `gpt-s1` or `retro-s1`."""
+    run = configure(dataset.folder / "corpus").expanded()[name]
+    folder = dataset.folder / "runs" / name
+    model = make_model(dataset, run["architecture"])
+    write_tensors(folder / "model.safetensors", weights(model))
+    recorded = {
+        "seq_length": LENGTH,
+        "chunk_length": M,
+        "retrieved_length": 2 * M,
+        "vocab_size": dataset.vocab_size,
+    }
+    modes = ["none"] if run["architecture"] == "gpt" else ["on", "off"]
+    lines = []
+    for step in range(1, 9):
+        speed = {"seconds": 2.0 * step, "tokens_per_s": 128.0, "mfu": 0.3, "lr": 1e-3, "grad_norm": 1.0}
+        lines.append({"step": step, "samples": step, "tokens": 256 * step, "loss": 6 - 0.3 * step, **speed})
+        if step % 4 == 0:
+            valid = {"step": step, "split": "valid", "loss": 6 - 0.2 * step, "bits_per_byte": 2.5}
+            lines += [{**valid, "retrieval": mode} for mode in modes]
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    path = folder / "model.json"
+    write_manifest(
+        path,
+        kind="model",
+        stage="retro.training.train",
+        files=[folder / "model.safetensors"],
+        inputs=[dataset.path],
+        settings={**run, "recorded": recorded},
+        counts={
+            "flops_per_token": 1e5,
+            "losses": {f"valid/{mode}": 4.4 for mode in modes},
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "samples": 8,
+            "steps": 8,
+            "tokens": 8 * LENGTH,
+        },
+        seed=run["seed"],
+        threads=1,
+    )
+    return path
+
+
+def measure(dataset: Dataset, split: str = "test") -> dict[str, Path]:
+    """Run the losses stage for both untrained runs in every mode: mode → manifest."""
+    found = {}
+    for name, modes in {"gpt-s1": ["none"], "retro-s1": ["on", "off", "random"]}.items():
+        model = dataset.folder / "runs" / name / "model.json"
+        for mode in modes:
+            found[mode] = model.parent / "evaluation" / split / mode / "manifest.json"
+            given = ("--config", dataset.path, "--model", model, "--settings", "{}", "--split", split)
+            stage("retro.evaluation.losses", *given, "--mode", mode, "--output", found[mode])
+    return found
+
+
+def summarise(dataset: Dataset, losses: dict[str, Path]) -> list[Path]:
+    """Run the summarise stage: summary.csv, comparison.csv, sections.csv."""
+    runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
+    files = [dataset.folder / f"{name}.csv" for name in ("summary", "comparison", "sections")]
+    given = ("--config", dataset.path, "--runs", json.dumps(runs), "--settings", '{"bootstrap": 200}')
+    tables = [part for path in files for part in (f"--{path.stem}", path)]
+    stage("retro.evaluation.summarise", *given, "--losses", *losses.values(), *tables)
+    return files
+
+
+def texts_of(dataset: Dataset, split: str = "test") -> list[str]:
+    """The texts of a split's documents, in its order, decoded whole."""
+    rows = dataset.rows(split)
+    tokens, real = dataset.store.tokens(rows)
+    records, source = dataset.store.chunks(rows), dataset.store.source(rows)
+    keys = np.stack([source, records["document"]], axis=1)
+    texts = []
+    for key in dict.fromkeys(map(tuple, keys.tolist())):
+        mine = (keys == key).all(1)
+        texts.append(dataset.tokenizer.decode(tokens[mine][real[mine]]))
+    return texts

@@ -6,49 +6,20 @@ import torch
 
 from retro.evaluation.bits import bits_per_byte, group_documents
 from retro.evaluation.scoring import score
-from retro.model.build import build_model
-from retro.model.settings import ModelSettings
 from retro.training.batches import Batcher
-from tests.evaluation.built import build_dataset
-from tests.evaluation.words import corpus
-
-M, LENGTH = 16, 64
-SETTINGS = ModelSettings(
-    flavour="copy-ready", layers=2, width=32, heads=2, cca_layers=(1, 2), encoder_layers=1, encoder_width=16
-)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return build_dataset(tmp_path_factory.mktemp("dataset") / "words", corpus(), m=M, seq_length=LENGTH)
-
-
-def model(dataset, architecture):
-    made = build_model(
-        SETTINGS,
-        architecture=architecture,
-        vocab_size=dataset.vocab_size,
-        seq_length=LENGTH,
-        chunk_length=M,
-        retrieved_length=2 * M,
-        seed=1,
-    )
-    with torch.no_grad():  # far from its initial near-uniform state, so that every input counts
-        for parameter in made.parameters():
-            parameter.mul_(3)
-    return made.eval()
+from tests.evaluation.built import LENGTH, M, make_model, texts_of
 
 
 def losses(dataset, architecture="retro", ids="stored", used=2, stride=0, batch_size=3, batcher=None):
     batcher = batcher or Batcher(dataset, "test", neighbours_used=used, retrieved_chunks=2, ids=ids, seed=5)
     found = np.empty((len(dataset.rows("test")), M), np.float32)
-    score(model(dataset, architecture), batcher, found, LENGTH, stride, batch_size)
+    score(make_model(dataset, architecture), batcher, found, LENGTH, stride, batch_size)
     return found
 
 
 def naive(dataset, architecture, ids):
     """Each token's loss from logits of a window of its own: one window at a time, one token at a time."""
-    made, rows = model(dataset, architecture), dataset.rows("test")
+    made, rows = make_model(dataset, architecture), dataset.rows("test")
     tokens, real = dataset.store.tokens(rows)
     pad = np.zeros((1, M), np.int64)
     stream, real = np.concatenate([pad, tokens]).reshape(-1), np.concatenate([pad > 0, real]).reshape(-1)
@@ -90,7 +61,7 @@ def test_every_token_has_a_loss_and_padding_has_none(dataset):
 def test_bytes_of_documents_sum_to_their_texts(dataset):
     rows = dataset.rows("test")
     documents = group_documents(rows, dataset.store.source(rows), dataset.store.chunks(rows))
-    wanted = [len(r["text"].encode()) for records in corpus().values() for r in records if r["split"] == "test"]
+    wanted = [len(text.encode()) for text in texts_of(dataset)]
     assert documents.bytes.tolist() == wanted
 
 

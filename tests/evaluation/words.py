@@ -1,28 +1,28 @@
-"""A small corpus with overlapping wording, two sources, an open book, and hostile documents."""
+"""A small corpus with overlapping wording: two sources, an open book, and documents that mean harm."""
 
 import random
 
 PLACES = ["Alba", "Borea", "Cera", "Dorn", "Elis", "Faro", "Gond", "Hyrk", "Ilva", "Jorn", "Kesh", "Lund"]
 SECTIONS = ["Geography", "Economy", "Energy"]
 HOSTILE = '</script><script>alert("x")</script> <img src=x onerror=alert(1)> {{ 7*7 }} &amp; \u2028 ]]> <!-- é'
-WORDS = ["coast", "river", "mountain", "trade", "export", "wheat", "iron", "harbour", "border", "total", "land", "area", "people", "town", "law"]
+COMMON = "coast river mountain trade export wheat iron harbour border total land area people town law"
+WORDS = COMMON.split(" ")
 
 
 def corpus() -> dict[str, list[dict]]:
-    """Records by source: `atlas` (train, valid, test), `atlas-old` (the open book), `speeches` (no sections)."""
+    """Records by source: `atlas`, its older edition `atlas-old` (the open book), hostile `speeches`."""
     rng = random.Random(7)
     atlas, old, speeches = [], [], []
-    for number, place in enumerate(PLACES):
-        split = "test" if number % 4 == 3 else "valid" if number == 6 else "train"
+    for place in PLACES:
         for section in SECTIONS:
             words = " ".join(rng.choice(WORDS) for _ in range(40))
-            text = f"{place}: {section}\n\nTotal area: {rng.randint(10, 999)},{rng.randint(100, 999)} sq km. {words}."
-            key = f"{place}-{section}".lower()
-            record = {"id": key, "group": place, "title": f"{place}: {section}", "text": text}
-            atlas.append({**record, "split": split})
-            old.append({**record, "id": f"old-{key}", "text": text.replace("Total", "Whole"), "split": "book"})
-    for number, split in enumerate(["train", "test", "train", "test"]):
-        text = " ".join(rng.choice(WORDS) for _ in range(70)) + (f" {HOSTILE}" if number % 2 else "")
-        title = f"Speech {number} {HOSTILE}" if number % 2 else f"Speech {number}"
-        speeches.append({"id": f"speech-{number}", "group": str(number), "title": title, "text": text, "split": split})
+            area = f"{rng.randint(10, 999)},{rng.randint(100, 999)} sq km"
+            text = f"{place}: {section}\n\nTotal area: {area}. {words}."
+            record = {"id": f"{place}-{section}".lower(), "group": place, "title": f"{place}: {section}"}
+            atlas.append({**record, "text": text})
+            old.append({**record, "id": f"old-{record['id']}", "text": text.replace("Total", "Whole")})
+    for number in range(8):
+        text = " ".join(rng.choice(WORDS) for _ in range(70)) + f" {HOSTILE}"
+        title = f"Speech {number} {HOSTILE}"
+        speeches.append({"id": f"speech-{number}", "group": f"{number} {HOSTILE}", "title": title, "text": text})
     return {"atlas": atlas, "atlas-old": old, "speeches": speeches}

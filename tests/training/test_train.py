@@ -42,10 +42,7 @@ def lines(stage):
 
 
 def without_times(stage):
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "mfu")}
-        for line in lines(stage)
-    ]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "mfu")} for line in lines(stage)]
 
 
 def test_the_model_is_described(unbroken, config):

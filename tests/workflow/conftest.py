@@ -20,7 +20,8 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         # The copy's package must win over the installed one, in Snakemake's process and in every stage's.
-        self.environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
         self.environment.pop("SNAKEMAKE_PROFILE", None)
 
     @classmethod

@@ -1,0 +1,148 @@
+"""What a Megatron-core model is, read from its parameters' names and shapes, and from facts beside them.
+
+Shapes tell nearly everything. They cannot tell how rows divide into heads, the chunk length, how much of a head rope
+rotates, its base, the norm's epsilon or the form of GELU: those come from the facts (flags, or a JSON of Megatron's
+arguments), and where both speak they must agree.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from retro.errors import UserError
+from retro.model.settings import ModelSettings
+
+# One fact under the names that Megatron's arguments, its configs and reference dumps give it.
+ALIASES = {
+    "layers": ("layers", "num_layers"),
+    "width": ("hidden", "hidden_size"),
+    "heads": ("heads", "num_attention_heads"),
+    "groups": ("query_groups", "num_query_groups"),
+    "ffn": ("ffn_hidden_size",),
+    "vocab": ("vocab", "padded_vocab_size"),
+    "chunk": ("chunk", "retro_chunk_length", "chunk_length"),
+    "retrieved_chunks": ("retrieved", "retro_num_retrieved_chunks"),
+    "retrieved_length": ("retrieved_length", "retro_retrieved_length"),
+    "seq": ("seq", "seq_length", "max_position_embeddings"),
+    "encoder_layers": ("encoder_layers", "retro_encoder_num_layers", "retro_encoder_layers"),
+    "rope_fraction": ("rotary_percent",),
+    "rope_base": ("rotary_base",),
+    "eps": ("norm_epsilon", "layernorm_epsilon", "eps"),
+    "gelu_tanh": ("gelu_tanh", "bias_gelu_fusion", "bias_activation_fusion"),
+    "cca_layers": ("cca_layers_1based",),
+}
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A model's settings, architecture and the lengths that `build_model` wants."""
+
+    settings: ModelSettings
+    architecture: str
+    lengths: dict[str, int]
+
+
+def flatten(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts under our names, from a JSON that holds them at its top or below `args` or `config`."""
+    found = {**facts, **(facts.get("config") or {}), **(facts.get("args") or {})}
+    return {
+        ours: found[theirs]
+        for ours, names in ALIASES.items()
+        for theirs in reversed(names)
+        if found.get(theirs) is not None
+    }
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where: str) -> Inferred:
+    """Settings from parameter shapes by Megatron name (either spec) and `flatten`ed facts.
+
+    Raises UserError, which begins with `where`, for what is missing or contradicts itself.
+    """
+    names = set(shapes)
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in shapes:
+            raise UserError(f"{where}: {name} is missing; this is no whole Megatron-core state dict")
+        return shapes[name]
+
+    def indices(pattern: str) -> list[int]:
+        return sorted({int(match[1]) for name in names if (match := re.match(pattern, name))})
+
+    vocab, width = shape("embedding.word_embeddings.weight")
+    layers = indices(r"decoder\.layers\.(\d+)\.")
+    if layers != list(range(len(layers))) or not layers:
+        raise UserError(f"{where}: decoder layers are {layers}; is this one shard of a pipeline-parallel model?")
+    cca = [i + 1 for i in indices(r"decoder\.layers\.(\d+)\.cross_attention\.attn\.")]
+    root = f"decoder.layers.{cca[0] - 1}.cross_attention.encoder.layers" if cca else "-"
+    encoder = indices(re.escape(root) + r"\.(\d+)\.")
+    crossing = [j + 1 for j in indices(re.escape(root) + r"\.(\d+)\.cross_attention\.")]
+
+    first = "decoder.layers.0"
+    rows, ffn = shape(f"{first}.self_attention.linear_qkv.weight")[0], shape(f"{first}.mlp.linear_fc2.weight")[1]
+    swiglu = shape(f"{first}.mlp.linear_fc1.weight")[0] == 2 * ffn
+    heads = facts.get("heads")
+    if heads is None:
+        raise UserError(f"{where}: how many heads there are is not in the shapes; give --heads")
+    if width % heads or (rows - width) % (2 * width // heads):
+        raise UserError(f"{where}: {heads} heads do not divide {width} features and {rows} rows of linear_qkv")
+    groups = (rows - width) // (2 * width // heads)
+    norms = (f"{first}.input_layernorm.bias", f"{first}.self_attention.linear_qkv.layer_norm_bias")
+    learned = "embedding.position_embeddings.weight" in names
+    fields: dict[str, Any] = {
+        "flavour": "megatron",
+        "layers": len(layers),
+        "width": width,
+        "heads": heads,
+        "kv_heads": None if groups == heads else groups,
+        "ffn": ffn,
+        "positions": "learned" if learned else "rope",
+        "norm": "layernorm" if names & set(norms) else "rmsnorm",
+        "activation": "swiglu" if swiglu else "gelu_tanh" if facts.get("gelu_tanh") else "gelu",
+        "bias": f"{first}.self_attention.linear_qkv.bias" in names,
+        "tied": "output_layer.weight" not in names,
+        "final_norm": "decoder.final_layernorm.weight" in names,
+    }
+    for ours, fact in (("rope_fraction", "rope_fraction"), ("rope_base", "rope_base"), ("norm_eps", "eps")):
+        if fact in facts and (ours == "norm_eps" or not learned):
+            fields[ours] = facts[fact]
+    if cca:
+        fields |= {
+            "cca_layers": tuple(cca),
+            "encoder_layers": len(encoder),
+            "encoder_cross_attention": tuple(crossing),
+        }
+    _agree(facts, fields | {"vocab": vocab, "groups": groups}, where)
+
+    chunk = facts.get("chunk")
+    retrieved = facts.get("retrieved_length")
+    if cca and chunk is None and retrieved and facts.get("retrieved_chunks"):
+        chunk = retrieved // facts["retrieved_chunks"]
+    if cca and chunk is None:
+        raise UserError(f"{where}: the chunk length is not in the shapes; give --chunk-length")
+    chunk = chunk or 64
+    seq = shapes["embedding.position_embeddings.weight"][0] if learned else facts.get("seq", 2048)
+    if not cca and learned:
+        retrieved = min(seq, retrieved or seq)  # a GPT reads no neighbours; its table must do for any
+    lengths = {
+        "vocab_size": vocab,
+        "seq_length": seq,
+        "chunk_length": chunk,
+        "retrieved_length": retrieved or chunk * facts.get("retrieved_chunks", 2),
+    }
+    try:
+        return Inferred(ModelSettings(**fields), "retro" if cca else "gpt", lengths)
+    except ValidationError as error:
+        raise UserError(f"{where}: {error.errors()[0]['msg']}") from None
+
+
+def _agree(facts: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Refuse facts that the parameters contradict."""
+    for name in ("layers", "width", "ffn", "vocab", "encoder_layers", "cca_layers"):
+        if name not in facts or name not in found:
+            continue
+        said = tuple(facts[name]) if name == "cca_layers" else facts[name]
+        if said != found[name]:
+            raise UserError(f"{where}: {name} is said to be {said}, the parameters hold {found[name]}")

@@ -1,0 +1,176 @@
+"""Megatron-core RETRO checkpoints: import, export, and a check against reference dumps.
+
+    python -m retro.interop.megatron import STATE.safetensors OUT_DIR --heads 16 --chunk-length 64
+    python -m retro.interop.megatron export OUT_DIR STATE.safetensors --spec te
+    python -m retro.interop.megatron check DUMP.safetensors ...
+
+One whole state dict (tensor and pipeline parallel size 1), local or Transformer Engine names. A name too many or
+too few is an error. `import` writes model.safetensors and model.json; facts that shapes do not tell come from
+flags, else from STATE.json if there is one.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from retro import errors
+from retro.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
+from retro.errors import UserError
+from retro.interop.infer import flatten, infer
+from retro.interop.names import from_megatron, to_megatron
+from retro.interop.parity import TOLERANCE, compare
+from retro.interop.states import read_state
+from retro.model.build import build_model
+from retro.model.settings import ModelSettings
+
+STAGE = "retro.interop.megatron"
+FACTS = {
+    "heads": int,
+    "chunk_length": int,
+    "retrieved_length": int,
+    "seq_length": int,
+    "rotary_percent": float,
+    "rotary_base": float,
+    "norm_epsilon": float,
+}
+
+
+def load(state_path: Path, out: Path, given: dict[str, Any]) -> None:
+    """Import a state dict into `out`; `given` are facts by Megatron's names, which win over STATE.json."""
+    state = read_state(state_path)
+    beside = state_path.with_suffix(".json")
+    facts = flatten(read_json(beside)) if beside.exists() else {}
+    facts |= flatten({name: value for name, value in given.items() if value is not None})
+    found = infer({name: tuple(t.shape) for name, t in state.items()}, facts, str(state_path))
+    ours = from_megatron(state, found.settings, found.architecture)
+    with torch.device("meta"):
+        model = build_model(found.settings, architecture=found.architecture, seed=None, **found.lengths)
+    for name, parameter in model.named_parameters():
+        if ours[name].shape != parameter.shape:
+            shapes = f"{list(ours[name].shape)}, wanted {list(parameter.shape)}"
+            raise UserError(f"{state_path}: {name} comes out as {shapes}")
+    weights = out / "model.safetensors"
+    with replacing(weights) as temporary:
+        save_file({name: t.float().contiguous() for name, t in sorted(ours.items())}, temporary)
+    parameters = sum(t.numel() for t in ours.values())
+    write_manifest(
+        out / "model.json",
+        kind="model",
+        stage=STAGE,
+        files=[weights],
+        inputs=[state_path],
+        settings={
+            "name": state_path.stem,
+            "architecture": found.architecture,
+            "seed": None,
+            "model": found.settings.model_dump(mode="json"),
+            "recorded": found.lengths,
+        },
+        counts={"parameters": parameters},
+    )
+    shape = f"{found.settings.layers} layers x {found.settings.width} x {found.settings.heads} heads"
+    print(f"{out / 'model.json'}: {found.architecture}, {shape}, {parameters:,} parameters")
+
+
+def save(folder: Path, state_path: Path, spec: str) -> None:
+    """Export the model in `folder` to Megatron's names, with the arguments it needs in a JSON beside it."""
+    manifest = read_manifest(folder / "model.json", "model")
+    settings = ModelSettings(**manifest.settings["model"])
+    architecture, lengths = manifest.settings["architecture"], manifest.settings["recorded"]
+    _expressible(settings, architecture, folder)
+    state = to_megatron(read_state(manifest.file("model.safetensors")), settings, architecture, spec)
+    with replacing(state_path) as temporary:
+        save_file({name: t.contiguous() for name, t in sorted(state.items())}, temporary)
+    args = {
+        "num_layers": settings.layers,
+        "hidden_size": settings.width,
+        "num_attention_heads": settings.heads,
+        "num_query_groups": settings.kv_head_count,
+        "ffn_hidden_size": settings.ffn_dim,
+        "seq_length": lengths["seq_length"],
+        "position_embedding_type": "rope" if settings.positions == "rope" else "learned_absolute",
+        "rotary_percent": settings.rope_fraction,
+        "rotary_base": settings.rope_base,
+        "norm_epsilon": settings.norm_eps,
+        "gelu_tanh": settings.activation == "gelu_tanh",
+    }
+    if architecture == "retro":
+        args |= {
+            "retro_chunk_length": lengths["chunk_length"],
+            "retro_retrieved_length": lengths["retrieved_length"],
+            "retro_encoder_layers": settings.encoder_layers,
+        }
+    write_json(state_path.with_suffix(".json"), {"args": args})
+    print(f"{state_path}: {len(state)} tensors, {spec} spec")
+
+
+def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
+    """Refuse a model that Megatron-core would compute otherwise."""
+    if architecture != "retro":
+        return
+    theirs = {
+        "cca": "standard",
+        "cca_positions": "none",
+        "cca_null": False,
+        "cca_gate": "none",
+        "shared_embeddings": True,
+        "encoder_residual": "normed",
+        "encoder_final_norm": False,
+        "encoder_positions": "learned" if s.positions == "learned" else "none",
+        "encoder_cross_attention": (1,),
+        "mask_padding": False,
+    }
+    differing = [f"{name} is {getattr(s, name)!r}" for name, value in theirs.items() if getattr(s, name) != value]
+    if s.encoder_dim != s.width or s.encoder_ffn_dim != s.ffn_dim or s.encoder_head_count != s.heads:
+        differing.append("the encoder has another shape than the decoder")
+    if s.cca_head_count != s.heads or s.cca_kv_head_count != s.heads:
+        differing.append("chunked cross-attention has other heads than self-attention")
+    if differing:
+        raise UserError(f"{folder}: Megatron-core has no such model: {'; '.join(differing)}")
+
+
+def check(dumps: list[Path]) -> bool:
+    """Print the largest differences for each dump; True if all are within 1e-5."""
+    within = True
+    for dump in dumps:
+        for what, value, where in compare(dump):
+            fine = value <= TOLERANCE
+            within &= fine
+            place = f" in {where}" if where else ""
+            print(f"{dump}: {what:16} {value:.1e}{'' if fine else f'  ABOVE {TOLERANCE:.0e}'}{place}")
+    return within
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    reading = commands.add_parser("import", help="a Megatron state dict becomes a model folder")
+    reading.add_argument("state", type=Path, help=".safetensors, or a torch file")
+    reading.add_argument("out", type=Path, help="folder for model.safetensors and model.json")
+    for name, kind in FACTS.items():
+        reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
+    writing = commands.add_parser("export", help="a model folder becomes a Megatron state dict")
+    writing.add_argument("model", type=Path, help="folder with model.json")
+    writing.add_argument("state", type=Path, help=".safetensors to write; its arguments go to a .json beside it")
+    writing.add_argument("--spec", choices=("local", "te"), default="te", help="whose parameter names")
+    checking = commands.add_parser("check", help="compare with reference dumps of Megatron-core")
+    checking.add_argument("dumps", type=Path, nargs="+", help=".safetensors with its .json beside it")
+    options = parser.parse_args()
+    if options.command == "import":
+        load(options.state, options.out, {name: getattr(options, name) for name in (*FACTS, "gelu_tanh")})
+    elif options.command == "export":
+        save(options.model, options.state, options.spec)
+    elif not check(options.dumps):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,126 @@
+"""Text is written token by token; what is looked up is read exactly as in training."""
+
+import numpy as np
+import pytest
+import torch
+
+from retro.evaluation.decoding import Decoder, Found, Sampler
+from retro.evaluation.live import LiveLookup, excluded_documents
+from retro.evaluation.sample import choose, document_tokens
+from tests.evaluation.built import LENGTH, M, make_model
+
+PROMPT = np.arange(20, 20 + M + 3)
+
+
+class Recorder:
+    """Looks up the same two chunks each time and remembers what was asked."""
+
+    def __init__(self, dataset):
+        self.rows, self.asked = dataset.database[[3, 8]], []
+
+    def __call__(self, tokens):
+        self.asked.append(tokens.tolist())
+        return Found(self.rows, np.array([0.5, 0.4]))
+
+
+def decoder(dataset, lookup=None, architecture="retro", seq_length=LENGTH):
+    shape = {"seq_length": seq_length, "eod_id": dataset.tokenizer.eod_id, "retrieved_chunks": 2}
+    return Decoder(make_model(dataset, architecture), dataset.store, lookup=lookup, **shape)
+
+
+def written(steps):
+    return [step.token for step in steps]
+
+
+def test_greedy_tokens_are_those_of_one_pass_over_the_whole_text(dataset):
+    lookup = Recorder(dataset)
+    tokens = written(decoder(dataset, lookup).write(PROMPT, 20, Sampler()))
+    whole = np.concatenate([PROMPT, tokens])[:-1]
+    size = -(-len(whole) // M) * M
+    padded = np.pad(whole, (0, size - len(whole)))
+    rows = np.full((1, size // M, 2), -1)
+    rows[0, : len(whole) // M] = lookup.rows
+    neighbours, mask = map(torch.from_numpy, dataset.store.retrieved(rows, 2))
+    with torch.no_grad():
+        logits = make_model(dataset, "retro")(torch.from_numpy(padded)[None], neighbours, mask)[0]
+    assert tokens == logits[len(PROMPT) - 1 : len(whole)].argmax(-1).tolist()
+
+
+def test_each_chunk_is_looked_up_once_as_soon_as_it_is_full(dataset):
+    lookup = Recorder(dataset)
+    steps = list(decoder(dataset, lookup).write(PROMPT, 2 * M, Sampler()))
+    whole = [*PROMPT.tolist(), *written(steps)]
+    assert lookup.asked == [whole[:M], whole[M : 2 * M], whole[2 * M : 3 * M]]
+    at = {number: step for step, each in enumerate(steps) for number, _ in each.looked_up}
+    assert at == {0: 0, 1: 2 * M - len(PROMPT), 2: 3 * M - len(PROMPT)}
+
+
+def test_padding_lets_a_short_prompt_be_looked_up_at_once(dataset):
+    lookup = Recorder(dataset)
+    next(decoder(dataset, lookup).write(PROMPT[:5], 1, Sampler(), padding=M - 5))
+    assert lookup.asked == [PROMPT[:5].tolist()]
+
+
+def test_text_longer_than_the_window_goes_on(dataset):
+    lookup = Recorder(dataset)
+    tokens = written(decoder(dataset, lookup, seq_length=2 * M).write(PROMPT, 3 * M, Sampler()))
+    assert len(tokens) == 3 * M and len(lookup.asked) == 4
+
+
+def test_without_lookup_a_retro_writes_what_its_twin_writes(dataset):
+    off = written(decoder(dataset).write(PROMPT, 12, Sampler()))
+    assert off == written(decoder(dataset, architecture="gpt").write(PROMPT, 12, Sampler()))
+
+
+def test_writing_ends_with_the_document(dataset):
+    sampler = Sampler()
+    made = decoder(dataset)
+    made.eod_id = written(made.write(PROMPT, 1, sampler))[0]
+    assert len(written(made.write(PROMPT, 10, sampler))) == 1
+
+
+def test_sampling_is_seeded_and_stays_in_the_nucleus():
+    logits = torch.tensor([2.0, 1.9, -3.0, 1.0])
+    drawn = [Sampler(1.0, 0.7, seed).choose(logits) for seed in range(200)]
+    assert set(drawn) == {0, 1}
+    assert drawn == [Sampler(1.0, 0.7, seed).choose(logits) for seed in range(200)]
+    assert {Sampler(1.0, 1e-9, seed).choose(logits) for seed in range(20)} == {0}
+    assert Sampler(0.0, 0.7, 3).choose(logits) == 0
+
+
+def test_live_lookup_finds_the_chunk_itself_first(dataset):
+    row = int(dataset.database[5])
+    tokens, mask = dataset.store.tokens(np.array(row))
+    lookup = LiveLookup(dataset, 3)
+    found = lookup(tokens[mask])
+    text = dataset.tokenizer.decode(tokens[mask])
+    assert lookup.describe(found)[0]["text"] == text
+    assert found.scores[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_nothing_is_looked_up_for_no_text(dataset):
+    found = LiveLookup(dataset, 3)(np.array([dataset.tokenizer.eod_id]))
+    assert found.rows.tolist() == [-1, -1, -1] and LiveLookup(dataset, 3).describe(found) == []
+
+
+@pytest.mark.parametrize(("rules", "barred"), [(["document"], False), (["group_of_any_source"], True)])
+def test_group_rules_hold_for_live_lookups(dataset, monkeypatch, rules, barred):
+    """An open book's page of the same group is barred exactly if the dataset's rules say so."""
+    monkeypatch.setitem(dataset.facts["neighbours"], "exclude", rules)
+    rows = choose(dataset, "test", 9, 1, seed=0)
+    row = next(row for row in rows if dataset.store.document(row)["source"] == "atlas")
+    group = dataset.store.document(row)["group"]
+    tokens = document_tokens(dataset, row, M)
+    lookup = LiveLookup(dataset, len(dataset.database), 1, excluded_documents(dataset, row))
+    groups = {each["document"]["group"] for each in lookup.describe(lookup(tokens))}
+    assert (group not in groups) is barred
+
+
+def test_prompts_are_spread_over_sections(dataset):
+    chosen = [dataset.store.document(row) for row in choose(dataset, "test", 4, M, seed=1)]
+    assert {each["title"].rpartition(": ")[2] for each in chosen if each["source"] == "atlas"} == {
+        "Geography",
+        "Economy",
+        "Energy",
+    }
+    assert len({each["id"] for each in chosen}) == 4

@@ -1,0 +1,203 @@
+"""Megatron-core state dicts: parity with the oracle, round trips, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retro.artifacts import read_manifest
+from retro.errors import UserError
+from retro.interop.infer import flatten, infer
+from retro.interop.megatron import check, load, save
+from retro.interop.names import entries, from_megatron, to_megatron
+from retro.interop.parity import compare
+from retro.interop.states import read_state
+from retro.model.build import build_model
+from retro.model.settings import ModelSettings
+from tests.interop.dumps import VARIANTS, variant, write_dump
+
+ROOT = Path(__file__).parents[2]
+ORACLE = Path(os.environ.get("RETRO_ORACLE", ROOT.parent / "shared" / "oracle"))
+
+GIVEN = {"heads": 2, "chunk_length": 4, "retrieved_length": 8, "seq_length": 16}
+
+
+def state_of(name, architecture="retro"):
+    settings, lengths, model, *_ = variant(name, architecture)
+    return settings, lengths, {key: t.detach() for key, t in model.state_dict().items()}
+
+
+@pytest.mark.skipif(not ORACLE.is_dir(), reason="no reference dumps of Megatron-core (RETRO_ORACLE)")
+def test_logits_losses_and_gradients_are_megatron_s():
+    dumps = sorted(ORACLE.glob("*.safetensors"))
+    assert dumps
+    for dump in dumps:
+        found = compare(dump)
+        assert {d.what.split()[0] for d in found} >= {"logits", "loss"}
+        assert all(d.value < 2e-6 for d in found), found
+
+
+@pytest.mark.parametrize("spec", ["local", "te"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_of_a_dump_is_read_from_it(name, spec, tmp_path):
+    dump = write_dump(tmp_path, name, spec)
+    found = {d.what.split()[0]: d.value for d in compare(dump)}
+    assert set(found) == {"logits", "token_loss", "loss", "gradients"}
+    assert max(found.values()) < 1e-6
+
+
+@pytest.mark.parametrize("spoil", ["out/logits", "out/loss", "grad/embedding.word_embeddings.weight"])
+def test_a_difference_is_found_and_fails_the_check(spoil, tmp_path, capsys):
+    dump = write_dump(tmp_path, "base", spoil=spoil)
+    assert not check([dump])
+    assert capsys.readouterr().out.count("ABOVE 1e-05") == 1
+
+
+@pytest.mark.parametrize("architecture", ["retro", "gpt"])
+@pytest.mark.parametrize("spec", ["local", "te"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_import_and_export_are_inverse(name, spec, architecture, tmp_path):
+    settings, lengths, ours = state_of(name, architecture)
+    theirs = to_megatron(ours, settings, architecture, spec)
+    assert all(torch.equal(t, ours[n]) for n, t in from_megatron(theirs, settings, architecture).items())
+
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_file({n: t.contiguous() for n, t in theirs.items()}, first)
+    rope = {"rotary_percent": settings.rope_fraction, "gelu_tanh": settings.activation == "gelu_tanh"}
+    load(first, tmp_path / "model", GIVEN | {"retrieved_length": lengths["retrieved_length"]} | rope)
+    save(tmp_path / "model", second, spec)
+    again = load_file(second)
+    assert set(again) == set(theirs) and all(torch.equal(again[n], theirs[n]) for n in theirs)
+
+    manifest = read_manifest(tmp_path / "model" / "model.json", "model")
+    manifest.check()
+    model = build_model(
+        ModelSettings(**manifest.settings["model"]),
+        architecture=manifest.settings["architecture"],
+        seed=None,
+        **manifest.settings["recorded"],
+    )
+    model.load_state_dict(read_state(tmp_path / "model" / "model.safetensors"), strict=True)
+    load(second, tmp_path / "again", {})  # the JSON beside an export says what the shapes do not
+    copy = read_manifest(tmp_path / "again" / "model.json", "model")
+    assert copy.settings["model"] == manifest.settings["model"]
+
+
+def test_grouped_queries_keep_their_groups():
+    settings = ModelSettings(flavour="megatron", layers=6, width=16, heads=4, kv_heads=2, encoder_dropout=0.0)
+    lengths = {"vocab_size": 19, "seq_length": 8, "chunk_length": 4, "retrieved_length": 8}
+    ours = build_model(settings, architecture="gpt", seed=1, **lengths).state_dict()
+    theirs = to_megatron(ours, settings, "gpt", "local")
+    qkv = theirs["decoder.layers.0.self_attention.linear_qkv.weight"].view(2, 4, 4, 16)  # group, q q k v, size, d
+    mine = ours["decoder.layers.0.attention.qkv.weight"].view(8, 4, 16)  # q q q q k k v v, size, d
+    assert torch.equal(qkv[1], mine[[2, 3, 5, 7]])
+    shapes = {n: tuple(t.shape) for n, t in theirs.items()}
+    assert infer(shapes, {"heads": 4}, "x").settings.kv_heads == 2
+
+
+def test_names_are_megatron_s():
+    settings, _, ours = state_of("base")
+    local, te = (set(to_megatron(ours, settings, "retro", spec)) for spec in ("local", "te"))
+    encoder = "decoder.layers.5.cross_attention.encoder.layers"
+    assert {
+        "embedding.position_embeddings.weight",
+        "decoder.layers.0.input_layernorm.bias",
+        "decoder.layers.5.cross_attention.attn.linear_kv.weight",
+        f"{encoder}.0.pre_mlp_layernorm.norm.weight",
+        f"{encoder}.1.pre_mlp_layernorm.weight",
+    } <= local
+    assert {
+        "decoder.layers.0.self_attention.linear_qkv.layer_norm_bias",
+        "decoder.layers.5.pre_cross_attn_layernorm.weight",
+        f"{encoder}.0.pre_mlp_layernorm.norm.weight",
+        f"{encoder}.1.mlp.linear_fc1.layer_norm_weight",
+    } <= te
+    assert len(local) == len(te) == len(list(entries(settings, "retro")))
+
+
+def test_missing_unknown_and_contradicting_are_refused_in_one_line(tmp_path):
+    settings, _, ours = state_of("base")
+    whole = to_megatron(ours, settings, "retro", "local")
+    path = tmp_path / "state.safetensors"
+
+    def refused(state, given, message):
+        save_file({n: t.contiguous() for n, t in state.items()}, path)
+        with pytest.raises(UserError, match=message) as error:
+            load(path, tmp_path / "out", given)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    norm = "decoder.layers.3.pre_mlp_layernorm.weight"
+    refused({n: t for n, t in whole.items() if n != norm}, GIVEN, f"{norm} is missing")
+    refused(whole | {"decoder.extra": torch.zeros(1)}, GIVEN, "decoder.extra is unknown")
+    refused(whole, {"chunk_length": 4}, "give --heads")
+    refused(whole, {"heads": 2}, "give --chunk-length")
+    refused(whole, GIVEN | {"heads": 3}, "3 heads do not divide")
+    refused(whole, GIVEN | {"num_layers": 12}, "layers is said to be 12, the parameters hold 6")
+    wrong = "decoder.layers.3.self_attention.linear_proj.weight"
+    refused(whole | {wrong: torch.zeros(16, 8)}, GIVEN, "attention.out.weight comes out as")
+    refused({"weight": torch.zeros(1)}, GIVEN, "word_embeddings.weight is missing")
+    refused({n: t for n, t in whole.items() if ".layers.0." not in n or "cross" in n}, GIVEN, "pipeline-parallel")
+
+
+def test_models_that_megatron_lacks_are_not_exported(tmp_path):
+    settings, _, ours = state_of("base")
+    whole = to_megatron(ours, settings, "retro", "local")
+    save_file({n: t.contiguous() for n, t in whole.items()}, tmp_path / "s.safetensors")
+    load(tmp_path / "s.safetensors", tmp_path / "model", GIVEN)
+    manifest = tmp_path / "model" / "model.json"
+    facts = json.loads(manifest.read_text())
+    facts["settings"]["model"] |= {"cca_null": True, "encoder_residual": "raw"}
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"no such model: cca_null is True; encoder_residual is 'raw'"):
+        save(tmp_path / "model", tmp_path / "t.safetensors", "te")
+
+
+def test_torch_files_are_read_without_running_them(tmp_path):
+    settings, _, ours = state_of("base")
+    theirs = to_megatron(ours, settings, "retro", "te")
+    wrapped = {"model": {f"module.{n}": t for n, t in theirs.items()} | {"module.x._extra_state": None}}
+    torch.save(wrapped, tmp_path / "state.pt")
+    assert set(read_state(tmp_path / "state.pt")) == set(theirs)
+    torch.save({"model": theirs, "args": Path("x")}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="weights_only") as error:
+        read_state(tmp_path / "state.pt")
+    assert "\n" not in str(error.value)
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        read_state(tmp_path / "broken.safetensors")
+
+
+def test_half_precision_becomes_fp32(tmp_path):
+    settings, _, ours = state_of("base")
+    theirs = to_megatron(ours, settings, "retro", "te")
+    save_file({n: t.bfloat16().contiguous() for n, t in theirs.items()}, tmp_path / "s.safetensors")
+    load(tmp_path / "s.safetensors", tmp_path / "model", GIVEN)
+    assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "model" / "model.safetensors").values())
+
+
+def test_facts_go_by_several_names():
+    assert flatten({"args": {"hidden": 8}, "ffn_hidden_size": 32}) == {"width": 8, "ffn": 32}
+    assert flatten({"config": {"num_attention_heads": 4, "norm_epsilon": 1e-6}}) == {"heads": 4, "eps": 1e-6}
+
+
+def test_the_command_line_says_what_is_wrong_and_exits_1(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "retro.interop.megatron", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+
+    done = run("check", write_dump(tmp_path, "base"))
+    assert done.returncode == 0 and "gradients" in done.stdout
+    done = run("check", write_dump(tmp_path, "base", spoil="out/logits"))
+    assert done.returncode == 1 and "ABOVE" in done.stdout and not done.stderr
+    done = run("import", tmp_path / "none.safetensors", tmp_path / "out")
+    assert done.returncode == 1 and done.stderr == f"error: {tmp_path / 'none.safetensors'}: no such file\n"

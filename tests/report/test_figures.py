@@ -1,0 +1,48 @@
+"""Figures: all of them, in both formats, the same bytes each time."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from retro.report.read import read_benchmarks, read_csv, read_runs
+from retro.report.words import duration, interval, percent, short
+
+NAMES = ["loss", "bpb", "sections", "cost", "neighbours"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_drawn(report, name):
+    svg = report.folder / "figures" / f"{name}.svg"
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_inputs_give_the_same_bytes(report, tmp_path):
+    report.draw(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        assert path.read_bytes() == (report.folder / "figures" / path.name).read_bytes(), path.name
+
+
+def test_runs_carry_their_curves(report):
+    folders = [report.folder / "runs" / name for name in ("retro-s1", "gpt-s1")]
+    runs = read_runs([f / "model.json" for f in folders], [f / "metrics.jsonl" for f in folders])
+    assert [run.name for run in runs] == ["gpt-s1", "retro-s1"]
+    assert runs[1].base == "retro" and len(runs[1].training()) == 8
+    assert [line["tokens"] for line in runs[1].validation("off")] == [1024, 2048]
+
+
+def test_benchmarks_are_summed_by_stage(report):
+    stages = {stage.name: stage for stage in read_benchmarks([report.folder / "benchmarks"])}
+    assert stages["tokenize"].jobs == 2 and stages["tokenize"].seconds == 5.0
+
+
+def test_empty_cells_are_none(report):
+    rows = read_csv(report.table("sections"))
+    assert rows[0]["difference_percent"] is None and isinstance(rows[0]["bits_per_byte"], float)
+
+
+def test_numbers_as_a_reader_wants_them():
+    assert percent(-12.04) == "−12.0 %" and percent(0.04) == "±0.0 %" and percent(3) == "+3.0 %"
+    assert interval({"low": -15.1, "high": 0.5}) == "(−15.1 … +0.5)" and interval({"low": None}) == ""
+    assert (short(614400), short(1.25e6), short(12)) == ("614k", "1.25M", "12")
+    assert (duration(8.04), duration(200), duration(7500)) == ("8.04 s", "3 min 20 s", "2 h 5 min")

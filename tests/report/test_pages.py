@@ -1,0 +1,146 @@
+"""The pages stand alone, say what they should, and a hostile corpus does nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from retro.report import explorer
+from retro.report.pages import embedded
+from retro.report.pieces import split_pieces
+from tests.evaluation.words import HOSTILE
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Reader(HTMLParser):
+    """Reads a page: its elements, what is in its scripts and what it shows; unbalanced elements are an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.scripts, self.shown, self.events = [], [], [], [], []
+        self.links = []
+        self.feed(text)
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.events += [name for name, _ in attributes if name.startswith("on")]
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, (tag, self.open[-3:])
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif "style" not in self.open:
+            self.shown.append(data)
+
+
+@pytest.fixture(scope="module")
+def neighbours(report):
+    return report.explorer()
+
+
+@pytest.fixture(scope="module")
+def page(report, neighbours):
+    return report.page()
+
+
+def test_the_hostile_corpus_is_really_shown(report, neighbours):
+    data = json.loads(Reader(neighbours).scripts[0])
+    assert any(HOSTILE in document["title"] for document in data["documents"])
+    assert any("<script>alert" in "".join(chunk["pieces"]) for chunk in data["chunks"])
+
+
+def test_a_hostile_corpus_adds_no_element(neighbours, page):
+    for text, scripts in ((neighbours, 2), (page, 0)):
+        found = Reader(text)
+        assert len(found.scripts) == scripts and found.events == []
+        assert "img" not in found.tags
+        assert "49" not in "".join(found.shown).split()  # {{ 7*7 }} was not computed
+
+
+def test_pages_ask_nothing_of_the_network(neighbours, page):
+    for text in (neighbours, page):
+        found = Reader(text)
+        assert all(link.startswith("#") or link == "neighbours.html" for link in found.links), found.links
+        assert "default-src 'none'" in text
+        assert not re.search(r"@import|url\(['\"]?http", text)
+
+
+def test_json_cannot_end_its_script_element():
+    text = embedded({"a": "</script><!-- & \u2028"})
+    assert not re.search(r"[<>&\u2028]", text) and json.loads(text) == {"a": "</script><!-- & \u2028"}
+
+
+def test_explorer_losses_are_those_of_the_tokens(report, neighbours):
+    data = json.loads(Reader(neighbours).scripts[0])
+    assert data["run"] == "retro-s1" and data["twin"] == "gpt-s1"
+    assert len(data["chunks"]) == data["total"]["chunks"] == len(report.dataset.rows("test"))
+    for key, mode in (("gpt", "none"), ("retro", "on")):
+        losses = np.load(report.losses[mode].parent / "losses.npy")
+        for position in (0, 7, len(losses) - 1):
+            wanted = np.nansum(losses[position])
+            assert sum(data["chunks"][position][key]) / 100 == pytest.approx(wanted, abs=0.01 * losses.shape[1])
+
+
+def test_explorer_shows_the_stored_neighbours(report, neighbours):
+    data = json.loads(Reader(neighbours).scripts[0])
+    ids = report.dataset.neighbour_ids("test")[:, :2]
+    row = int(report.dataset.neighbour_rows(ids)[3, 0])
+    number, score = data["chunks"][3]["near"][0]
+    assert score == pytest.approx(float(np.load(report.folder / "neighbours/test/scores.npy")[3, 0]), abs=1e-3)
+    page = data["pages"][data["texts"][number]["page"]]
+    assert page["title"] == report.dataset.store.document(row)["title"]
+
+
+def test_explorer_keeps_whole_documents_and_says_how_many(report):
+    losses = explorer.pair([explorer.read_manifest(report.losses[mode]) for mode in ("none", "on")])
+    data = explorer.collect(report.dataset, *losses, most=12)
+    assert 0 < len(data["chunks"]) <= 12
+    assert sum(document["count"] for document in data["documents"]) == len(data["chunks"])
+    text = explorer.render("neighbours.html.j2", data=data)
+    assert re.search(rf"{len(data['chunks'])} of {data['total']['chunks']} chunks", " ".join(text.split()))
+
+
+def test_report_tells_the_whole_story(page):
+    shown = " ".join("".join(Reader(page).shown).split())
+    assert "bits per byte" in shown and "95 % interval" in shown
+    for section in ("Corpus", "Retrieval", "Training", "Evaluation", "Generation", "Cost", "Provenance"):
+        assert f'id="{section.lower()}"' in page
+    assert "The book is open" in shown and "atlas-old" in shown
+    assert "copy-ready cross-attention is on" in shown
+    assert 'href="neighbours.html"' in page
+    assert "with retrieval" in shown and "as it really goes on" in shown
+
+
+def test_report_holds_every_figure_with_a_caption(page):
+    found = Reader(page)
+    assert found.tags.count("figure") == found.tags.count("figcaption") == found.tags.count("svg") == 5
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "two elements with one id"
+
+
+def test_pieces_join_to_the_text_and_count_every_token(report):
+    tokenizer = report.dataset.tokenizer
+    text = "Zürich — 日本 🙂 naïve\n\n  end"
+    ids = [*tokenizer.encode_batch([text])[0].tolist(), tokenizer.eod_id]
+    pieces = split_pieces(tokenizer, ids)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert sum(count for _, count in pieces) == len(ids)
+    assert pieces[-1] == ("", 1)
+    for cut in range(1, len(ids)):  # a chunk may begin or end within a character
+        assert sum(count for _, count in split_pieces(tokenizer, ids[:cut])) == cut
+        assert sum(count for _, count in split_pieces(tokenizer, ids[cut:])) == len(ids) - cut

@@ -1,0 +1,59 @@
+"""The headline says what the numbers say, and no more."""
+
+from retro.report import story
+
+
+def row(mode="on", percent=-12.0, low=-15.1, high=-9.0, seeds=1, **more):
+    found = {"run": "retro", "twin": "gpt", "seed": "all", "retrieval": mode, "split": "test", "source": "all"}
+    numbers = {"difference_percent": percent, "low": low, "high": high, "seeds": seeds}
+    return {**found, **numbers, "seeds_min": percent - 1, "seeds_max": percent + 1, **more}
+
+
+def test_a_clear_gain():
+    first, second = story.headline([row(), row("random", 2.0, 1.0, 3.0), row("off", 4.0, 3.0, 5.0)], 85, 15)
+    assert first == (
+        "On held-out text (85 documents of 15 groups) RETRO needs 12.0 % fewer bits per byte than its GPT twin "
+        "(95 % interval −15.1 … −9.0 %)."
+    )
+    assert "needs 2.0 % more, so it is what it looked up that helps" in second
+    assert "switched off it needs 4.0 % more" in second
+
+
+def test_an_interval_around_zero_is_no_gain():
+    first, _ = story.headline([row(percent=-0.2, low=-0.6, high=0.3)], 85, 15)
+    assert "no difference" in first and "can be told from chance" in first
+
+
+def test_a_loss_is_called_one():
+    first, _ = story.headline([row(percent=0.6, low=0.3, high=0.9)], 85, 85)
+    assert "(85 documents) RETRO needs 0.6 % more bits per byte" in first
+
+
+def test_random_neighbours_that_do_as_well_are_said_to():
+    _, second = story.headline([row(percent=-0.7, low=-0.8, high=-0.6), row("random", -0.8, -0.9, -0.7)], 85, 15)
+    assert "what it looked up does not help" in second
+
+
+def test_few_documents_are_warned_of():
+    _, second = story.headline([row()], 4, 4)
+    assert "4 documents are too few" in second
+
+
+def test_one_document_has_no_interval():
+    first, _ = story.headline([row(low=None, high=None)], 1, 1)
+    assert "interval" not in first and "12.0 % fewer" in first
+
+
+def test_no_twin_no_claim():
+    assert "No RETRO run" in story.headline([], 3, 3)[0]
+
+
+def test_seeds():
+    assert "trained once" in story.seeds_sentence([row()])
+    assert "3 times" in story.seeds_sentence([row(seeds=3)]) and "−13.0" in story.seeds_sentence([row(seeds=3)])
+
+
+def test_open_and_closed_books():
+    trained, book = {"train": True, "database": True}, {"train": False, "database": True}
+    assert story.book({"a": trained})[0] == "closed"
+    assert story.book({"a": trained, "b": book})[0] == "open" and "holds b," in story.book({"a": trained, "b": book})[1]
