@@ -6,6 +6,18 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 
+class _Lines:
+    """Writes each state of a bar as a line of its own, for logs."""
+
+    def write(self, text: str) -> None:
+        text = text.replace("\r", "").strip()
+        if text:
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def bar(total: int | None, what: str, unit: str) -> tqdm:
     """A tqdm bar over `total` `unit`s; call `.update(n)`, use as a context manager."""
     terminal = sys.stderr.isatty()
@@ -16,9 +28,10 @@ def bar(total: int | None, what: str, unit: str) -> tqdm:
         unit_scale=True,
         ascii=None if terminal else " #",
         ncols=100,
+        delay=0 if terminal else 1,
         mininterval=0.2 if terminal else 10.0,
         maxinterval=10.0,
-        file=sys.stderr,
+        file=sys.stderr if terminal else _Lines(),
     )
 
 

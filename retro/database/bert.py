@@ -96,7 +96,7 @@ class BertEncoder:
         self._pieces = _word_pieces(folder, longest)
         self._states = open_engine(folder, config)
         self.config = config
-        self.width, self.identity, self.engine = config["hidden_size"], identity, self._states.name
+        self.width, self.identity, self.engine = self._states.width, identity, self._states.name
         self._batch_size = max(settings.batch_size, GPU_BATCH) if self._states.gpu else settings.batch_size
         self._threads, self._pooling = 1 if self._states.gpu else threads, pooling
 

@@ -44,6 +44,8 @@ class Blocks:
             raise UserError(
                 f"{self.folder}: another process is working here. Wait for it to end, or stop it."
             ) from None
+        except OSError as error:  # file systems without locks: Lustre mounted without flock, some NFS
+            print(f"{self.folder}: not locked against a second process ({error})", file=sys.stderr)
         kept = self._clean()
         if kept:
             print(f"{self.folder}: going on after {kept} finished blocks", file=sys.stderr)

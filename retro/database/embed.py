@@ -18,7 +18,7 @@ from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.blocks import Blocks
 from retro.database.encoders import open_encoder
-from retro.database.settings import EncoderSettings
+from retro.database.settings import EncoderSettings, read_section
 from retro.errors import UserError
 
 STAGE = "retro.database.embed"
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()
-    settings = EncoderSettings(**options.settings["encoder"])
+    settings = read_section(EncoderSettings, options.settings["encoder"], "encoder")
     chunks = read_manifest(options.chunks, "chunks")
     if chunks.settings["chunk_length"] != options.settings["chunk_length"]:
         raise UserError(
@@ -92,8 +92,7 @@ def main() -> None:
             files=[path],
             inputs=inputs,
             settings={**options.settings, "encoder": made_from["encoder"]},
-            counts={"chunks": len(table), "width": encoder.width},
-            threads=options.threads,
+            counts={"chunks": len(table), "width": encoder.width},  # threads change no byte: not recorded
         )
         blocks.remove()
     print(f"{options.output.parent}: {len(table)} vectors of {encoder.width} dimensions", file=sys.stderr)

@@ -43,6 +43,7 @@ class OnnxEngine:
 
         from retro.database.bert_graph import build
 
+        self.width = config["hidden_size"]
         weights = {
             name.removeprefix("bert."): array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in load_file(folder / "model.safetensors").items()
@@ -70,7 +71,7 @@ class TorchEngine:
         model = AutoModel.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
         )
-        self._model = model.to(device).eval()
+        self._model, self.width = model.to(device).eval(), model.config.hidden_size
 
     def __call__(self, pieces: np.ndarray) -> np.ndarray:
         import torch

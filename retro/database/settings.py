@@ -1,10 +1,13 @@
 """Config section of the embedding stage."""
 
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from retro.errors import UserError
 from retro.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 
 class EncoderSettings(Settings):
@@ -21,3 +24,12 @@ class EncoderSettings(Settings):
     max_word_pieces: int = Field(256, gt=2, description="Longer chunks are cut before they are embedded.")
     batch_size: int = Field(32, gt=0, description="Chunks a batch, sorted by length.")
     dtype: Literal["float32", "float16"] = Field("float32", description="How vectors are stored.")
+
+
+def read_section(kind: type[S], facts: dict[str, Any], name: str) -> S:
+    """A section of a stage's --settings; a wrong key or value is a `UserError` that names it."""
+    try:
+        return kind(**facts)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise UserError(f"--settings: {name}: {wrong}") from None

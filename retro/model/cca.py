@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from retro.model.attention import attend
 from retro.model.chunks import ChunkGrid
-from retro.model.layers import make_norm, rope_table, rotate, shift
+from retro.model.copying import matches
+from retro.model.layers import Rope, make_norm, rope_table, rotate
 from retro.model.settings import ModelSettings
 
 
@@ -19,6 +20,13 @@ class Encoded(NamedTuple):
     mask: Tensor | None  # (b * l, k * r) bool, True = visible; chunks without neighbours are all True
     alive: Tensor | None  # (b * l, 1, 1), 0 for a chunk without neighbours, else 1
     length: int  # r
+    copies: Tensor | None = None  # (b * l, k * r, d) embeddings of their tokens, copy-ready only
+    places: Tensor | None = None  # (b * l, k * r, c) the tokens before each of them, copy-ready only
+    matches: Tensor | None = None  # (b * l, c, m, k * r) of the positions that read: `copying.matches`
+
+    def facing(self, history: Tensor) -> "Encoded":
+        """As read by positions whose last tokens are `history` [b * l, m, c]."""
+        return self._replace(matches=matches(history, self.places, self.states.dtype))
 
 
 class ChunkedCrossAttention(nn.Module):
@@ -26,7 +34,8 @@ class ChunkedCrossAttention(nn.Module):
 
     `relative` [h, m + r - 1] is added to the scores by distance, the neighbour being laid along the chunk
     that retrieved it. The null slot is one more key, `null` [g, size], without value; its weight starts at
-    that of all keys together.
+    that of all keys together. Copy-ready: `match` [h, c] is what each further token of a match adds to the
+    score, and values are those of the encoder plus the embedding of the neighbour's token.
     """
 
     def __init__(self, settings: ModelSettings, chunk_length: int, retrieved_length: int) -> None:
@@ -37,9 +46,11 @@ class ChunkedCrossAttention(nn.Module):
         self.chunk_length, self.retrieved_length = chunk_length, retrieved_length
         size = width // self.heads
         self.norm = make_norm(settings.norm, width, settings.norm_eps)
-        self.q = nn.Linear(settings.copy_context * width, width, bias=bias)
+        self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(settings.encoder_dim, 2 * self.kv_heads * size, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
+        if settings.cca == "copy-ready":
+            self.match = nn.Parameter(torch.empty(self.heads, settings.match_length))
         if settings.cca_positions == "relative":
             self.relative = nn.Parameter(torch.empty(self.heads, chunk_length + retrieved_length - 1))
         if settings.cca_null:
@@ -56,51 +67,60 @@ class ChunkedCrossAttention(nn.Module):
         Exactly zero before the end of the first chunk and for chunks without neighbours.
         """
         x = grid.queries(h)  # (b * l, m, d)
-        out = self.read(x, self._with_context(h, x, grid), encoded)  # (b * l, m, d)
+        out = self.read(x, *self.keys_values(encoded), encoded)  # (b * l, m, d)
         if encoded.alive is not None:
             out = out * encoded.alive  # (b * l, m, d)
         return grid.scatter(out, h.shape[1])  # (b, n, d)
 
-    def _with_context(self, h: Tensor, x: Tensor, grid: ChunkGrid) -> Tensor:
-        """The queries [b * l, m, d] beside those of the positions before: [b * l, m, c * d]."""
-        if self.settings.copy_context == 1:
-            return x
-        before = [grid.queries(shift(h, back)) for back in range(1, self.settings.copy_context)]
-        return torch.cat([x, *before], dim=-1)  # (b * l, m, c * d)
-
-    def read(self, x: Tensor, context: Tensor, encoded: Encoded, offset: int = 0) -> Tensor:
-        """Positions x [b', m', d], offset, offset + 1, .. after the end of their chunk -> [b', m', d].
-
-        `context` [b', m', c * d] is x beside the states of the c - 1 positions before.
-        """
-        q = self.q(context).unflatten(-1, (self.heads, -1))  # (b', m', h, size)
+    def keys_values(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Keys and values of encoded neighbours, the null slot first: [b', (1 +) k * r, g, size] each."""
+        s, r = self.settings, encoded.length
         kv = self.kv(encoded.states).unflatten(-1, (2 * self.kv_heads, -1))  # (b', k * r, 2g, size)
         k, v = kv.chunk(2, dim=2)  # (b', k * r, g, size)
-        places = torch.arange(offset, offset + q.shape[1], device=q.device)  # (m',) 0 = last token of chunk
-        q, k, bias = self._positions(q, k, places, encoded.length)
-        mask = self._mask(bias, encoded)
-        if self.settings.cca_null:
+        if encoded.copies is not None:
+            v = v + encoded.copies.unflatten(-1, (self.kv_heads, -1))  # (b', k * r, g, size)
+        if s.cca_positions == "rope":
+            places = torch.arange(r, device=k.device).repeat(k.shape[1] // r)  # (k * r,)
+            k = rotate(k, self._rope(places))  # (b', k * r, g, size)
+        if s.cca_null:
             null = self.null.to(k.dtype).expand(k.shape[0], 1, -1, -1)  # (b', 1, g, size)
             k = torch.cat([null, k], dim=1)  # (b', 1 + k * r, g, size)
             v = F.pad(v, (0, 0, 0, 0, 1, 0))  # (b', 1 + k * r, g, size)
-        dropout = self.settings.attention_dropout if self.training else 0.0
-        out = attend(q, k, v, mask=mask, dropout=dropout)  # (b', m', d)
-        return self._gated(self.out, out, x)  # (b', m', d)
+        return k, v
 
-    def _positions(self, q: Tensor, k: Tensor, places: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Bring distances in: rotated q and k, or a bias [1, h, m', k * r] for the scores."""
-        s, neighbours = self.settings, k.shape[1] // r
-        ahead = torch.arange(r, device=q.device)  # (r,) places in the neighbour
-        if s.cca_positions == "rope":
+    def read(self, x: Tensor, k: Tensor, v: Tensor, encoded: Encoded, offset: int = 0) -> Tensor:
+        """Positions x [b', m', d], offset, offset + 1, .. after the end of their chunk -> [b', m', d].
+
+        k and v are those of `keys_values`.
+        """
+        q = self.q(x).unflatten(-1, (self.heads, -1))  # (b', m', h, size)
+        after = torch.arange(offset, offset + q.shape[1], device=q.device)  # (m',) 0 = last token of chunk
+        if self.settings.cca_positions == "rope":
             # The neighbour begins where its chunk begins, m - 1 before the first position that reads it.
-            rotated = 2 * (int(q.shape[-1] * s.rope_fraction) // 2)
-            q = rotate(q, rope_table(places + self.chunk_length - 1, rotated, s.rope_base))
-            k = rotate(k, rope_table(ahead.repeat(neighbours), rotated, s.rope_base))
-        if s.cca_positions != "relative":
-            return q, k, None
-        index = places[:, None] - ahead[None, :] + self.retrieved_length - 1  # (m', r) in 0 .. m + r - 2
-        bias = self.relative[:, index].repeat(1, 1, neighbours)  # (h, m', k * r)
-        return q, k, bias[None].to(q.dtype)
+            q = rotate(q, self._rope(after + self.chunk_length - 1))  # (b', m', h, size)
+        mask = self._mask(self._bias(after, encoded), encoded)
+        dropout = self.settings.attention_dropout if self.training else 0.0
+        return self._gated(attend(q, k, v, mask=mask, dropout=dropout), x)  # (b', m', d)
+
+    def _rope(self, places: Tensor) -> Rope:
+        size = self.settings.width // self.heads
+        rotated = 2 * (int(size * self.settings.rope_fraction) // 2)
+        return rope_table(places, rotated, self.settings.rope_base)
+
+    def _bias(self, after: Tensor, encoded: Encoded) -> Tensor | None:
+        """What distances and matches add to the scores: [b' or 1, h, m', k * r]."""
+        bias = None
+        if self.settings.cca_positions == "relative":
+            ahead = torch.arange(encoded.length, device=after.device)  # (r,) places in the neighbour
+            index = after[:, None] - ahead[None, :] + self.retrieved_length - 1  # (m', r) in 0 .. m + r - 2
+            neighbours = encoded.states.shape[1] // encoded.length
+            bias = self.relative[:, index].repeat(1, 1, neighbours)[None]  # (1, h, m', k * r)
+        if encoded.matches is not None:
+            shape = (-1, self.heads, *encoded.matches.shape[2:])
+            weights = self.match.to(encoded.matches.dtype)  # (h, c)
+            found = (weights @ encoded.matches.flatten(2)).view(shape)  # (b', h, m', k * r)
+            bias = found if bias is None else found + bias  # (b', h, m', k * r)
+        return bias
 
     def _mask(self, bias: Tensor | None, encoded: Encoded) -> Tensor | None:
         """What `attend` takes as mask: padding, distances and the weight of the null slot in one."""
@@ -119,12 +139,12 @@ class ChunkedCrossAttention(nn.Module):
             level = mask.sum(-1, keepdim=True).to(like.dtype).log()  # (b', 1, 1, 1)
         return torch.cat([level.expand(*bias.shape[:3], 1), bias], dim=-1)  # (.., 1 + k * r)
 
-    def _gated(self, project: nn.Linear, out: Tensor, x: Tensor) -> Tensor:
+    def _gated(self, out: Tensor, x: Tensor) -> Tensor:
         """Project what was read [b', m', d], through the gate if there is one."""
         if self.settings.cca_gate == "layer":
-            return project(out) * self.gate.tanh()  # (b', m', d)
+            return self.out(out) * self.gate.tanh()  # (b', m', d)
         if self.settings.cca_gate == "token":
             heads = out.unflatten(-1, (self.heads, -1))  # (b', m', h, size)
             logits = self.gate(x) + (heads * self.gate_read).sum(-1)  # (b', m', h)
             out = (heads * logits.sigmoid()[..., None]).flatten(2)  # (b', m', d)
-        return project(out)  # (b', m', d)
+        return self.out(out)  # (b', m', d)

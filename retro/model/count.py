@@ -28,8 +28,9 @@ def _cca(s: ModelSettings, distances: int) -> int:
     """One chunked cross-attention and its norm; `distances` = m + r - 1."""
     d, heads, groups = s.width, s.cca_head_count, s.cca_kv_head_count
     size = d // heads
-    total = _norm(s, d) + _linear(d, s.copy_context * d, s.bias) + _linear(d, d, s.bias)
+    total = _norm(s, d) + 2 * _linear(d, d, s.bias)
     total += _linear(2 * groups * size, s.encoder_dim, s.bias)
+    total += heads * s.match_length
     if s.cca_positions == "relative":
         total += heads * distances
     if s.cca_null:
@@ -48,8 +49,6 @@ def _encoder(s: ModelSettings, vocab_size: int, retrieved_length: int) -> int:
         total += vocab_size * e + (retrieved_length * e if s.encoder_positions == "learned" else 0)
     elif e != d:
         total += e * d
-    if s.cca == "copy-ready":
-        total += s.copy_context * d * e
     layer = 2 * _norm(s, e) + _linear(3 * e, e, s.bias) + _linear(e, e, s.bias)
     layer += _mlp(s, e, s.encoder_ffn_dim)
     cross = _norm(s, e) + 2 * _linear(e, e, s.bias) + _linear(2 * e, d, s.bias)
@@ -107,10 +106,8 @@ def flops_per_token(
         own += crossing * (2 * e * e + 2 * chunk_length * e)
         if s.shared_embeddings and e != d:
             own += e * d
-        if s.cca == "copy-ready":
-            own += s.copy_context * e * d
         kv = 2 * s.cca_kv_head_count * (d // s.cca_head_count) * e
-        layer = (s.copy_context + 1) * d * d + 2 * read * d + per_token * kv
+        layer = 2 * d * d + (2 * d + s.match_length * s.cca_head_count) * read + per_token * kv
         total += per_token * own + crossing * 2 * e * d + len(s.cca_at) * layer
     return 6.0 * total
 

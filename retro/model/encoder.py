@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro.model.attention import CrossAttention, SelfAttention
-from retro.model.layers import MLP, Rope, make_norm, rope_table, shift
+from retro.model.layers import MLP, Rope, make_norm, rope_table
 from retro.model.settings import ModelSettings
 
 
@@ -52,24 +52,21 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Neighbour tokens -> states for chunked cross-attention.
 
-    Tokens come embedded by the decoder's table (`shared_embeddings`) or by a table of its own. With
-    `cca: copy-ready`, each token's predecessors are added, each through its own matrix, so that a key can say
-    which token comes before it.
+    Tokens come embedded by the decoder's table (`shared_embeddings`), brought to the encoder's width if that
+    differs, or by a table of the encoder's own.
     """
 
     def __init__(self, settings: ModelSettings, vocab_size: int, retrieved_length: int) -> None:
         super().__init__()
         s, width = settings, settings.encoder_dim
         self.settings = settings
-        self.embedding = self.positions = self.input = self.previous = self.norm = None
+        self.embedding = self.positions = self.input = self.norm = None
         if not s.shared_embeddings:
             self.embedding = nn.Embedding(vocab_size, width)
             if s.encoder_positions == "learned":
                 self.positions = nn.Embedding(retrieved_length, width)
         elif width != s.width:
             self.input = nn.Linear(s.width, width, bias=False)
-        if s.cca == "copy-ready":
-            self.previous = nn.Linear(s.copy_context * s.width, width, bias=False)
         self.layers = nn.ModuleList(
             EncoderLayer(s, j in s.encoder_cross_attention) for j in range(1, s.encoder_layers + 1)
         )
@@ -77,23 +74,17 @@ class Encoder(nn.Module):
             self.norm = make_norm(s.norm, width, s.norm_eps)
         self.dropout = nn.Dropout(s.dropout)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None, table: Tensor, positions: Tensor | None) -> Tensor:
-        """Tokens [c, r] (c = b * l * k), mask [c, r], the decoder's tables [V, d], [P, d] -> [c, r, d']."""
+    def embed(self, tokens: Tensor, table: Tensor, positions: Tensor | None) -> Tensor:
+        """Tokens [c, r] (c = b * l * k), the decoder's tables [V, d] and [P, d] -> [c, r, d']."""
         s = self.settings
         if not s.shared_embeddings:
             table = self.embedding.weight  # (V, d')
             positions = None if self.positions is None else self.positions.weight  # (r, d')
         x = F.embedding(tokens, table)  # (c, r, d or d')
-        own = x
         if s.encoder_positions == "learned":
             x = x + positions[: tokens.shape[1]]  # (c, r, d or d')
         if self.input is not None:
             x = self.input(x)  # (c, r, d')
-        if self.previous is not None:
-            if mask is not None:
-                own = own * mask[..., None].to(own.dtype)  # (c, r, d)
-            shifted = [shift(own, back) for back in range(1, s.copy_context + 1)]  # (c, r, d) each
-            x = x + self.previous(torch.cat(shifted, dim=-1))  # (c, r, d')
         return self.dropout(x)
 
     def forward(self, x: Tensor, chunks: Tensor, mask: Tensor | None, chunk_mask: Tensor | None) -> Tensor:

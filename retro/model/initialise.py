@@ -7,13 +7,12 @@ the decoder bit for bit, and so do models that differ elsewhere.
 import hashlib
 
 import torch
-from torch import Tensor, nn
 
 from retro.model.language_model import LanguageModel
 
-# How far a match stands out of chance in the scores of aligned chunked cross-attention, and how loud what it
-# reads is in the residual stream.
-MATCH_GAIN = 2.0
+# Copy-ready cross-attention: what the first, second, .. token of a match adds to a score at the start (the null
+# slot weighs log(keys), about 5.5), and how loud what is read is in the residual stream.
+MATCH_GAIN = (4.0, 2.0, 1.0)
 READ_GAIN = 0.1
 
 
@@ -28,62 +27,23 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Give every parameter of `model` its initial value.
 
     Matrices N(0, init_std), those that write into the residual stream divided by sqrt(2 layers); norms 1,
-    biases, gates and distance biases 0; with `cca: copy-ready` what `_align` says.
+    biases, gates and distance biases 0. Copy-ready cross-attention starts as a copier: scores grow with the
+    length of a match, and `out` writes what is read as it is, which the tied head takes for that token.
     """
     s = model.settings
     for name, parameter in model.named_parameters():
-        std = s.init_std
+        std = s.initial_std
         if name.endswith((".out.weight", ".down.weight")):
             layers = s.encoder_layers if name.startswith("encoder.") else s.layers
             std /= (2 * layers) ** 0.5
         if "norm" in name and name.endswith("weight"):
             parameter.fill_(1.0)
+        elif name.endswith(".match"):
+            steps = [*MATCH_GAIN, *[MATCH_GAIN[-1]] * parameter.shape[1]]
+            parameter.copy_(torch.tensor(steps[: parameter.shape[1]]).expand_as(parameter))
+        elif s.cca == "copy-ready" and name.endswith("cca.out.weight"):
+            parameter.copy_(READ_GAIN * torch.eye(s.width))
         elif parameter.dim() < 2 or name.endswith((".relative", ".gate_read", ".gate.weight")):
             parameter.zero_()
         else:
             parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, name)).mul_(std))
-    if model.encoder is not None and s.cca == "copy-ready":
-        _align(model, seed)
-
-
-def _align(model: LanguageModel, seed: int) -> None:
-    """Start chunked cross-attention as a copier.
-
-    At its start the encoder hands out a token's embedding plus, turned by one matrix each, those of the
-    tokens before. A query is the decoder's state turned likewise, so scores are high where the neighbour's
-    *previous* tokens are the decoder's last ones; a value, brought back by its transpose, is the token found
-    there.
-    """
-    s = model.settings
-    d, e = s.width, s.encoder_dim
-    encoder = model.encoder
-    before = [  # (d', d) each
-        _orthogonal((e, d), seed, f"encoder.previous.{i}") for i in range(s.copy_context)
-    ]
-    encoder.previous.weight.copy_(torch.cat(before, dim=1))
-    own = torch.eye(d)
-    if encoder.input is not None:
-        own = _orthogonal((e, d), seed, "encoder.input")  # (d', d)
-        encoder.input.weight.copy_(own)
-    for layer in encoder.layers:
-        layer.attention.out.weight.zero_()
-        layer.mlp.down.weight.zero_()
-        if layer.cross is not None:
-            layer.cross.out.weight.zero_()
-    for index in s.cca_at:
-        cca = model.decoder.layers[index - 1].cca
-        name = f"decoder.layers.{index - 1}.cca"
-        rows = cca.kv.weight.shape[0] // 2
-        groups = cca.heads // cca.kv_heads
-        keys = _orthogonal((rows, e), seed, f"{name}.k")  # (g * size, d')
-        values = _orthogonal((rows, e), seed, f"{name}.v")  # (g * size, d')
-        cca.kv.weight.copy_(torch.cat([keys, values]))
-        spread = keys.unflatten(0, (cca.kv_heads, -1)).repeat_interleave(groups, 0).flatten(0, 1)  # (d, d')
-        cca.q.weight.copy_(MATCH_GAIN * torch.cat([spread @ m for m in before], dim=1))  # (d, c * d)
-        spread = values.unflatten(0, (cca.kv_heads, -1)).repeat_interleave(groups, 0).flatten(0, 1)  # (d, d')
-        cca.out.weight.copy_(READ_GAIN / groups * (spread @ own).T)  # (d, d)
-
-
-def _orthogonal(shape: tuple[int, int], seed: int, name: str) -> Tensor:
-    """A matrix with orthonormal rows or columns, whichever are fewer."""
-    return nn.init.orthogonal_(torch.empty(shape), generator=generator(seed, name))

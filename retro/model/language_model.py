@@ -1,11 +1,14 @@
 """GPT and RETRO as one module: embedding, decoder, neighbour encoder, head, loss."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro.model.cca import ChunkedCrossAttention, Encoded
 from retro.model.chunks import ChunkGrid
+from retro.model.copying import before, copies, recent
 from retro.model.decoder import Decoder
 from retro.model.encoder import Encoder
 from retro.model.layers import Rope, rope_table
@@ -76,19 +79,7 @@ class LanguageModel(nn.Module):
         self._check(tokens, neighbours)
         x = self.dropout(self.embedding(tokens))  # (b, n, d)
         rope = self.rope(torch.arange(tokens.shape[1], device=tokens.device))
-        grid = encode = None
-        if neighbours is not None:
-            grid = ChunkGrid.over(tokens.shape[1], self.chunk_length, self.settings.chunk_alignment)
-            if grid.count == 0:
-                grid = None
-            else:
-                neighbours = neighbours[:, : grid.count]  # (b, l, k, r)
-                if neighbour_mask is not None:
-                    neighbour_mask = neighbour_mask[:, : grid.count]  # (b, l, k, r)
-
-                def encode(h: Tensor) -> Encoded:
-                    return self.encode(neighbours, neighbour_mask, grid.chunks(h), grid.short)
-
+        grid, encode = self._retrieval(tokens, neighbours, neighbour_mask)
         x = self.decoder(x, rope, grid, encode)  # (b, n, d)
         if targets is None:
             return F.linear(x, self.head_weight)  # (b, n, V)
@@ -129,14 +120,36 @@ class LanguageModel(nn.Module):
             chunk_mask[:, 0, :, short:] = False
             chunk_mask = chunk_mask.view(b * count, 1, 1, -1)  # (b * l, 1, 1, m)
         table = self.embedding.positions
-        x = self.encoder.embed(
-            neighbours.reshape(b * count * k, r),
-            rows,
-            self.embedding.tokens.weight,
-            None if table is None else table.weight,
-        )  # (b * l * k, r, d')
+        words = self.embedding.tokens.weight  # (V, d)
+        table = None if table is None else table.weight  # (P, d)
+        x = self.encoder.embed(neighbours.reshape(-1, r), words, table)  # (b * l * k, r, d')
         states = self.encoder(x, chunks, self_mask, chunk_mask)  # (b * l, k * r, d')
-        return Encoded(states, mask, alive, r)
+        encoded = Encoded(states, mask, alive, r)
+        if s.match_length:
+            own = neighbours.reshape(-1, k, r)  # (b * l, k, r)
+            rows = None if rows is None else rows.view_as(own)  # (b * l, k, r)
+            encoded = encoded._replace(copies=copies(own, words), places=before(own, rows, s.match_length))
+        return encoded
+
+    def _retrieval(
+        self, tokens: Tensor, neighbours: Tensor | None, mask: Tensor | None
+    ) -> tuple[ChunkGrid, Callable[[Tensor], Encoded]] | tuple[None, None]:
+        """The chunks of tokens [b, n] and what encodes their neighbours; nothing where retrieval is off."""
+        if neighbours is None:
+            return None, None
+        grid = ChunkGrid.over(tokens.shape[1], self.chunk_length, self.settings.chunk_alignment)
+        if grid.count == 0:
+            return None, None
+        neighbours = neighbours[:, : grid.count]  # (b, l, k, r)
+        mask = None if mask is None else mask[:, : grid.count]  # (b, l, k, r)
+
+        def encode(h: Tensor) -> Encoded:
+            encoded = self.encode(neighbours, mask, grid.chunks(h), grid.short)
+            if not self.settings.match_length:
+                return encoded
+            return encoded.facing(grid.queries(recent(tokens, self.settings.match_length)))
+
+        return grid, encode
 
     def _check(self, tokens: Tensor, neighbours: Tensor | None) -> None:
         n = tokens.shape[1]

@@ -84,9 +84,3 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
         turned, rest = x.split([rotated, x.shape[-1] - rotated], dim=-1)
         return torch.cat([rotate(turned, rope), rest], dim=-1)  # (b, n, h, size)
     return torch.addcmul(x * cos, x.roll(rotated // 2, dims=-1), sin)  # (b, n, h, size)
-
-
-def shift(x: Tensor, by: int) -> Tensor:
-    """Move [.., n, d] along n: position i holds what stood at i - by, the first `by` positions zeros."""
-    kept = max(0, x.shape[-2] - by)
-    return F.pad(x[..., :kept, :], (0, 0, x.shape[-2] - kept, 0))  # (.., n, d)

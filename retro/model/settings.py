@@ -17,6 +17,7 @@ FLAVOURS: dict[str, dict[str, Any]] = {
     "megatron": {
         "positions": "learned",
         "norm": "layernorm",
+        "init_std": 0.02,
         "bias": True,
         "final_norm": False,
         "encoder_residual": "normed",
@@ -92,7 +93,11 @@ class ModelSettings(BaseModel):
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on the weights of decoder and cross-attention"
     )
-    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
+    init_std: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation of initial weights; none: sqrt(2 / (5 width)) (Nguyen and Salazar 2019)",
+    )
 
     chunk_alignment: Literal["start", "end"] = Field(
         "start", description="where the chunk grid begins when the length is no multiple of the chunk"
@@ -103,8 +108,8 @@ class ModelSettings(BaseModel):
     )
     cca: Literal["standard", "copy-ready"] = Field(
         "standard",
-        description="copy-ready: the encoder's input carries each token's predecessors, and query/key and "
-        "value/output matrices start aligned, so that reading on after a match works at once",
+        description="copy-ready: scores are told how many of the last tokens stand before a place in a "
+        "neighbour, and values carry the token there, so that reading on after a match works at once",
     )
     cca_heads: int | None = Field(None, ge=1, description="heads of chunked cross-attention; none: as heads")
     cca_kv_heads: int | None = Field(
@@ -119,8 +124,8 @@ class ModelSettings(BaseModel):
         description="gate on chunked cross-attention: a scalar a layer that starts at zero (the model then "
         "starts as its twin), or one a head and token that sees the state and what was read",
     )
-    copy_context: int = Field(
-        1, ge=1, le=4, description="copy-ready: how many tokens before a place a match is judged by"
+    copy_context: int | None = Field(
+        None, ge=1, le=16, description="copy-ready: how many tokens before a place a match is judged by; none: 4"
     )
 
     encoder_layers: int = Field(2, ge=1, description="layers of the neighbour encoder")
@@ -164,12 +169,12 @@ class ModelSettings(BaseModel):
         self._check_layers("encoder_cross_attention", self.encoder_cross_attention, self.encoder_layers)
         if not self.cca_at:
             raise ValueError("cca_layers is empty; a model without it is architecture gpt")
-        if self.cca == "copy-ready" and not self.shared_embeddings:
+        if self.cca == "copy-ready" and self.cca_kv_head_count != self.cca_head_count:
             raise ValueError(
-                "cca is copy-ready, which needs shared_embeddings: true "
-                "(neighbour tokens must live where the decoder's tokens live)"
+                "cca is copy-ready, whose values carry whole embeddings; leave cca_kv_heads out, or set "
+                f"it to the number of heads, {self.cca_head_count}"
             )
-        if self.copy_context > 1 and self.cca != "copy-ready":
+        if self.copy_context is not None and self.cca != "copy-ready":
             raise ValueError("copy_context is for cca: copy-ready only; leave it out or change cca")
         if self.encoder_positions == "learned" and self.shared_embeddings and self.positions != "learned":
             raise ValueError(
@@ -219,6 +224,16 @@ class ModelSettings(BaseModel):
     def cca_kv_head_count(self) -> int:
         """Key/value heads of chunked cross-attention."""
         return self.cca_kv_heads or self.cca_head_count
+
+    @property
+    def match_length(self) -> int:
+        """How many tokens a match is judged by; 0 without copy-ready cross-attention."""
+        return (self.copy_context or 4) if self.cca == "copy-ready" else 0
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of initial weights."""
+        return self.init_std or (2 / (5 * self.width)) ** 0.5
 
     @property
     def encoder_dim(self) -> int:

@@ -99,8 +99,8 @@ def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most
         if whole:
             axes.axvline(whole[0]["difference_percent"], color=palette.SOFT, linestyle=(0, (4, 3)), linewidth=1)
             axes.text(
-                whole[0]["difference_percent"], -0.75, f"all {percent(whole[0]['difference_percent'])}",
-                ha="center", va="bottom", color=palette.SOFT, fontsize=8.5,
+                whole[0]["difference_percent"], 1.01, f"all {percent(whole[0]['difference_percent'])}",
+                ha="center", va="bottom", color=palette.SOFT, fontsize=8.5, transform=axes.get_xaxis_transform(),
             )  # fmt: skip
         axes.axvline(0, color=palette.INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), [f"{row[name]}  ({row['documents']:.0f})" for row in rows])

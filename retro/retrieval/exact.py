@@ -7,6 +7,7 @@ the exact scores (`retro.retrieval.scores`) that decide at the end do not depend
 rounded. There are holes only where fewer than k chunks are admissible.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,7 +22,7 @@ from retro.retrieval.vectors import Vectors
 
 QUERIES = 384  # a batch; more of them share the cost of packing the database for a matrix product
 BLOCK = 1 << 14  # database vectors a batch is scored against before candidates are chosen
-SLICE = 1024  # vectors a matrix product: its scores are reduced while they are in the cache of a CPU core
+SLICE = 1024  # vectors a matrix product, a multiple of GROUP: reduced while still in a CPU core's cache
 GPU_QUERIES, GPU_SLICE = 2048, 1 << 16
 SPAN = 16  # slices whose excluded pairs are looked up at once
 GROUP = 32  # scores a group
@@ -113,28 +114,27 @@ class ExactSearch:
     def _products(
         self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (queries, slices, group, groups) of a batch with a block, excluded pairs −∞, and the
+        """Scores (slices, queries, group, groups) of a batch with a block, excluded pairs −∞, and the
         highest of each group (queries, slices, groups). The scores are memory that the thread's next batch
         overwrites.
         """
         group = _group_size(len(block), k)
         width = min(SLICE if self._device == "cpu" else GPU_SLICE, -(-len(block) // group) * group)
         slices = -(-len(block) // width)
-        flat = self._buffer(len(queries), slices * width)
-        scores = flat.view(len(queries), slices, group, width // group)
+        scores = self._buffer(slices, len(queries), width)
+        grouped = scores.view(slices, len(queries), group, width // group)
         highest = torch.empty(len(queries), slices, width // group, device=self._device)
-        flat[:, len(block) :] = -torch.inf
         for number in range(slices):
             if number % SPAN == 0:
                 excluded = self._excluded(barred, start + number * width, start + len(block), width)
-            part = block[number * width : (number + 1) * width]
-            here = flat[:, number * width : number * width + len(part)]
-            torch.mm(queries, part.T, out=here)
+            part, here = block[number * width : (number + 1) * width], scores[number]
+            torch.mm(queries, part.T, out=here[:, : len(part)])
+            here[:, len(part) :] = -torch.inf
             rows, columns = excluded[number % SPAN]
             if len(rows):
                 here[rows, columns] = -torch.inf
-            torch.amax(scores[:, number], 1, out=highest[:, number])
-        return scores, highest
+            torch.amax(grouped[number], 1, out=highest[:, number])
+        return grouped, highest
 
     def _excluded(self, barred: Barred, start: int, stop: int, width: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Query numbers and columns of the excluded pairs of each of the next `SPAN` slices from `start`
@@ -154,12 +154,13 @@ class ExactSearch:
         pool.rows, place = np.nonzero(ids >= 0)
         pool.ids, pool.scores = ids[pool.rows, place], scores[pool.rows, place].astype(np.float32)
 
-    def _buffer(self, queries: int, width: int) -> torch.Tensor:
-        """Uninitialised scores [queries, width], in memory that this thread uses again and again."""
+    def _buffer(self, *shape: int) -> torch.Tensor:
+        """Uninitialised float32, in memory that this thread uses again and again."""
+        size = math.prod(shape)
         flat = getattr(self._memory, "flat", None)
-        if flat is None or len(flat) < queries * width:
-            flat = self._memory.flat = torch.empty(queries * width, device=self._device)
-        return flat[: queries * width].view(queries, width)
+        if flat is None or len(flat) < size:
+            flat = self._memory.flat = torch.empty(size, device=self._device)
+        return flat[:size].view(shape)
 
     def _finish(self, queries: np.ndarray, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
         """Score the candidates of a batch exactly and keep the k best."""
@@ -176,7 +177,7 @@ class ExactSearch:
         for begin in range(0, len(ids), step):
             these = slice(begin, begin + step)
             found = self.vectors.read(self.database[np.maximum(ids[these], 0).reshape(-1)])
-            scores[these] = score_pairs(queries[these], found.reshape(*ids[these].shape, -1))
+            scores[these] = score_pairs(queries[these], found.reshape(*ids[these].shape, self.vectors.width))
         scores[ids < 0] = -np.inf
         return scores
 
@@ -195,7 +196,7 @@ def _above(scores: torch.Tensor, highest: torch.Tensor, k: int, floor: np.ndarra
     Nothing below `floor` [q] is wanted, nor below the k-th highest group maximum, which the k-th highest
     score cannot be below either.
     """
-    queries, _, group, groups = scores.shape
+    _, queries, group, groups = scores.shape
     highest, bound = highest.view(queries, -1), torch.from_numpy(floor).to(scores.device)
     if highest.shape[1] > k:
         if scores.is_cuda:
@@ -206,7 +207,7 @@ def _above(scores: torch.Tensor, highest: torch.Tensor, k: int, floor: np.ndarra
         bound = torch.maximum(bound, kth - margin)
     rows, place = torch.nonzero(highest >= bound[:, None], as_tuple=True)
     number, offset = place // groups, place % groups
-    values = scores[rows, number, :, offset]  # (pairs of query and group, members)
+    values = scores[number, rows, :, offset]  # (pairs of query and group, members)
     pair, member = torch.nonzero(values >= bound[rows][:, None], as_tuple=True)
     columns = (number[pair] * group + member) * groups + offset[pair]
     return rows[pair].cpu().numpy(), columns.cpu().numpy(), values[pair, member].cpu().numpy()

@@ -84,11 +84,14 @@ def _reason(error: RuntimeError) -> str:
 
 
 def layers(index: faiss.Index) -> Iterator[faiss.Index]:
-    """An index and all indexes inside it: wrapped, refined, coarse quantizer, storage."""
-    index = faiss.downcast_index(index)
-    yield index
+    """Views of an index and of all indexes inside it: wrapped, refined, coarse quantizer, storage.
+
+    They are valid as long as the caller keeps `index`.
+    """
+    layer = faiss.downcast_index(index)
+    yield layer
     for name in ("index", "base_index", "quantizer", "storage"):
-        inner = getattr(index, name, None)
+        inner = getattr(layer, name, None)
         if isinstance(inner, faiss.Index):
             yield from layers(inner)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from retro import errors, progress
 from retro.artifacts import read_manifest, replacing, write_manifest
+from retro.database.settings import read_section
 from retro.errors import UserError
 from retro.retrieval import factory
 from retro.retrieval.settings import IndexSettings
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()
-    settings, seed = IndexSettings(**options.settings["index"]), options.settings["seed"]
+    settings, seed = read_section(IndexSettings, options.settings["index"], "index"), options.settings["seed"]
     faiss.omp_set_num_threads(options.threads)
     manifest, vectors = read_manifest(options.database, "database"), Vectors(options.embeddings)
     database = manifest.array("database.npy")

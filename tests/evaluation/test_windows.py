@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro.errors import UserError
@@ -11,6 +11,7 @@ from retro.evaluation.windows import plan
 M = 4
 
 
+@settings(deadline=None)
 @given(chunks=st.integers(1, 40), length=st.integers(1, 9), stride=st.integers(0, 9))
 def test_every_token_is_scored_once_with_the_longest_context(chunks, length, stride):
     stride = min(stride, length)

@@ -4,8 +4,18 @@ It reads the weights of a model (float64 copies) and its settings, and nothing e
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+
+
+class Place(NamedTuple):
+    """A token of a neighbour: where it is, its encoded state, the token, and those before it (None: hidden)."""
+
+    at: int
+    state: torch.Tensor
+    token: int
+    before: list
 
 
 class Reference:
@@ -33,7 +43,7 @@ class Reference:
                 h = [self.norm(v, f"{name}.cca.norm") for v in x]
                 if encoded is None:
                     encoded = self.encode_all(h, neighbours, mask)
-                x = [x[t] + self.cca(f"{name}.cca", h, t, encoded) for t in range(n)]
+                x = [x[t] + self.cca(f"{name}.cca", h, t, tokens, encoded) for t in range(n)]
             x = [v + self.mlp(self.norm(v, f"{name}.mlp_norm"), f"{name}.mlp") for v in x]
         if s.final_norm:
             x = [self.norm(v, "decoder.norm") for v in x]
@@ -61,7 +71,7 @@ class Reference:
         return h[start : start + m], [True] * m
 
     def encode_all(self, h, neighbours, mask):
-        """For each chunk: a list of (place in neighbour, state) that may be read."""
+        """For each chunk: the places in its neighbours that may be read."""
         chunks = {self.chunk_of(t, len(h))[0] for t in range(len(h))} - {None}
         out = {}
         for u in chunks:
@@ -73,23 +83,19 @@ class Reference:
                 if not self.s.mask_padding:
                     real = [True] * len(row)
                 states = self.encode(row, real, *self.states_of(u, h))
-                out[u] += [(p, v) for p, v in enumerate(states) if real[p]]
+                shown = [token if real[p] else None for p, token in enumerate(row)]
+                out[u] += [Place(p, states[p], row[p], shown[:p]) for p in range(len(row)) if real[p]]
         return out
 
     def encode(self, row, real, chunk, chunk_real):
         s, w = self.s, self.w
         table = w["embedding.tokens.weight"] if s.shared_embeddings else w["encoder.embedding.weight"]
         x = [table[t] for t in row]
-        tokens = [v if real[p] else torch.zeros_like(v) for p, v in enumerate(x)]
         if s.encoder_positions == "learned":
             where = "embedding.positions.weight" if s.shared_embeddings else "encoder.positions.weight"
             x = [v + w[where][p] for p, v in enumerate(x)]
         if "encoder.input.weight" in w:
             x = [w["encoder.input.weight"] @ v for v in x]
-        if s.cca == "copy-ready":
-            for back in range(1, s.copy_context + 1):
-                matrix = w["encoder.previous.weight"][:, (back - 1) * s.width : back * s.width]
-                x = [v + matrix @ tokens[p - back] if p >= back else v for p, v in enumerate(x)]
         width = len(x[0])
         size = s.width // s.heads
         heads = s.encoder_heads or next(a for a in range(max(1, width // size), 0, -1) if width % a == 0)
@@ -126,24 +132,34 @@ class Reference:
         real = [p for p, yes in enumerate(chunk_real) if yes]
         return self.linear(self.attend(q, [k[p] for p in real], [v[p] for p in real]), f"{name}.out")
 
-    def cca(self, name, h, t, encoded):
+    def cca(self, name, h, t, tokens, encoded):
         s = self.s
         u, offset = self.chunk_of(t, len(h))
         if u is None or not encoded[u]:
             return torch.zeros_like(h[t])
         heads = s.cca_heads or s.heads
         groups = s.cca_kv_heads or heads
-        asked = torch.cat([h[t - b] if t >= b else torch.zeros_like(h[t]) for b in range(s.copy_context)])
-        q = list(self.linear(asked, f"{name}.q").chunk(heads))
-        kv = [self.linear(v, f"{name}.kv").chunk(2 * groups) for _, v in encoded[u]]
+        q = list(self.linear(h[t], f"{name}.q").chunk(heads))
+        kv = [self.linear(place.state, f"{name}.kv").chunk(2 * groups) for place in encoded[u]]
         k, v = [list(a[:groups]) for a in kv], [list(a[groups:]) for a in kv]
-        places = [p for p, _ in encoded[u]]
+        places = [place.at for place in encoded[u]]
         if s.cca_positions == "rope":
             q = [self.turn(a, offset + self.m - 1) for a in q]
             k = [[self.turn(a, p) for a in y] for p, y in zip(places, k, strict=True)]
         bias = [torch.zeros(heads, dtype=h[t].dtype)] * len(k)
         if s.cca_positions == "relative":
             bias = [self.w[f"{name}.relative"][:, offset - p + self.r - 1] for p in places]
+        if s.cca == "copy-ready":
+            table = self.w["embedding.tokens.weight"]
+            for i, place in enumerate(encoded[u]):
+                agreeing = 0
+                while agreeing < min(s.copy_context or 4, t + 1, len(place.before)):
+                    if place.before[-1 - agreeing] != tokens[t - agreeing]:
+                        break
+                    agreeing += 1
+                bias[i] = bias[i] + self.w[f"{name}.match"][:, :agreeing].sum(1)
+                own = table[place.token] / torch.sqrt((table[place.token] ** 2).mean() + 1e-6)
+                v[i] = [a + b for a, b in zip(v[i], own.chunk(groups), strict=True)]
         if s.cca_null:
             bias = [*bias, torch.full((heads,), math.log(len(k)), dtype=h[t].dtype)]
             k.append(list(self.w[f"{name}.null"]))
@@ -152,9 +168,7 @@ class Reference:
         if s.cca_gate == "token":
             parts = read.chunk(heads)
             gates = self.linear(h[t], f"{name}.gate")
-            gates = [
-                torch.sigmoid(gates[a] + parts[a] @ self.w[f"{name}.gate_read"][a]) for a in range(heads)
-            ]
+            gates = [torch.sigmoid(gates[a] + parts[a] @ self.w[f"{name}.gate_read"][a]) for a in range(heads)]
             read = torch.cat([g * part for g, part in zip(gates, parts, strict=True)])
         read = self.linear(read, f"{name}.out")
         return read * torch.tanh(self.w[f"{name}.gate"]) if s.cca_gate == "layer" else read

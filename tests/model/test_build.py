@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from retro.model.build import build_model
-from retro.model.layers import RMSNorm, rope_table, rotate, shift
+from retro.model.layers import RMSNorm, rope_table, rotate
 from retro.model.loss import token_losses
 from retro.model.settings import ModelSettings
 from tests.model.shapes import inputs, small_model
@@ -103,8 +103,7 @@ def test_a_fresh_copy_ready_model_reads_on_after_a_match():
     book = torch.cat([chunks, chunks.roll(-1, 1)], dim=-1)[:, :, None]  # each chunk with what follows it
     targets = F.pad(text[:, 1:], (0, 1), value=-1)
     on, off = model(text, book, None, targets), model(text, targets=targets)
-    assert (on - off)[0, 7:23].mean() < -0.3  # the last 8 positions have no continuation in the book
-    assert (on - off)[0, 7:23].max() < 0
+    assert (on - off)[0, 7:31].max() < -0.5
     assert (on - off)[0, :7].abs().max() == 0
 
 
@@ -157,16 +156,8 @@ def test_rope_depends_on_distance_only(rotated):
     assert max(scores) - min(scores) < 1e-5
 
 
-def test_shift_moves_positions_and_survives_short_inputs():
-    x = torch.arange(1.0, 4.0).view(1, 3, 1)
-    assert shift(x, 1).flatten().tolist() == [0, 1, 2]
-    assert shift(x, 5).flatten().tolist() == [0, 0, 0]
-
-
 def test_evaluation_is_deterministic_with_dropout_set():
-    model = small_model(
-        ModelSettings(layers=2, width=16, dropout=0.5, attention_dropout=0.5, encoder_dropout=0.5)
-    )
+    model = small_model(ModelSettings(layers=2, width=16, dropout=0.5, attention_dropout=0.5, encoder_dropout=0.5))
     x, neighbours, mask, y = inputs(random.Random(0))
     model.eval()
     assert torch.equal(model(x, neighbours, mask, y), model(x, neighbours, mask, y))

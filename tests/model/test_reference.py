@@ -41,9 +41,7 @@ def test_values_and_gradients_are_the_reference_s(flavour, seed):
         expected = weights[name].grad
         expected = torch.zeros_like(weights[name]) if expected is None else expected
         got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(
-            got, expected, atol=2e-6 * largest, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got, expected, atol=2e-6 * largest, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_retrieval_reaches_the_logits_of_the_reference():

@@ -12,9 +12,7 @@ FLAVOURS = ["paper", "megatron", "copy-ready"]
 
 
 def plain(flavour, **fields):
-    return ModelSettings(
-        flavour=flavour, layers=3, width=16, heads=2, cca_layers=(1, 3), encoder_dropout=0.0, **fields
-    )
+    return ModelSettings(flavour=flavour, layers=3, width=16, heads=2, cca_layers=(1, 3), encoder_dropout=0.0, **fields)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -34,7 +32,7 @@ def test_neighbours_of_a_chunk_move_nothing_before_its_last_token(flavour, align
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("context", [1, 4])
 def test_a_token_moves_no_logit_before_it_nor_another_row(flavour, context):
     extra = {"copy_context": context} if flavour == "copy-ready" else {}
     model = small_model(plain(flavour, **extra), chunk=4)

@@ -34,13 +34,13 @@ CHANGES = {
     "chunk_alignment": ({}, "end"),
     "mask_padding": ({}, False),
     "cca_layers": ({}, (1,)),
-    "cca": ({"shared_embeddings": True}, "copy-ready"),
+    "cca": ({}, "copy-ready"),
     "cca_heads": ({}, 2),
     "cca_kv_heads": ({}, 2),
     "cca_positions": ({}, "none"),
     "cca_null": ({}, True),
     "cca_gate": ({}, "token"),
-    "copy_context": ({"shared_embeddings": True, "cca": "copy-ready"}, 2),
+    "copy_context": ({"cca": "copy-ready"}, 1),
     "encoder_layers": ({}, 3),
     "encoder_width": ({}, 8),
     "encoder_heads": ({}, 2),
@@ -72,9 +72,7 @@ def test_every_field_changes_what_is_computed(field):
 @pytest.mark.parametrize("value", ["gelu", "gelu_tanh", "swiglu"])
 def test_every_activation_is_its_own(value):
     others = {"gelu", "gelu_tanh", "swiglu"} - {value}
-    assert all(
-        not torch.equal(observe({"activation": value})[0], observe({"activation": o})[0]) for o in others
-    )
+    assert all(not torch.equal(observe({"activation": value})[0], observe({"activation": o})[0]) for o in others)
 
 
 def test_a_layer_gate_starts_as_the_twin():
@@ -129,7 +127,7 @@ def test_settings_survive_json():
         ({"cca_layers": (3, 2)}, "ascending"),
         ({"cca_layers": ()}, "architecture gpt"),
         ({"encoder_cross_attention": (0,)}, "encoder_cross_attention names layer 0"),
-        ({"cca": "copy-ready"}, "needs shared_embeddings"),
+        ({"cca": "copy-ready", "cca_kv_heads": 2}, "leave cca_kv_heads out"),
         ({"copy_context": 2}, "copy_context is for"),
         ({"shared_embeddings": True, "encoder_positions": "learned"}, "no table of positions to share"),
         ({"flavour": "mistral"}, "flavour 'mistral' is unknown; choose one of"),

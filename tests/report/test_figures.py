@@ -4,6 +4,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from retro.report.costs import draw_cost
+from retro.report.curves import draw_loss
+from retro.report.gains import draw_bpb, draw_sections
 from retro.report.read import read_benchmarks, read_csv, read_runs
 from retro.report.words import duration, interval, percent, short
 
@@ -34,6 +37,14 @@ def test_runs_carry_their_curves(report):
 def test_benchmarks_are_summed_by_stage(report):
     stages = {stage.name: stage for stage in read_benchmarks([report.folder / "benchmarks"])}
     assert stages["tokenize"].jobs == 2 and stages["tokenize"].seconds == 5.0
+
+
+def test_tables_without_rows_still_give_figures(tmp_path):
+    draw_bpb([], tmp_path)
+    draw_sections([], [], tmp_path)
+    draw_loss([], tmp_path)
+    draw_cost([], [], tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["bpb.svg", "cost.svg", "loss.svg", "sections.svg"]
 
 
 def test_empty_cells_are_none(report):

@@ -144,7 +144,7 @@ function show(number, keepList) {
   const target = next ? next.text : "";
   $("#looked small").textContent = chunk.near.length < data.used ? `${chunk.near.length} of the ${data.used} neighbours` : "";
   $("#looked .found").replaceChildren(...(chunk.near.length ? chunk.near.map((near, rank) => neighbour(near, rank, target)) : [make("p", { text: "Nothing was found for this chunk." })]));
-  $("#next .legend").hidden = !next;
+  $("#next .legend").hidden = $("#next small").hidden = !next;
   if (next) {
     $("#next .text").replaceChildren(...tokens(next));
     const most = Math.max(...next.bits);
@@ -152,7 +152,7 @@ function show(number, keepList) {
     $("#next .bill").replaceChildren(...line("GPT", next.bits[0], "gpt"), ...line("RETRO", next.bits[1], "on"),
       make("p", {}, "To write this chunk RETRO needs ", make("b", { class: tone(next.change), text: `${Math.abs(100 * next.change).toFixed(1)} % ${next.change < 0 ? "fewer" : "more"} bits` }), " than its GPT twin."));
   } else {
-    $("#next .text").replaceChildren(make("span", { class: "end", text: "The document ends here. What was looked up is used for the beginning of the document that follows it." }));
+    $("#next .text").replaceChildren(make("p", { class: "over", text: "The document ends here. What was looked up is used for the beginning of the document that follows it." }));
     $("#next .bill").replaceChildren();
   }
   history.replaceState(null, "", "#chunk=" + number);
@@ -172,11 +172,17 @@ function list() {
   const query = $("#search").value.trim().toLowerCase();
   let items;
   if (query) {
-    const hits = ordered.filter((number) => data.chunks[number + 1].text.toLowerCase().includes(query) || data.documents[data.chunks[number].document].title.toLowerCase().includes(query));
-    items = hits.slice(0, 200).map((number) => {
-      const next = data.chunks[number + 1], at = next.text.toLowerCase().indexOf(query), from = Math.max(0, at - 30);
-      const snippet = at < 0 ? null : make("span", { class: "snippet" }, (from ? "…" : "") + next.text.slice(from, at), make("mark", { text: next.text.slice(at, at + query.length) }), next.text.slice(at + query.length, at + query.length + 50) + "…");
-      return item(number, data.documents[next.document].title, next.change, snippet);
+    // A chunk is shown where it was predicted; a document's first one where it was read.
+    const hits = data.chunks.flatMap((chunk, number) => {
+      const entry = data.documents[chunk.document], first = number === entry.first;
+      const at = chunk.text.toLowerCase().indexOf(query);
+      if (at < 0 && !(first && entry.title.toLowerCase().includes(query))) return [];
+      return [{ chunk, at, target: first ? number : number - 1 }];
+    });
+    items = hits.slice(0, 200).map(({ chunk, at, target }) => {
+      const from = Math.max(0, at - 30), end = at + query.length;
+      const snippet = at < 0 ? null : make("span", { class: "snippet" }, (from ? "…" : "") + chunk.text.slice(from, at), make("mark", { text: chunk.text.slice(at, end) }), chunk.text.slice(end, end + 50) + "…");
+      return item(target, data.documents[chunk.document].title, chunk.change, snippet);
     });
     items.unshift(make("p", { text: hits.length ? `${hits.length} chunk${hits.length > 1 ? "s" : ""}${hits.length > 200 ? ", the first 200 shown" : ""}` : "Nothing found." }));
   } else if (tab === "documents") {

@@ -1,0 +1,101 @@
+"""The embedding stage survives kill -9: a relaunch goes on and makes the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro.artifacts import read_manifest
+from retro.database.encoders import open_encoder
+from retro.database.settings import EncoderSettings
+from retro.errors import UserError
+from tests.database.stages import STATIC, stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(options: dict) -> list[str]:
+    arguments = [sys.executable, "-m", "retro.database.embed"]
+    for name, value in options.items():
+        arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return arguments
+
+
+def into(corpus, folder: Path, **encoder) -> dict:
+    """Options that embed the source `main` into a folder of its own beside the corpus."""
+    options = corpus.embed_options("main", **encoder)
+    folder = corpus.folder / "D" / folder
+    return {**options, "blocks": folder / "blocks", "output": folder / "manifest.json", "block": 16}
+
+
+def test_vectors_are_those_of_the_chunks_texts(corpus):
+    from retro.corpus.mmididx import TokenStore
+    from retro.corpus.tokenizers import Tokenizer
+
+    options = into(corpus, "texts")
+    stage("retro.database.embed", **options)
+    manifest = read_manifest(options["output"], "embeddings")
+    table = read_manifest(corpus.manifest("chunks", "main")).array("chunks.npy")
+    store = TokenStore(read_manifest(corpus.manifest("tokens", "main")).file("tokens.bin").with_suffix(""))
+    tokenizer, found = Tokenizer.load(corpus.manifest("tokenizer")), manifest.array("embeddings.npy")
+    texts = [tokenizer.decode(store.tokens[row["start"] :][: row["length"]]) for row in table]
+    assert (found == open_encoder(EncoderSettings(**STATIC), 1).encode(texts)).all()
+    assert manifest.settings["encoder"]["identity"] == open_encoder(EncoderSettings(**STATIC), 1).identity
+    assert not options["blocks"].exists()
+
+
+def test_vectors_can_be_stored_as_float16(corpus):
+    options = into(corpus, "half", **STATIC, dtype="float16")
+    stage("retro.database.embed", **options)
+    found = read_manifest(options["output"]).array("embeddings.npy")
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, atol=2e-3)
+
+
+def test_a_killed_job_goes_on_and_makes_the_same_bytes(corpus):
+    """SIGKILL with some blocks finished; then to the end. The encoder is the real one."""
+    minilm = {"type": "minilm"}
+    unbroken, broken = into(corpus, "unbroken", **minilm), into(corpus, "broken", **minilm)
+    unbroken["block"] = broken["block"] = 8
+    subprocess.run(command(unbroken), cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen(command(broken), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list(broken["blocks"].glob("*.npy"))) < 2 and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not broken["output"].exists()
+    kept = len(list(broken["blocks"].glob("*.npy")))
+    ended = subprocess.run(command(broken), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"going on after {kept} finished blocks" in ended.stderr
+    for name in ("embeddings.npy", "manifest.json"):
+        assert (broken["output"].parent / name).read_bytes() == (unbroken["output"].parent / name).read_bytes()
+
+
+def test_blocks_of_another_encoder_are_not_used(corpus, capsys):
+    """A job killed before it wrote its manifest, then another encoder: nothing of the first survives."""
+    first, second = into(corpus, "changed", type="static", width=32), into(corpus, "changed", type="static", width=48)
+    stage("retro.database.embed", **first)
+    from retro.database.blocks import Blocks
+
+    with Blocks(first["blocks"], {"encoder": "another"}, (32,), np.float32) as blocks:
+        blocks.write(0, np.zeros((16, 32)))
+    stage("retro.database.embed", **second)
+    assert "discarded 1 blocks" in capsys.readouterr().err
+    found = read_manifest(second["output"]).array("embeddings.npy")
+    assert found.shape[1] == 48
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_chunks_of_another_length_are_refused(corpus):
+    options = into(corpus, "length")
+    options["settings"] = {"encoder": STATIC, "chunk_length": 99}
+    with pytest.raises(UserError, match="chunks of 16 tokens, wanted 99"):
+        stage("retro.database.embed", **options)
+    options["settings"] = {"encoder": {"type": "statik"}, "chunk_length": 16}
+    with pytest.raises(UserError, match="--settings: encoder: type"):
+        stage("retro.database.embed", **options)
