@@ -14,10 +14,12 @@ def attend(
     q [b, n, h, size], k and v [b, s, g, size] with g dividing h (grouped queries); mask, bool (True =
     visible) or added to the scores, broadcasts to [b, h, n, s]. Returns [b, n, h * size].
     """
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),  # (b, h, n, size)
-        k.transpose(1, 2),  # (b, g, s, size)
-        v.transpose(1, 2),  # (b, g, s, size)
+        k.transpose(1, 2).to(q.dtype),  # (b, g, s, size)
+        v.transpose(1, 2).to(q.dtype),  # (b, g, s, size)
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=causal,

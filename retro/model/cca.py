@@ -17,16 +17,18 @@ class Encoded(NamedTuple):
     """Encoded neighbours of every chunk, as all chunked cross-attentions read them."""
 
     states: Tensor  # (b * l, k * r, d')
-    mask: Tensor | None  # (b * l, k * r) bool, True = visible; chunks without neighbours are all True
+    scores: Tensor | None  # (b * l, 1, 1, (1 +) k * r) where scores start: -inf hides, the null slot leads
     alive: Tensor | None  # (b * l, 1, 1), 0 for a chunk without neighbours, else 1
     length: int  # r
     copies: Tensor | None = None  # (b * l, k * r, d) embeddings of their tokens, copy-ready only
     places: Tensor | None = None  # (b * l, k * r, c) the tokens before each of them, copy-ready only
-    matches: Tensor | None = None  # (b * l, c, m, k * r) of the positions that read: `copying.matches`
+    matches: Tensor | None = None  # (b * l, c, m, (1 +) k * r) of the positions that read: `copying.matches`
 
     def facing(self, history: Tensor) -> "Encoded":
         """As read by positions whose last tokens are `history` [b * l, m, c]."""
-        return self._replace(matches=matches(history, self.places, self.states.dtype))
+        found = matches(history, self.places, self.states.dtype)  # (b * l, c, m, k * r)
+        null = 0 if self.scores is None else self.scores.shape[-1] - found.shape[-1]  # 1 with a null slot
+        return self._replace(matches=F.pad(found, (null, 0)))
 
 
 class ChunkedCrossAttention(nn.Module):
@@ -98,46 +100,31 @@ class ChunkedCrossAttention(nn.Module):
         if self.settings.cca_positions == "rope":
             # The neighbour begins where its chunk begins, m - 1 before the first position that reads it.
             q = rotate(q, self._rope(after + self.chunk_length - 1))  # (b', m', h, size)
-        mask = self._mask(self._bias(after, encoded), encoded)
         dropout = self.settings.attention_dropout if self.training else 0.0
-        return self._gated(attend(q, k, v, mask=mask, dropout=dropout), x)  # (b', m', d)
+        out = attend(q, k, v, mask=self._scores(after, encoded), dropout=dropout)  # (b', m', d)
+        return self._gated(out, x)  # (b', m', d)
 
     def _rope(self, places: Tensor) -> Rope:
         size = self.settings.width // self.heads
         rotated = 2 * (int(size * self.settings.rope_fraction) // 2)
         return rope_table(places, rotated, self.settings.rope_base)
 
-    def _bias(self, after: Tensor, encoded: Encoded) -> Tensor | None:
-        """What distances and matches add to the scores: [b' or 1, h, m', k * r]."""
-        bias = None
+    def _scores(self, after: Tensor, encoded: Encoded) -> Tensor | None:
+        """What is added to the scores of positions `after` [m']: [b' or 1, h or 1, m' or 1, (1 +) k * r]."""
+        scores = encoded.scores
+        if encoded.matches is not None:
+            weights = self.match.to(encoded.matches.dtype)  # (h, c)
+            found = weights @ encoded.matches.flatten(2)  # (b', h, m' * (1 +) k * r)
+            found = found.unflatten(2, encoded.matches.shape[2:])  # (b', h, m', (1 +) k * r)
+            scores = found if scores is None else found + scores
         if self.settings.cca_positions == "relative":
             ahead = torch.arange(encoded.length, device=after.device)  # (r,) places in the neighbour
             index = after[:, None] - ahead[None, :] + self.retrieved_length - 1  # (m', r) in 0 .. m + r - 2
             neighbours = encoded.states.shape[1] // encoded.length
             bias = self.relative[:, index].repeat(1, 1, neighbours)[None]  # (1, h, m', k * r)
-        if encoded.matches is not None:
-            shape = (-1, self.heads, *encoded.matches.shape[2:])
-            weights = self.match.to(encoded.matches.dtype)  # (h, c)
-            found = (weights @ encoded.matches.flatten(2)).view(shape)  # (b', h, m', k * r)
-            bias = found if bias is None else found + bias  # (b', h, m', k * r)
-        return bias
-
-    def _mask(self, bias: Tensor | None, encoded: Encoded) -> Tensor | None:
-        """What `attend` takes as mask: padding, distances and the weight of the null slot in one."""
-        mask = None if encoded.mask is None else encoded.mask[:, None, None, :]  # (b', 1, 1, k * r)
-        if not self.settings.cca_null:
-            if bias is None or mask is None:
-                return mask if bias is None else bias
-            return torch.where(mask, bias, float("-inf"))  # (b', h, m', k * r)
-        like = encoded.states if bias is None else bias
-        if bias is None:
-            bias = like.new_zeros(1, 1, 1, encoded.states.shape[1])  # (1, 1, 1, k * r)
-        if mask is None:
-            level = like.new_full((1, 1, 1, 1), encoded.states.shape[1]).log()  # (1, 1, 1, 1)
-        else:
-            bias = torch.where(mask, bias, float("-inf"))  # (b', h or 1, m' or 1, k * r)
-            level = mask.sum(-1, keepdim=True).to(like.dtype).log()  # (b', 1, 1, 1)
-        return torch.cat([level.expand(*bias.shape[:3], 1), bias], dim=-1)  # (.., 1 + k * r)
+            bias = F.pad(bias, (int(self.settings.cca_null), 0))  # (1, h, m', (1 +) k * r)
+            scores = bias if scores is None else scores + bias  # (b', h, m', (1 +) k * r)
+        return scores
 
     def _gated(self, out: Tensor, x: Tensor) -> Tensor:
         """Project what was read [b', m', d], through the gate if there is one."""

@@ -108,11 +108,11 @@ class LanguageModel(nn.Module):
             if not s.mask_padding:
                 mask = mask.any(-1, keepdim=True).expand_as(mask)  # a missing neighbour stays missing
             neighbours = neighbours.masked_fill(~mask, 0)  # (b, l, k, r)
+            rows = mask.reshape(-1, r)  # (b * l * k, r)
             mask = mask.reshape(b * count, k * r)  # (b * l, k * r)
             some = mask.any(-1, keepdim=True)  # (b * l, 1)
             alive = some[:, :, None].to(chunks.dtype)  # (b * l, 1, 1)
-            rows = mask.reshape(b * count * k, r)  # (b * l * k, r)
-            # Rows without a real token attend to everything: finite, and read by nobody.
+            # What has no real token attends to, and shows, everything: finite, and read by nobody.
             self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
             mask = mask | ~some  # (b * l, k * r)
         if short and s.mask_padding:
@@ -124,12 +124,27 @@ class LanguageModel(nn.Module):
         table = None if table is None else table.weight  # (P, d)
         x = self.encoder.embed(neighbours.reshape(-1, r), words, table)  # (b * l * k, r, d')
         states = self.encoder(x, chunks, self_mask, chunk_mask)  # (b * l, k * r, d')
-        encoded = Encoded(states, mask, alive, r)
+        encoded = Encoded(states, self._scores(mask, states), alive, r)
         if s.match_length:
             own = neighbours.reshape(-1, k, r)  # (b * l, k, r)
             rows = None if rows is None else rows.view_as(own)  # (b * l, k, r)
             encoded = encoded._replace(copies=copies(own, words), places=before(own, rows, s.match_length))
         return encoded
+
+    def _scores(self, mask: Tensor | None, states: Tensor) -> Tensor | None:
+        """Where scores of chunked cross-attention start: [b * l or 1, 1, 1, (1 +) k * r].
+
+        mask [b * l, k * r]: True where visible. The null slot starts at the weight of all visible keys together.
+        """
+        if mask is None and not self.settings.cca_null:
+            return None
+        if mask is None:
+            mask = torch.ones(1, states.shape[1], dtype=torch.bool, device=states.device)  # (1, k * r)
+        scores = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, float("-inf"))  # (b * l, k * r)
+        if self.settings.cca_null:
+            level = mask.sum(-1, keepdim=True).to(states.dtype).log()  # (b * l, 1)
+            scores = torch.cat([level, scores], dim=-1)  # (b * l, 1 + k * r)
+        return scores[:, None, None, :]  # (b * l or 1, 1, 1, (1 +) k * r)
 
     def _retrieval(
         self, tokens: Tensor, neighbours: Tensor | None, mask: Tensor | None

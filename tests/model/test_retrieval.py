@@ -99,7 +99,7 @@ def test_the_order_of_neighbours_does_not_matter(flavour):
 
 @pytest.mark.parametrize("flavour", ["paper", "copy-ready"])
 def test_what_is_masked_is_not_seen(flavour):
-    model = small_model(plain(flavour))
+    model = small_model(plain(flavour)).double()
     x, neighbours, mask, _ = inputs(random.Random(6))
     other = torch.where(mask, neighbours, -1)  # even ids that index nothing
     assert torch.equal(model(x, other, mask), model(x, neighbours, mask))
@@ -109,7 +109,7 @@ def test_what_is_masked_is_not_seen(flavour):
 
 
 def test_megatron_sees_padding_but_not_missing_neighbours():
-    model = small_model(plain("megatron"))
+    model = small_model(plain("megatron")).double()
     x, neighbours, mask, _ = inputs(random.Random(7), missing=False)
     mask[..., 3:] = False
     assert torch.allclose(model(x, neighbours, mask), model(x, neighbours), atol=1e-5)
@@ -139,3 +139,16 @@ def test_wrong_inputs_are_refused_by_name():
         gpt(x, neighbours)
     with pytest.raises(ValueError, match="table of positions ends at 16"):
         model(torch.zeros(1, 17, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_bfloat16_keeps_what_is_exact(flavour):
+    gpt, retro = (small_model(plain(flavour), architecture=a) for a in ("gpt", "retro"))
+    x, neighbours, mask, y = inputs(random.Random(10))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = retro(x, neighbours, mask, y)
+        assert losses.dtype == torch.float32
+        losses.sum().backward()
+        assert torch.equal(retro(x, targets=y), gpt(x, targets=y))
+        assert torch.equal(retro(x, neighbours, torch.zeros_like(mask), y), gpt(x, targets=y))
+    assert all(p.grad is None or p.grad.isfinite().all() for p in retro.parameters())
