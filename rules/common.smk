@@ -4,12 +4,15 @@
 Both are params, so Snakemake reruns a rule when either changes. Everything else lives in the package `retro`.
 """
 
+from pathlib import Path
+
 from snakemake.exceptions import WorkflowError
 
 import retro.config
+import retro.report
 from retro.artifacts import canonical
-from retro.errors import UserError
 from retro.corpus.settings import TOKENIZER_FILES
+from retro.errors import UserError
 from retro.provenance import digest
 
 try:
@@ -25,6 +28,7 @@ SOURCES = sorted(DATASET.sources)
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
 RESOURCES = CONFIG.resources
+TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
 FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
 RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]

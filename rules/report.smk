@@ -52,6 +52,7 @@ rule explorer:
     input:
         config=rules.record.output.config,
         losses=lambda wildcards: explored(),
+        templates=TEMPLATES,
     output:
         page=report(f"{D}/neighbours.html", caption="../docs/captions/explorer.rst", category="Pages"),
     log:
@@ -83,6 +84,7 @@ rule page:
         figures=rules.figures.output.svg,
         samples=expand(rules.sample.output.sample, run=RETRO_RUNS[:1]),
         explorer=rules.explorer.output.page,
+        templates=TEMPLATES,
     output:
         page=report(f"{D}/report.html", caption="../docs/captions/report.rst", category="Pages"),
     log:

@@ -54,9 +54,7 @@ def find(paths: str | list[str], source: str) -> tuple[list[SourceFile], list[Pa
         path = Path(given)
         if not path.exists():
             more = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
-            raise UserError(
-                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{more}"
-            )
+            raise UserError(f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{more}")
         before = len(found)
         for file in _walk(path) if path.is_dir() else [path]:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name

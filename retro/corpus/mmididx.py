@@ -146,9 +146,7 @@ class TokenWriter:
         if ids.ndim != 1:
             raise ValueError(f"a document is 1-D, found shape {ids.shape}")
         if len(ids) > np.iinfo(np.int32).max:
-            raise UserError(
-                f"document {len(self._lengths)} has {len(ids)} tokens; the format ends at 2^31 - 1."
-            )
+            raise UserError(f"document {len(self._lengths)} has {len(ids)} tokens; the format ends at 2^31 - 1.")
         if self.dtype.kind in "iu" and len(ids):
             kept, low, high = np.iinfo(self.dtype), ids.min(), ids.max()
             if low < kept.min or high > kept.max:
@@ -161,9 +159,7 @@ class TokenWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        lengths = (
-            np.frombuffer(self._lengths, np.int32).astype("<i4") if self._lengths else np.empty(0, "<i4")
-        )
+        lengths = np.frombuffer(self._lengths, np.int32).astype("<i4") if self._lengths else np.empty(0, "<i4")
         ends = np.cumsum(lengths, dtype="<i8")
         self.index_path.unlink(missing_ok=True)  # an old index must not be seen beside new tokens
         os.replace(self._temporary, self.tokens_path)

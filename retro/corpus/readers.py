@@ -186,9 +186,7 @@ def _parse(file: SourceFile, number: int, line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Malformed(
-            file, number, f"not valid UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1})"
-        )
+        return Malformed(file, number, f"not valid UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1})")
     except json.JSONDecodeError as error:
         hint = "; one JSON object a line is wanted" if number == 1 and line[:1] in b"[{" else ""
         return Malformed(file, number, f"not valid JSON ({error.msg} at character {error.pos + 1}{hint})")

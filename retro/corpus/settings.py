@@ -12,9 +12,7 @@ class FieldNames(Settings):
 
     text: str = Field("text", description="The document's text.")
     id: str = Field("id", description="An identifier; where absent, `<source>-<number>` is used.")
-    group: str = Field(
-        "group", description="What belongs together (country, year, repository); default: the id."
-    )
+    group: str = Field("group", description="What belongs together (country, year, repository); default: the id.")
     title: str = Field("title", description="A title to show; default: the id.")
 
 
@@ -34,9 +32,7 @@ class SourceSettings(Settings):
         description="Split into train, valid and test. False: an open book, in the database only, never "
         "trained on and never evaluated.",
     )
-    database: bool = Field(
-        True, description="Put the train split (of an open book: everything) in the database."
-    )
+    database: bool = Field(True, description="Put the train split (of an open book: everything) in the database.")
 
     @model_validator(mode="after")
     def _used(self):
@@ -48,13 +44,9 @@ class SourceSettings(Settings):
 class SplitSettings(Settings):
     """How documents are assigned to train, valid and test: by a seeded hash, so adding some moves none."""
 
-    by: Literal["group", "document"] = Field(
-        "group", description="Keep groups whole, or split by document id."
-    )
+    by: Literal["group", "document"] = Field("group", description="Keep groups whole, or split by document id.")
     valid: float = Field(0.05, ge=0, lt=1, description="Share of the groups (or documents) for validation.")
-    test: float = Field(
-        0.05, ge=0, lt=1, description="Share of the groups (or documents) for the final test."
-    )
+    test: float = Field(0.05, ge=0, lt=1, description="Share of the groups (or documents) for the final test.")
 
     @model_validator(mode="after")
     def _some_left(self):
@@ -79,12 +71,8 @@ class TokenizerSettings(Settings):
         description="bpe: byte-level BPE trained on the train split. tokenizer.json: Hugging Face's file. "
         "gpt2: vocab.json + merges.txt. sentencepiece: a .model file.",
     )
-    vocab_size: int | None = Field(
-        4096, ge=258, description="Size to train (bpe). Given tokenizers bring theirs."
-    )
-    train_bytes: int = Field(
-        100_000_000, gt=0, description="Train on at most this much text (bytes of UTF-8)."
-    )
+    vocab_size: int | None = Field(4096, ge=258, description="Size to train (bpe). Given tokenizers bring theirs.")
+    train_bytes: int = Field(100_000_000, gt=0, description="Train on at most this much text (bytes of UTF-8).")
     path: str | None = Field(None, description="tokenizer.json, vocab.json or .model of a given tokenizer.")
     merges: str | None = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
     eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")

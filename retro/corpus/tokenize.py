@@ -123,9 +123,7 @@ def tokenize(settings: TokenizeSettings, tokenizer: Tokenizer, folder: Path) -> 
                 empty += len(batch) - len(full)
                 encoded = tokenizer.encode_batch([document.text for document in full])
                 for document, ids in zip(full, encoded, strict=True):
-                    split = split_of(
-                        document.group, document.id, settings.source.train, settings.split, settings.seed
-                    )
+                    split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
                     writer.add(np.append(ids, tokenizer.eod_id))
                     table.add(document, split, len(ids) + 1)
                 bar.update(reader.done - bar.n)

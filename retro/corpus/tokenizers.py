@@ -19,9 +19,7 @@ from retro.artifacts import read_manifest
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
 
-LONG = (
-    1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
-)
+LONG = 1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 WAY_OUT = "Correct dataset.tokenizer in the config."
 
@@ -132,13 +130,9 @@ class _HuggingFaceEngine:
         """Refuse what cannot spell every text: its bits per byte would mean nothing."""
         self.byte_level = '"ByteLevel"' in json.dumps([facts["pre_tokenizer"], facts["decoder"]])
         if self.byte_level:
-            missing = [
-                symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in self.vocabulary
-            ]
+            missing = [symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in self.vocabulary]
         elif facts["model"].get("byte_fallback"):
-            missing = [
-                name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in self.vocabulary
-            ]
+            missing = [name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in self.vocabulary]
         else:
             raise UserError(
                 f"{self.path}: neither byte-level nor byte fallback, so it cannot spell all text. {WAY_OUT}"
@@ -163,9 +157,7 @@ class _HuggingFaceEngine:
         """Whether GPT-2's splitting rule, and nothing else, decides where tokens may not join."""
         rule = facts["pre_tokenizer"] or {}
         plain = rule.get("type") == "ByteLevel" and rule["use_regex"] and not rule["add_prefix_space"]
-        return (
-            plain and facts["normalizer"] is None and not any(not t["special"] for t in facts["added_tokens"])
-        )
+        return plain and facts["normalizer"] is None and not any(not t["special"] for t in facts["added_tokens"])
 
     def cut(self, text: str) -> list[str]:
         """Pieces of about LONG characters whose ids, joined, are those of the text; or the text itself.

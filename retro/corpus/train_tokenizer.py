@@ -108,9 +108,7 @@ def main() -> None:
     counts = {}
     if wanted.type == "bpe":
         readers = [
-            Reader(source, name, settings.on_error)
-            for name, source in sorted(settings.sources.items())
-            if source.train
+            Reader(source, name, settings.on_error) for name, source in sorted(settings.sources.items()) if source.train
         ]
         text, counts = train(settings, readers)
         artifacts.write_text(folder / "tokenizer.json", text + "\n")

@@ -21,7 +21,8 @@ SUMMARY = (
 )  # fmt: skip
 COMPARISON = (
     "run", "twin", "seed", "retrieval", "split", "source", "documents", "bits_per_byte", "twin_bits_per_byte",
-    "difference_percent", "low", "high", "documents_better", "seeds", "seeds_min", "seeds_max",
+    "difference_percent", "low", "high", "documents_better", "seeds", "seeds_min", "seeds_max", "off_percent",
+    "off_low", "off_high",
 )  # fmt: skip
 SECTIONS = (
     "run", "model", "seed", "retrieval", "split", "source", "section", "documents", "bytes", "bits_per_byte",
@@ -45,7 +46,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Entry:
-    """A run in a mode of retrieval, or all seeds of one: nats [D, S] and those of its twin, or None."""
+    """A run in a mode of retrieval, or all seeds of one: nats [D, S], and those of its twin and of the same
+    weights with retrieval off, or None.
+    """
 
     run: str
     model: str
@@ -54,6 +57,7 @@ class Entry:
     nats: np.ndarray
     twin: str | None = None
     twin_nats: np.ndarray | None = field(default=None, repr=False)
+    off_nats: np.ndarray | None = field(default=None, repr=False)
 
 
 def base(run: dict) -> str:
@@ -74,6 +78,8 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
     for (name, retrieval), members in groups.items():
         twins = [(member["twin"], "none") for member in members]
         known = all(twin in measured.nats for twin in twins)
+        off = [(member["name"], "off") for member in members]
+        switched = retrieval != "off" and all(key in measured.nats for key in off)
         twin = members[0]["twin"] if known else None
         if known and pooled:
             twin = twin.removesuffix(f"-s{members[0]['seed']}")
@@ -85,6 +91,7 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
             np.stack([measured.nats[member["name"], retrieval] for member in members], axis=1),
             twin,
             np.stack([measured.nats[key] for key in twins], axis=1) if known else None,
+            np.stack([measured.nats[key] for key in off], axis=1) if switched else None,
         )
 
 
@@ -114,6 +121,10 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
                 ours, theirs = entry.nats[chosen], entry.twin_nats[chosen]
                 difference = compare(ours, theirs, resamplings, seed)
                 by_seed = 100 * (ours.sum(0) / theirs.sum(0) - 1)
+                off = {}
+                if entry.off_nats is not None:  # the same weights without retrieval: what the neighbours alone do
+                    found = compare(ours, entry.off_nats[chosen], resamplings, seed)
+                    off = {"off_percent": found.percent, "off_low": found.low, "off_high": found.high}
                 yield {
                     **_names(entry, measured.split, source),
                     "twin": entry.twin,
@@ -127,6 +138,7 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
                     "seeds": len(by_seed),
                     "seeds_min": by_seed.min(),
                     "seeds_max": by_seed.max(),
+                    **off,
                 }
 
 

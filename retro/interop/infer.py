@@ -1,8 +1,9 @@
 """What a Megatron-core model is, read from its parameters' names and shapes, and from facts beside them.
 
 Shapes tell nearly everything. They cannot tell how rows divide into heads, the chunk length, how much of a head rope
-rotates, its base, the norm's epsilon or the form of GELU: those come from the facts (flags, or a JSON of Megatron's
-arguments), and where both speak they must agree.
+rotates, its base, the norm's epsilon, the form of GELU, or that a checkpoint is of the legacy model, which adds the
+encoder's cross-attention to the raw state: those come from the facts (flags, or a JSON of Megatron's arguments), and
+where both speak they must agree.
 """
 
 import re
@@ -33,6 +34,7 @@ ALIASES = {
     "eps": ("norm_epsilon", "layernorm_epsilon", "eps"),
     "gelu_tanh": ("gelu_tanh", "bias_gelu_fusion", "bias_activation_fusion"),
     "cca_layers": ("cca_layers_1based",),
+    "encoder_residual": ("encoder_residual",),
 }
 
 
@@ -113,6 +115,8 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
             "cca_layers": tuple(cca),
             "encoder_layers": len(encoder),
             "encoder_cross_attention": tuple(crossing),
+            "encoder_final_norm": root.removesuffix("layers") + "final_layernorm.weight" in names,
+            "encoder_residual": facts.get("encoder_residual", "normed"),
         }
     _agree(facts, fields | {"vocab": vocab, "groups": groups}, where)
 

@@ -102,13 +102,14 @@ def save(folder: Path, state_path: Path, spec: str) -> None:
             "retro_chunk_length": lengths["chunk_length"],
             "retro_retrieved_length": lengths["retrieved_length"],
             "retro_encoder_layers": settings.encoder_layers,
+            "encoder_residual": settings.encoder_residual,
         }
     write_json(state_path.with_suffix(".json"), {"args": args})
     print(f"{state_path}: {len(state)} tensors, {spec} spec")
 
 
 def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
-    """Refuse a model that Megatron-core would compute otherwise."""
+    """Refuse a model that neither Megatron-core nor its legacy form has."""
     if architecture != "retro":
         return
     theirs = {
@@ -117,8 +118,6 @@ def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
         "cca_null": False,
         "cca_gate": "none",
         "shared_embeddings": True,
-        "encoder_residual": "normed",
-        "encoder_final_norm": False,
         "encoder_positions": "learned" if s.positions == "learned" else "none",
         "encoder_cross_attention": (1,),
         "mask_padding": False,
@@ -156,6 +155,7 @@ def main() -> None:
     reading.add_argument("out", type=Path, help="folder for model.safetensors and model.json")
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    reading.add_argument("--encoder-residual", choices=("normed", "raw"), help="raw: a legacy (non-core) model")
     reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
     writing = commands.add_parser("export", help="a model folder becomes a Megatron state dict")
     writing.add_argument("model", type=Path, help="folder with model.json")
@@ -165,7 +165,11 @@ def main() -> None:
     checking.add_argument("dumps", type=Path, nargs="+", help=".safetensors with its .json beside it")
     options = parser.parse_args()
     if options.command == "import":
-        load(options.state, options.out, {name: getattr(options, name) for name in (*FACTS, "gelu_tanh")})
+        load(
+            options.state,
+            options.out,
+            {name: getattr(options, name) for name in (*FACTS, "gelu_tanh", "encoder_residual")},
+        )
     elif options.command == "export":
         save(options.model, options.state, options.spec)
     elif not check(options.dumps):

@@ -40,6 +40,8 @@ def entries(settings: ModelSettings, architecture: str) -> Iterator[Entry]:
             crosses = j + 1 in s.encoder_cross_attention
             heads = s.encoder_head_count
             yield from _layer(s, f"encoder.layers.{j}", f"{root}.{j}", heads, heads, "cross" if crosses else None)
+        if s.encoder_final_norm:
+            yield from _norm(s, "encoder.norm", root.removesuffix("layers") + "final_layernorm", None)
     for i in range(s.layers):
         name = f"decoder.layers.{i}"
         yield from _layer(s, name, name, s.heads, s.kv_head_count, "cca" if i + 1 in at else None)

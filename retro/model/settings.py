@@ -125,7 +125,7 @@ class ModelSettings(BaseModel):
         "starts as its twin), or one a head and token that sees the state and what was read",
     )
     copy_context: int | None = Field(
-        None, ge=1, le=16, description="copy-ready: how many tokens before a place a match is judged by; none: 4"
+        None, ge=1, le=16, description="copy-ready: how many tokens before a place a match is judged by; none: 8"
     )
 
     encoder_layers: int = Field(2, ge=1, description="layers of the neighbour encoder")
@@ -228,7 +228,7 @@ class ModelSettings(BaseModel):
     @property
     def match_length(self) -> int:
         """How many tokens a match is judged by; 0 without copy-ready cross-attention."""
-        return (self.copy_context or 4) if self.cca == "copy-ready" else 0
+        return (self.copy_context or 8) if self.cca == "copy-ready" else 0
 
     @property
     def initial_std(self) -> float:

@@ -55,7 +55,10 @@ def _controls(rows: dict[str, Row]) -> list[str]:
     found = []
     if "random" in rows:
         on, random = rows["on"], rows["random"]
+        gain = random.get("off_percent")
         found.append(f"With random neighbours in place of those it looked up it needs {amount(random)}")
+        if gain is not None:
+            found[-1] += f", {amount({'difference_percent': gain})} than with retrieval off"
         if on["difference_percent"] >= random["difference_percent"]:
             found[-1] += ", so what it looked up does not help it"
         elif on["high"] is not None and on["high"] < random["low"]:
@@ -113,9 +116,9 @@ def flavour(runs: list[Run]) -> str:
         if model["cca"] == "copy-ready":
             sentences.append(
                 f"{name}: copy-ready cross-attention is on. This is an option of this project, not the "
-                "paper's RETRO: the neighbours' encoder sees each token's predecessor, and the "
-                "projections of chunked cross-attention start aligned, so that the model can copy what it "
-                "retrieved early in training."
+                "paper's RETRO: its cross-attention is told where in a neighbour the last tokens it read "
+                "occur, and reads the token that comes next there, so that it can copy from the first hundred "
+                "steps. What that bought is the difference to a run of flavour paper."
             )
         else:
             sentences.append(f"{name}: chunked cross-attention is as usual, copy-ready is off.")

@@ -231,9 +231,7 @@ def test_what_a_killed_run_left_is_cleared_away(tokens, tmp_path):
 
 
 def test_repeated_ids_are_kept_and_counted(tokens, tmp_path):
-    path = write(
-        tmp_path / "a.jsonl", [{"id": "x", "text": "one"}, {"id": "x", "text": "two"}, {"text": "three"}]
-    )
+    path = write(tmp_path / "a.jsonl", [{"id": "x", "text": "one"}, {"id": "x", "text": "two"}, {"text": "three"}])
     counts = tokens(tokenize_settings(path)).counts
     assert (counts["documents"], counts["duplicate_ids"]) == (3, 1)
 

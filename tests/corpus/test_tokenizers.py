@@ -154,9 +154,7 @@ def changed(folder, to, change) -> None:
 
 
 def test_a_tokenizer_that_cannot_spell_all_text_is_refused(bpe_folder, tmp_path):
-    changed(
-        bpe_folder, tmp_path, lambda facts: facts.update(pre_tokenizer={"type": "Whitespace"}, decoder=None)
-    )
+    changed(bpe_folder, tmp_path, lambda facts: facts.update(pre_tokenizer={"type": "Whitespace"}, decoder=None))
     with pytest.raises(UserError, match="cannot spell all text"):
         Tokenizer.open(tmp_path, "tokenizer.json", EOD)
 

@@ -19,7 +19,7 @@ VARIANTS = {
         {"positions": "rope", "rope_fraction": 0.5, "activation": "swiglu", "bias": False, "tied": False, "ffn": 64},
         {},
     ),
-    "final norm": ({"final_norm": True}, {}),
+    "final norm": ({"final_norm": True, "encoder_final_norm": True, "encoder_residual": "raw"}, {}),
     "rmsnorm": ({"norm": "rmsnorm", "activation": "gelu_tanh"}, {}),
 }
 
@@ -79,6 +79,7 @@ def write_dump(folder, name, spec="local", spoil=None):
         "encoder_layers": settings.encoder_layers,
         "rotary_percent": settings.rope_fraction,
         "gelu_tanh": settings.activation == "gelu_tanh",
+        "encoder_residual": settings.encoder_residual,
     }
     facts = {"args": args, "ns": n, "retrieved_length": 4 * retrieved, "cca_layers_1based": list(settings.cca_at)}
     path.with_suffix(".json").write_text(json.dumps(facts))

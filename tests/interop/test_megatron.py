@@ -68,8 +68,9 @@ def test_import_and_export_are_inverse(name, spec, architecture, tmp_path):
 
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     save_file({n: t.contiguous() for n, t in theirs.items()}, first)
-    rope = {"rotary_percent": settings.rope_fraction, "gelu_tanh": settings.activation == "gelu_tanh"}
-    load(first, tmp_path / "model", GIVEN | {"retrieved_length": lengths["retrieved_length"]} | rope)
+    untold = {"rotary_percent": settings.rope_fraction, "gelu_tanh": settings.activation == "gelu_tanh"}
+    untold |= {"encoder_residual": settings.encoder_residual}
+    load(first, tmp_path / "model", GIVEN | {"retrieved_length": lengths["retrieved_length"]} | untold)
     save(tmp_path / "model", second, spec)
     again = load_file(second)
     assert set(again) == set(theirs) and all(torch.equal(again[n], theirs[n]) for n in theirs)
@@ -152,9 +153,9 @@ def test_models_that_megatron_lacks_are_not_exported(tmp_path):
     load(tmp_path / "s.safetensors", tmp_path / "model", GIVEN)
     manifest = tmp_path / "model" / "model.json"
     facts = json.loads(manifest.read_text())
-    facts["settings"]["model"] |= {"cca_null": True, "encoder_residual": "raw"}
+    facts["settings"]["model"] |= {"cca_null": True, "mask_padding": True}
     manifest.write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"no such model: cca_null is True; encoder_residual is 'raw'"):
+    with pytest.raises(UserError, match=r"no such model: cca_null is True; mask_padding is True"):
         save(tmp_path / "model", tmp_path / "t.safetensors", "te")
 
 

@@ -153,7 +153,7 @@ class Reference:
             table = self.w["embedding.tokens.weight"]
             for i, place in enumerate(encoded[u]):
                 agreeing = 0
-                while agreeing < min(s.copy_context or 4, t + 1, len(place.before)):
+                while agreeing < min(s.copy_context or 8, t + 1, len(place.before)):
                     if place.before[-1 - agreeing] != tokens[t - agreeing]:
                         break
                     agreeing += 1
