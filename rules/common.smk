@@ -4,6 +4,7 @@
 Both are params, so Snakemake reruns a rule when either changes. Everything else lives in the package `retro`.
 """
 
+import json
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError

@@ -58,7 +58,8 @@ rule summarise:
     params:
         code=code("retro.evaluation.summarise"),
         settings=canonical(CONFIG.evaluate.facts()),
-        runs=canonical({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()}),
+        # In the config's order: the first RETRO run is the one that the report is about.
+        runs=json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()}),
     shell:
         "python -m retro.evaluation.summarise"
         " --config {input.config:q}"
