@@ -8,8 +8,6 @@ from retro.report import palette, style
 from retro.report.read import ALL, LABELS, Row, where
 from retro.report.words import interval, percent
 
-MODES = ("on", "off", "random")
-
 
 def _label(row: Row, several: bool) -> str:
     label = LABELS[row["retrieval"]]
@@ -57,7 +55,7 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
         axes.text(size, position, f"  {size:.3f}", va="center", color=palette.INK)
         labels.append("GPT" if len(twins) == 1 else twin)
         position += 1
-        for row in sorted(mine, key=lambda row: (row["run"], MODES.index(row["retrieval"]))):
+        for row in mine:
             axes.barh(position, row["bits_per_byte"], color=palette.COLOURS[row["retrieval"]], height=0.72)
             end = row["bits_per_byte"]
             if row["low"] is not None:

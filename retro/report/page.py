@@ -110,7 +110,7 @@ def training(models: list[Manifest]) -> list[dict[str, Any]]:
                 "validation": {key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses},
             }
         )
-    return sorted(rows, key=lambda row: (row["architecture"] != "gpt", row["name"]))
+    return sorted(rows, key=lambda row: row["architecture"] != "gpt")
 
 
 def differing(rows: list[dict[str, Any]], section: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ def main() -> None:
         main=story.main_rows(comparison),
         labels=LABELS,
         book=story.book(dataset.facts["sources"]),
-        flavour=story.flavour(runs),
+        flavour=story.flavour(runs, comparison),
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),
         training=rows,

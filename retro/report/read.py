@@ -75,8 +75,8 @@ class Run:
 
 
 def read_runs(models: list[Path], metrics: list[Path] = ()) -> list[Run]:
-    """Runs by their model.json; a metrics.jsonl belongs to the model in its folder. GPT first, then by
-    name.
+    """Runs by their model.json; a metrics.jsonl belongs to the model in its folder. GPT first, else
+    as given.
     """
     curves = {path.parent: path for path in metrics}
     runs = []
@@ -85,7 +85,7 @@ def read_runs(models: list[Path], metrics: list[Path] = ()) -> list[Run]:
         text = curves[path.parent].read_text(encoding="utf-8") if path.parent in curves else ""
         lines = [json.loads(line) for line in text.splitlines()]
         runs.append(Run(manifest.settings["name"], manifest.settings, manifest.counts, lines))
-    return sorted(runs, key=lambda run: (run.architecture != "gpt", run.name))
+    return sorted(runs, key=lambda run: run.architecture != "gpt")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from retro.report.read import ALL, Row, Run, where
-from retro.report.words import interval
+from retro.report.words import interval, percent
 
 FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
 
@@ -107,21 +107,27 @@ def book(sources: dict[str, dict[str, Any]]) -> tuple[str, str]:
     )
 
 
-def flavour(runs: list[Run]) -> str:
-    """Which RETRO this is, for the readers of the paper."""
-    sentences = []
+def flavour(runs: list[Run], comparison: list[Row]) -> str:
+    """Which RETRO each run is, for the readers of the paper, and what copy-ready cross-attention bought."""
+    sentences, gains = [], {True: [], False: []}
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
         model = next(run.facts["model"] for run in runs if run.base == base)
-        name = f"{base} is of flavour {model['flavour']}"
-        if model["cca"] == "copy-ready":
+        ready = model["cca"] == "copy-ready"
+        found = where(comparison, run=base, seed=ALL, source=ALL, retrieval="on")
+        gains[ready] += [f"{base} {percent(row['difference_percent'])} {interval(row)}" for row in found]
+        if ready:
             sentences.append(
-                f"{name}: copy-ready cross-attention is on. This is an option of this project, not the "
-                "paper's RETRO: its cross-attention is told where in a neighbour the last tokens it read "
-                "occur, and reads the token that comes next there, so that it can copy from the first hundred "
-                "steps. What that bought is the difference to a run of flavour paper."
+                f"{base} has copy-ready cross-attention. This is an option of this project, not the paper's RETRO: "
+                "cross-attention is told where in a neighbour the last tokens it read occur, and reads the token "
+                "that comes next there, so that it can copy from the first hundred steps."
             )
         else:
-            sentences.append(f"{name}: chunked cross-attention is as usual, copy-ready is off.")
+            sentences.append(f"{base} has the cross-attention of flavour {model['flavour']}; copy-ready is off.")
+    if gains[True] and gains[False]:
+        gains = "; ".join(gains[True] + gains[False])
+        sentences.append(f"What copy-ready bought, in bits per byte against the same twin: {gains}.")
+    elif gains[True]:
+        sentences.append("No run of flavour paper was trained beside it, so what it bought is not shown here.")
     return " ".join(sentences)
 
 

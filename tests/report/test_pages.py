@@ -121,7 +121,7 @@ def test_report_tells_the_whole_story(page):
     for section in ("Corpus", "Retrieval", "Training", "Evaluation", "Generation", "Cost", "Provenance"):
         assert f'id="{section.lower()}"' in page
     assert "The book is open" in shown and "atlas-old" in shown
-    assert "copy-ready cross-attention is on" in shown
+    assert "has copy-ready cross-attention" in shown
     assert 'href="neighbours.html"' in page
     assert "with retrieval" in shown and "as it really goes on" in shown
 
