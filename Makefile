@@ -7,7 +7,11 @@ FAISS  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 ACTIVE := . .venv/bin/activate &&
 LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
 
-.PHONY: help run report test check bench lock clean
+# make image: a base image, or one saved as a .tar; WHEELS=folder builds without network.
+BASE   ?= python:3.11-slim
+WHEELS ?=
+
+.PHONY: help run report test check bench image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +30,16 @@ check: .venv/installed-dev  ## formatting and lint of Python and Snakemake files
 
 bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.database.bench
+	@$(ACTIVE) python -m retro.retrieval.bench
 	@$(ACTIVE) python -m retro.training.bench
+
+image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
+
+envs/retro.sif: envs/retro.def $(LOCKS)
+	sed '$(if $(filter %.tar,$(BASE)),s/^Bootstrap: docker$$/Bootstrap: docker-archive/)' envs/retro.def > envs/.retro.def
+	apptainer build --fakeroot $(if $(WHEELS),--bind $(abspath $(WHEELS)):/mnt) \
+	    --build-arg BASE=$(BASE) --build-arg FAISS=$(FAISS) $@ envs/.retro.def
+	rm envs/.retro.def
 
 .venv/installed: $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

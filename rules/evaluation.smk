@@ -44,9 +44,9 @@ rule summarise:
         config=rules.record.output.config,
         losses=losses(),
     output:
-        summary=f"{D}/summary.csv",
-        comparison=f"{D}/comparison.csv",
-        sections=f"{D}/sections.csv",
+        summary=report(f"{D}/summary.csv", caption="../docs/captions/summary.rst", category="Tables"),
+        comparison=report(f"{D}/comparison.csv", caption="../docs/captions/comparison.rst", category="Tables"),
+        sections=report(f"{D}/sections.csv", caption="../docs/captions/sections.rst", category="Tables"),
     log:
         f"{D}/logs/summarise.log",
     benchmark:
