@@ -33,7 +33,7 @@ FLAVOURS: dict[str, dict[str, Any]] = {
         "shared_embeddings": True,
         "cca": "copy-ready",
         "cca_layers": "every-third",
-        "cca_positions": "none",
+        "cca_positions": "relative",
         "cca_null": True,
     },
 }
