@@ -1,5 +1,6 @@
 """Lines for the log, which may have been closed: a run must not fail because nobody listens any more."""
 
+import os
 import sys
 
 
@@ -8,7 +9,10 @@ def say(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
-        return
+        # What could not be written waits in a buffer, and would fail again, at exit too.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 def warn(text: str) -> None:
