@@ -48,6 +48,7 @@ class OnnxEngine:
             name.removeprefix("bert."): array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in load_file(folder / "model.safetensors").items()
         }
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
