@@ -1,0 +1,50 @@
+"""Greedy answers of many questions at once."""
+
+import numpy as np
+import torch
+
+from retro.qa.prompts import Neighbours, padded, stack
+from retro.recorded import Dataset
+
+
+@torch.inference_mode()
+def answers(
+    model: torch.nn.Module,
+    dataset: Dataset,
+    prompts: list[str],
+    seen: list[Neighbours | None],
+    most: int,
+    batch_size: int,
+) -> list[str]:
+    """The likeliest continuation of each prompt, up to the end of document or `most` tokens, stripped.
+
+    Prompts are laid out as in fine-tuning; `seen` are their neighbours, None: retrieval off.
+    """
+    laid = [padded(prompt, dataset, most) for prompt in prompts]
+    found: list[str] = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(laid[i]), seen[i] is None, i))
+    start = 0
+    while start < len(order):
+        kind = (len(laid[order[start]]), seen[order[start]] is None)
+        batch = [i for i in order[start : start + batch_size] if (len(laid[i]), seen[i] is None) == kind]
+        for i, tokens in zip(batch, _greedy(model, dataset, batch, laid, seen, most), strict=True):
+            found[i] = dataset.tokenizer.decode(tokens).strip()
+        start += len(batch)
+    return found
+
+
+def _greedy(model, dataset, batch, laid, seen, most) -> list[np.ndarray]:
+    device, eod = next(model.parameters()).device, dataset.tokenizer.eod_id
+    tokens = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)
+    length, ended = tokens.shape[1], torch.zeros(len(batch), dtype=torch.bool, device=device)
+    for _ in range(most):
+        given = stack([seen[i] for i in batch], tokens.shape[1] // dataset.chunk_length)
+        neighbours, mask = (None if x is None else x.to(device) for x in given)
+        logits = model(tokens, neighbours, mask)[:, -1]  # (b, V)
+        chosen = logits.float().argmax(-1).masked_fill(ended, eod)  # (b,)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        ended |= chosen == eod
+        if ended.all():
+            break
+    rows = tokens[:, length:].cpu().numpy()
+    return [row[: int(np.argmax(row == eod)) if (row == eod).any() else len(row)] for row in rows]

@@ -1,0 +1,40 @@
+"""Config section of question answering."""
+
+from pydantic import Field
+
+from retro.settings import Settings
+
+
+class QuestionSettings(Settings):
+    """Questions, how their neighbours are found, and how a model is fine-tuned to answer them."""
+
+    questions: str | None = Field(
+        None, description="JSON lines: question, answers, and if known id, group, doc_id, contexts. None: no questions."
+    )
+    instructions: list[str] = Field(
+        [], description="Files to fine-tune on: of questions, or of instruction, input and output."
+    )
+    splits: list[str] = Field(["test"], description="Splits whose questions are answered; none are fine-tuned on.")
+    neighbours_used: int = Field(5, gt=0, description="Neighbours a question sees.")
+    candidates: int = Field(400, gt=0, description="Chunks found for a question, before titles reorder them.")
+    title_weight: float = Field(
+        1.0, ge=0, description="What the similarity of question and page title adds to a chunk's own."
+    )
+    answer_tokens: int = Field(24, gt=0, description="Tokens of an answer at most.")
+    examples: int = Field(6000, gt=0, description="Examples fine-tuned on, in all, with repetition.")
+    batch_size: int = Field(16, gt=0, description="Examples an optimizer step.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of fine-tuning.")
+    warmup_samples: int = Field(300, ge=0, description="Examples of linear warm-up; then cosine down to a tenth.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
+    neighbour_dropout: float = Field(0.1, ge=0, le=1, description="Chance that an example sees no neighbours.")
+    checkpoint_interval: int = Field(50, gt=0, description="Steps between checkpoints of fine-tuning.")
+    bootstrap: int = Field(10_000, gt=0, description="Resamplings of groups for the 95 % intervals.")
+
+    def finetune_facts(self) -> dict:
+        """What fine-tuned weights depend on: not which splits are answered and how they are scored."""
+        return {key: value for key, value in self.facts().items() if key not in ("splits", "bootstrap", "questions")}
+
+    def answer_facts(self) -> dict:
+        """What answers depend on."""
+        keys = ("splits", "neighbours_used", "candidates", "title_weight", "answer_tokens", "batch_size")
+        return {key: value for key, value in self.facts().items() if key in keys}
