@@ -28,7 +28,7 @@ class QuestionLookup:
         pages = self._pages(rows)
         found = np.full((len(texts), self.k), -1, np.int64)
         for i, vector in enumerate(vectors):
-            mine = [page for page in pages[i]]
+            mine = pages[i]
             bonus = np.array([self._similarity(vector, title) for _, title in mine])
             total = scores[i] + self.weight * bonus
             barred = np.array([own is not None and own[i] is not None and name == own[i] for name, _ in mine])

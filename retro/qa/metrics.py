@@ -1,4 +1,4 @@
-"""Exact match and F1 of short answers, normalised as SQuAD does (Rajpurkar et al. 2016), and the recall of retrieval."""
+"""Exact match and F1 of short answers, normalised as SQuAD does (Rajpurkar et al. 2016), and retrieval's recall."""
 
 import re
 import string
