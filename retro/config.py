@@ -37,6 +37,12 @@ class DatasetSettings(Settings):
     )
     split: SplitSettings = Field(SplitSettings(), description="How documents are split.")
     tokenizer: TokenizerSettings = Field(TokenizerSettings(), description="The language model's tokenizer.")
+    shards: int = Field(
+        1,
+        gt=0,
+        description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each "
+        "split) are divided into. What is made does not depend on it.",
+    )
     chunk_length: int = Field(64, ge=2, le=1024, description="Tokens a chunk (m).")
     encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
     index: IndexSettings = Field(IndexSettings(), description="What searches them.")

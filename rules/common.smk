@@ -26,6 +26,7 @@ except UserError as error:
 DATASET = CONFIG.dataset
 D = f"{CONFIG.results}/{DATASET.name}"
 SOURCES = sorted(DATASET.sources)
+SHARDS = [f"{number}-of-{DATASET.shards}" for number in range(DATASET.shards)] if DATASET.shards > 1 else []
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
 RESOURCES = CONFIG.resources
@@ -39,6 +40,7 @@ wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(SPLITS),
     run="|".join(map(re.escape, RUNS)),
+    shard=r"\d+-of-\d+",
     mode="none|on|off|random",
 
 
@@ -56,6 +58,11 @@ def arrays(*files):
     """Inputs that a manifest, an input beside them, vouches for: their time stamps do not count."""
     flat = [file for part in files for file in ([part] if isinstance(part, str) else part)]
     return ancient([str(file) for file in flat])
+
+
+def shards(folder, suffix="json"):
+    """What the shard jobs of a stage leave in its folder for the job that joins them; nothing for one shard."""
+    return [f"{folder}/shards/{shard}.{suffix}" for shard in SHARDS]
 
 
 def modes(run):

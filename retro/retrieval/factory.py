@@ -101,6 +101,17 @@ def is_exact(index: faiss.Index) -> bool:
     return isinstance(faiss.downcast_index(index), faiss.IndexFlat)
 
 
+def is_joinable(index: faiss.Index) -> bool:
+    """Whether parts filled by several jobs can be joined to the bytes that one job would make.
+
+    Inverted lists can, also behind a rotation; not those of fast-scan codes, which are stored by groups, nor graphs.
+    """
+    layer = faiss.downcast_index(index)
+    while isinstance(layer, faiss.IndexPreTransform):
+        layer = faiss.downcast_index(layer.index)
+    return isinstance(layer, faiss.IndexIVF) and not isinstance(layer, faiss.IndexIVFFastScan)
+
+
 def needed(index: faiss.Index) -> int:
     """The least number of training vectors: one for each centroid of each part."""
     most = 1

@@ -14,6 +14,9 @@ class IndexSettings(Settings):
     train_vectors: int = Field(1_000_000, gt=0, description="Seeded random sample an approximate index trains on.")
     nprobe: int = Field(64, gt=0, description="Lists visited at search (IVF).")
     ef_search: int = Field(256, gt=0, description="Candidates kept at search (HNSW).")
+    mmap: bool = Field(
+        True, description="Map the index file at search instead of reading it into memory, where its kind allows."
+    )
     k_factor: float = Field(4.0, ge=1, description="Candidates re-ranked, as a multiple of k (RFlat).")
 
 
