@@ -18,6 +18,7 @@ include: "rules/common.smk"
 include: "rules/corpus.smk"
 include: "rules/database.smk"
 include: "rules/retrieval.smk"
+include: "rules/retrievals.smk"
 include: "rules/training.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -28,5 +29,6 @@ rule all:
     default_target: True
     input:
         preprocessed(),
+        retrieved(),
         models(),
         reports(),

@@ -5,6 +5,7 @@ so that a changed key reruns what read it and nothing else.
 """
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,13 @@ from retro.database.settings import EncoderSettings
 from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.model.settings import ModelSettings
-from retro.retrieval.settings import IndexSettings, NeighbourSettings
+from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
+from retro.retrievals import RetrievalSettings, resolve
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
 
 PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
+CONDITIONS = ("stored", "none", "on", "off", "random", "shuffled")  # what evaluation calls its own conditions
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -45,6 +48,11 @@ class DatasetSettings(Settings):
     )
     chunk_length: int = Field(64, ge=2, le=1024, description="Tokens a chunk (m).")
     encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
+    retriever: Retriever = Field(
+        "dense",
+        description="dense: nearest embeddings. bm25: shared rare words. Controls: random (drawn from the database), "
+        "shuffled (the dense neighbours of another chunk of the split).",
+    )
     index: IndexSettings = Field(IndexSettings(), description="What searches them.")
     neighbours: NeighbourSettings = Field(NeighbourSettings(), description="Which neighbours are kept.")
     samples: SampleSettings = Field(SampleSettings(), description="What every run trains on.")
@@ -97,6 +105,9 @@ class Config(Settings):
     )
     results: str = Field("results", description="Folder of everything made.")
     dataset: DatasetSettings = Field(description="What preprocessing decides.")
+    retrievals: dict[str, RetrievalSettings] = Field(
+        {}, description="Other retrievals of the same dataset, by name: trained models can be evaluated on them."
+    )
     model: ModelSettings = Field(ModelSettings(), description="The model's shape, for all runs.")
     train: TrainSettings = Field(TrainSettings(), description="The optimization, for all runs.")
     runs: dict[str, RunSettings] = Field(
@@ -109,6 +120,17 @@ class Config(Settings):
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})
+
+    @model_validator(mode="after")
+    def _retrievals(self):
+        for name, overrides in self.retrievals.items():
+            if not re.match(NAME, name) or name in CONDITIONS:
+                raise ValueError(f"retrieval name {name!r}: letters, digits and . _ - only, none of {CONDITIONS}")
+            try:
+                resolve(self.dataset.facts(), overrides)
+            except ValueError as error:
+                raise ValueError(f"retrievals.{name}.{error}") from None
+        return self
 
     @field_validator("runs")
     @classmethod

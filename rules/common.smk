@@ -15,6 +15,8 @@ from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
 from retro.provenance import digest
+from retro.retrieval.bm25 import FILES as BM25_FILES
+from retro.retrievals import Retrievals
 
 try:
     CONFIG = retro.config.from_snakemake(config)
@@ -29,6 +31,7 @@ SOURCES = sorted(DATASET.sources)
 SHARDS = [f"{number}-of-{DATASET.shards}" for number in range(DATASET.shards)] if DATASET.shards > 1 else []
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
+RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
@@ -39,6 +42,7 @@ RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retr
 wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(SPLITS),
+    retrieval="|".join(map(re.escape, RETRIEVALS.named)) or "(?!)",
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
     mode="none|on|off|random",
@@ -63,6 +67,33 @@ def arrays(*files):
 def shards(folder, suffix="json"):
     """What the shard jobs of a stage leave in its folder for the job that joins them; nothing for one shard."""
     return [f"{folder}/shards/{shard}.{suffix}" for shard in SHARDS]
+
+
+def embeddings_of(retrieval, file):
+    """A file of the embeddings of every source that a retrieval searches."""
+    return [f"{RETRIEVALS.source(retrieval, 'embeddings')}/{source}/{file}" for source in SOURCES]
+
+
+def searched(retrieval=""):
+    """The index that a retrieval searches, the dataset's own by default: its manifest, then its files."""
+    kind = RETRIEVALS.kind_of_index(retrieval)
+    files = BM25_FILES if kind == "bm25" else ["index.faiss"]
+    return [f"{RETRIEVALS.source(retrieval, kind)}/{name}" for name in ["manifest.json", *files]]
+
+
+def words_of(retrieval=""):
+    """Manifests of the tokenizer and the tokens, which BM25 reads; nothing for other retrievers."""
+    names = ["tokenizer", *(f"tokens/{name}" for name in SOURCES)]
+    return [f"{D}/{name}/manifest.json" for name in names] if RETRIEVALS.kind_of_index(retrieval) == "bm25" else []
+
+
+def retrieved():
+    """Neighbours of the evaluated splits by every retrieval of the config."""
+    return [
+        f"{D}/retrievals/{name}/neighbours/{split}/manifest.json"
+        for name in RETRIEVALS.named
+        for split in CONFIG.evaluate.splits
+    ]
 
 
 def modes(run):
@@ -98,6 +129,7 @@ def preprocessed():
 def manifests():
     """Manifests of every artifact of preprocessing; the recorded config names their sha256."""
     folders = ["tokenizer", "database", "index"]
+    folders += ["bm25"] if DATASET.retriever == "bm25" else []
     folders += [f"{kind}/{name}" for kind in ["tokens", "chunks", "embeddings"] for name in SOURCES]
     folders += [f"neighbours/{split}" for split in SPLITS]
     return [f"{D}/{folder}/manifest.json" for folder in folders]

@@ -112,8 +112,10 @@ rule neighbours_shard:
         database=rules.assemble.output.manifest,
         chunks=rules.assemble.input.chunks,
         embeddings=rules.index.input.embeddings,
-        index=rules.index.output.manifest,
-        arrays=arrays(rules.index.output.index, rules.index.input.arrays, rules.assemble.input.arrays),
+        index=searched()[0],
+        tokenizer=words_of()[:1],
+        tokens=words_of()[1:],
+        arrays=arrays(searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
         note=temp(f"{D}/neighbours/{{split}}/shards/{{shard}}.json"),
@@ -128,7 +130,7 @@ rule neighbours_shard:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.neighbours"),
-        settings=section(**{key: WHOLE[key] for key in ["neighbours", "index", "seed"]}),
+        settings=section(**RETRIEVALS.searching(""), seed=DATASET.seed),
     shell:
         "python -m retro.retrieval.neighbours"
         " --settings {params.settings:q}"
@@ -137,6 +139,8 @@ rule neighbours_shard:
         " --chunks {input.chunks:q}"
         " --embeddings {input.embeddings:q}"
         " --index {input.index:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
         " --shard {wildcards.shard}"
         " --output {output.note:q}"
         " --threads {threads}"
@@ -149,8 +153,10 @@ rule neighbours:
         database=rules.assemble.output.manifest,
         chunks=rules.assemble.input.chunks,
         embeddings=rules.index.input.embeddings,
-        index=rules.index.output.manifest,
-        arrays=arrays(rules.index.output.index, rules.index.input.arrays, rules.assemble.input.arrays),
+        index=searched()[0],
+        tokenizer=words_of()[:1],
+        tokens=words_of()[1:],
+        arrays=arrays(searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
         shards=shards(f"{D}/neighbours/{{split}}"),
     output:
         ids=f"{D}/neighbours/{{split}}/ids.npy",
@@ -167,7 +173,7 @@ rule neighbours:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.neighbours"),
-        settings=section(**{key: WHOLE[key] for key in ["neighbours", "index", "seed"]}),
+        settings=section(**RETRIEVALS.searching(""), seed=DATASET.seed),
     shell:
         "python -m retro.retrieval.neighbours"
         " --settings {params.settings:q}"
@@ -176,6 +182,8 @@ rule neighbours:
         " --chunks {input.chunks:q}"
         " --embeddings {input.embeddings:q}"
         " --index {input.index:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
         " --shards {input.shards:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"

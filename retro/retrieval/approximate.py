@@ -11,7 +11,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.retrieval import factory
+from retro.retrieval import factory, gpu
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
 from retro.retrieval.scores import best
@@ -25,7 +25,7 @@ def open_index(path: Path, settings: IndexSettings) -> faiss.Index:
     """Read an index, memory-mapped if asked for and its kind allows, ready to search; on GPUs if there are some."""
     index = read_mapped(path) if settings.mmap else faiss.read_index(str(path))
     factory.prepare(index, settings)
-    return factory.to_gpus(index)
+    return gpu.to_gpus(index, settings)
 
 
 def read_mapped(path: Path) -> faiss.Index:

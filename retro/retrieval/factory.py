@@ -7,7 +7,6 @@ is affordable; beyond, inverted lists whose candidates are scored again exactly
 """
 
 import re
-import sys
 from collections.abc import Iterator
 
 import faiss
@@ -174,14 +173,3 @@ def prepare(index: faiss.Index, settings: IndexSettings) -> None:
             layer.hnsw.efSearch = max(settings.ef_search, settings.nprobe if coarse else 0)
         if isinstance(layer, faiss.IndexRefine):
             layer.k_factor = settings.k_factor
-
-
-def to_gpus(index: faiss.Index) -> faiss.Index:
-    """The index on all GPUs, or as it is where there are none or they cannot hold its kind."""
-    if faiss.get_num_gpus() == 0:
-        return index
-    try:
-        return faiss.index_cpu_to_all_gpus(index)
-    except RuntimeError as error:
-        print(f"index stays on the CPU: {_reason(error)}", file=sys.stderr)
-        return index

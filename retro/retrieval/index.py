@@ -18,7 +18,7 @@ from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
 from retro.errors import UserError
-from retro.retrieval import factory
+from retro.retrieval import factory, gpu
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
@@ -38,7 +38,7 @@ def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSett
         print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
     chosen = np.random.default_rng(seed).choice(len(database), count, replace=False)
     print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
-    on_gpus = factory.to_gpus(index)
+    on_gpus = gpu.to_gpus(index, settings)
     try:
         on_gpus.train(vectors.read(database[np.sort(chosen)]))
     except RuntimeError as error:
@@ -46,22 +46,25 @@ def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSett
             f"dataset.index.factory {name!r}: faiss cannot train it on {count} vectors of "
             f"{vectors.width} dimensions: {' '.join(str(error).split())}. Try auto."
         ) from None
-    return index if on_gpus is index else faiss.index_gpu_to_cpu(on_gpus)
+    return gpu.to_cpu(on_gpus, index)
 
 
-def fill(index: faiss.Index, vectors: Vectors, database: np.ndarray, wanted: Bounds) -> faiss.Index:
+def fill(
+    index: faiss.Index, vectors: Vectors, database: np.ndarray, wanted: Bounds, settings: IndexSettings
+) -> faiss.Index:
     """Add the `wanted` blocks of the database's vectors, in order."""
-    on_gpus = factory.to_gpus(index)
+    on_gpus = gpu.to_gpus(index, settings)
     with progress.bar(sum(stop - start for start, stop in wanted), "index", "vector") as shown:
         for start, stop in wanted:
             on_gpus.add(vectors.read(database[start:stop]))
             shown.update(stop - start)
-    return index if on_gpus is index else faiss.index_gpu_to_cpu(on_gpus)
+    return gpu.to_cpu(on_gpus, index)
 
 
 def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
     """Train and fill the index of factory string `name` with the `database` rows of `vectors`."""
-    return fill(train(name, vectors, database, settings, seed), vectors, database, bounds(len(database), BLOCK))
+    trained = train(name, vectors, database, settings, seed)
+    return fill(trained, vectors, database, bounds(len(database), BLOCK), settings)
 
 
 def join(parts: list[Path]) -> faiss.Index:
@@ -118,7 +121,7 @@ def main() -> None:
     elif options.part == "add":
         made = faiss.read_index(str(options.trained[0]))
         if joinable:
-            made = fill(made, vectors, database, wanted)
+            made = fill(made, vectors, database, wanted, settings)
         else:
             print(f"index: {name} cannot be joined from shards, the last job adds all vectors", file=sys.stderr)
     elif options.shards and joinable:
@@ -127,7 +130,8 @@ def main() -> None:
         write_flat(path, vectors, database, wanted)
     else:
         trained = options.trained and faiss.read_index(str(options.trained[0]))
-        made = fill(trained or train(name, vectors, database, settings, seed), vectors, database, wanted)
+        trained = trained or train(name, vectors, database, settings, seed)
+        made = fill(trained, vectors, database, wanted, settings)
     if options.part or not exact:
         with replacing(path) as temporary:
             faiss.write_index(made, str(temporary))

@@ -18,13 +18,14 @@ import numpy as np
 
 from retro import errors, progress, provenance
 from retro.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
+from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.settings import read_section
 from retro.paging import release
-from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
+from retro.retrieval.retrievers import Retriever, open_retriever, open_store
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
 from retro.retrieval.vectors import Vectors
 
@@ -83,12 +84,12 @@ def collect(blocks: shards.Joined, folder: Path, shape: tuple[int, int], size: i
 
 
 def recall_counts(
-    ids: np.ndarray, sample: np.ndarray, truth: Callable[[np.ndarray], np.ndarray] | None
+    ids: np.ndarray, sample: np.ndarray, retriever: Retriever, truth: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Any]:
     """Recall of the neighbours `ids` [C, K] for the manifest; `truth` gives the exact ones of a sample of chunks."""
-    if truth is None:
-        shares = dict.fromkeys(recall(ids[:0], ids[:0]), 1.0)
-        return {"recall": shares, "recall_of": "exact search: 1 by construction"}
+    if retriever.about is not None:
+        shares = dict.fromkeys(recall(ids[:0], ids[:0]), 1.0) if retriever.complete else {}
+        return {"recall": shares, "recall_of": retriever.about}
     shares = recall(ids[sample], truth(sample))
     return {"recall": shares, "recall_of": f"{len(sample)} chunks against exact search"}
 
@@ -96,12 +97,14 @@ def recall_counts(
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: neighbours, index, seed")
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: retriever, neighbours, index, seed")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"])
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
+    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (retriever bm25)")
+    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (retriever bm25)")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
@@ -124,10 +127,21 @@ class Search:
         self.vectors = Vectors(options.embeddings)
         self.exclusion = Exclusion(rules, options.chunks, self.database)
         self.exact = ExactSearch(self.vectors, self.database, options.threads)
-        self.approximate = None
-        if not self.index.settings["exact"]:
-            opened = open_index(self.index.file("index.faiss"), index_settings)
-            self.approximate = ApproximateSearch(opened, self.exact, index_settings)
+        words = None
+        if options.tokens:
+            tokenizer = Tokenizer.load(options.tokenizer[0])
+            words = open_store(options.tokens, options.chunks, tokenizer), tokenizer
+        self.retriever = open_retriever(
+            options.settings.get("retriever", "dense"),
+            rows=self.rows,
+            index=self.index,
+            settings=index_settings,
+            exclusion=self.exclusion,
+            exact=self.exact,
+            words=words,
+            seed=options.settings["seed"],
+            threads=options.threads,
+        )
         print(
             f"neighbours of {options.split}: {len(self.rows)} chunks, {self.k} each, among {len(self.database)}, by "
             f"{self.index.settings['factory']}; excluded: same {', '.join(rules)}",
@@ -136,17 +150,15 @@ class Search:
 
     def block(self, start: int, stop: int, advance: Callable[[int], object] | None = None) -> np.ndarray:
         """Neighbours of the chunks at positions start .. stop of the split: FOUND [stop - start, K]."""
-        here, found = self.rows[start:stop], np.empty((stop - start, self.k), FOUND)
-        found["id"], found["score"] = self._by(self.approximate or self.exact, here, advance)
+        found = np.empty((stop - start, self.k), FOUND)
+        found["id"], found["score"] = self.retriever.find(np.arange(start, stop), self.k, advance)
         return found
 
     def truth(self, sample: np.ndarray) -> np.ndarray:
         """Exact ids [n, K] of the chunks at these positions."""
         print(f"neighbours: exact search of {len(sample)} chunks for recall", file=sys.stderr)
-        return self._by(self.exact, self.rows[sample], None)[0]
-
-    def _by(self, search: ExactSearch | ApproximateSearch, rows: np.ndarray, advance: Callable | None):
-        return search.search(self.vectors.read(rows), self.k, self.exclusion.of(rows), advance)
+        rows = self.rows[sample]
+        return self.exact.search(self.vectors.read(rows), self.k, self.exclusion.of(rows))[0]
 
 
 def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, inputs: list[Path]) -> None:
@@ -156,7 +168,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, i
     size = min(search.settings.recall_sample, len(rows))
     sample = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
     ids = open_array(folder / "ids.npy")
-    counts |= recall_counts(ids, sample, search.truth if search.approximate else None)
+    counts |= recall_counts(ids, sample, search.retriever, search.truth)
     write_manifest(
         options.output,
         kind="neighbours",
@@ -191,8 +203,8 @@ def main() -> None:
     with Blocks(folder, made_from, (search.k,), FOUND) as blocks:
         with progress.bar(sum(b - a for a, b in wanted), f"neighbours {options.split}", "chunk") as shown:
             shards.compute(blocks, wanted, lambda start, stop: search.block(start, stop, shown.update), shown)
-        if search.approximate and search.approximate.fallen_back:
-            told = f"the index gave too few for {search.approximate.fallen_back} chunks, searched exactly"
+        if search.retriever.fallen_back:
+            told = f"the index gave too few for {search.retriever.fallen_back} chunks, searched exactly"
             print(f"{folder}: {told}", file=sys.stderr)
         if options.shard:
             shards.write_note(options.output, options.shard, blocks, made_from, options.block)

@@ -1,0 +1,131 @@
+"""Alternative retrievals of the dataset, for evaluation: other retrievers, encoders, indexes, exclusions.
+
+in     {D}/database, {D}/tokens, {D}/chunks, {D}/embeddings
+steps  what the overrides of a retrieval change: embed, index or bm25; then the neighbours of a split
+out    {D}/retrievals/<name>/neighbours/<split>, and beside it what was made for it
+"""
+
+
+rule bm25:
+    """Building the BM25 index over the database."""
+    input:
+        database=rules.assemble.output.manifest,
+        tokenizer=rules.train_tokenizer.output.manifest,
+        tokens=expand(rules.tokenize.output.manifest, source=SOURCES),
+        chunks=rules.assemble.input.chunks,
+        arrays=arrays(
+            rules.assemble.output.rows, rules.assemble.input.arrays, expand(rules.tokenize.output.bin, source=SOURCES)
+        ),
+    output:
+        files=[f"{D}/bm25/{name}" for name in BM25_FILES],
+        manifest=f"{D}/bm25/manifest.json",
+    log:
+        f"{D}/logs/bm25.log",
+    benchmark:
+        f"{D}/benchmarks/bm25.jsonl"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime="24h",
+    params:
+        code=code("retro.retrieval.bm25_index"),
+        settings=section(index=RETRIEVALS.built("", "bm25")),
+    shell:
+        "python -m retro.retrieval.bm25_index"
+        " --settings {params.settings:q}"
+        " --database {input.database:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
+        " --chunks {input.chunks:q}"
+        " --output {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+use rule bm25 as retrieval_bm25 with:
+    output:
+        files=[f"{D}/retrievals/{{retrieval}}/bm25/{name}" for name in BM25_FILES],
+        manifest=f"{D}/retrievals/{{retrieval}}/bm25/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/bm25.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/bm25.jsonl"
+    params:
+        code=code("retro.retrieval.bm25_index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "bm25")),
+
+
+use rule embed as retrieval_embed with:
+    input:
+        tokenizer=rules.embed.input.tokenizer,
+        tokens=rules.embed.input.tokens,
+        chunks=rules.embed.input.chunks,
+        arrays=rules.embed.input.arrays,
+        shards=[],
+    output:
+        embeddings=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/embeddings.npy",
+        manifest=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/embed/{{source}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/embed/{{source}}.jsonl"
+    params:
+        code=code("retro.database.embed"),
+        settings=lambda wildcards: section(
+            encoder=RETRIEVALS.facts[wildcards.retrieval]["encoder"], chunk_length=DATASET.chunk_length
+        ),
+        blocks=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/blocks",
+
+
+use rule index as retrieval_index with:
+    input:
+        database=rules.assemble.output.manifest,
+        embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
+        arrays=lambda wildcards: arrays(
+            rules.assemble.output.rows, embeddings_of(wildcards.retrieval, "embeddings.npy")
+        ),
+        trained=[],
+        shards=[],
+    output:
+        index=f"{D}/retrievals/{{retrieval}}/index/index.faiss",
+        manifest=f"{D}/retrievals/{{retrieval}}/index/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/index.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/index.jsonl"
+    params:
+        code=code("retro.retrieval.index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "index"), seed=DATASET.seed),
+
+
+use rule neighbours as retrieval_neighbours with:
+    input:
+        database=rules.assemble.output.manifest,
+        chunks=rules.assemble.input.chunks,
+        embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
+        index=lambda wildcards: searched(wildcards.retrieval)[0],
+        tokenizer=lambda wildcards: words_of(wildcards.retrieval)[:1],
+        tokens=lambda wildcards: words_of(wildcards.retrieval)[1:],
+        arrays=lambda wildcards: arrays(
+            searched(wildcards.retrieval)[1:],
+            embeddings_of(wildcards.retrieval, "embeddings.npy"),
+            rules.assemble.output.rows,
+            rules.assemble.input.arrays,
+        ),
+        shards=[],
+    output:
+        ids=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/ids.npy",
+        scores=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/scores.npy",
+        manifest=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/neighbours/{{split}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/neighbours/{{split}}.jsonl"
+    params:
+        code=code("retro.retrieval.neighbours"),
+        settings=lambda wildcards: section(**RETRIEVALS.searching(wildcards.retrieval), seed=DATASET.seed),
+
+
+rule retrievals:
+    """The neighbours of the evaluated splits by every retrieval of the config."""
+    input:
+        retrieved(),
