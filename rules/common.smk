@@ -32,6 +32,7 @@ SHARDS = [f"{number}-of-{DATASET.shards}" for number in range(DATASET.shards)] i
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
 RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
+DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]

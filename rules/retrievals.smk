@@ -129,3 +129,38 @@ rule retrievals:
     """The neighbours of the evaluated splits by every retrieval of the config."""
     input:
         retrieved(),
+
+
+rule indexes:
+    """Drawing what the indexes of the config's retrievals find, and at what cost."""
+    input:
+        config=rules.record.output.config,
+        neighbours=[f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in DENSE],
+        indexes=[searched(name)[0] for name in DENSE],
+        arrays=arrays(*[searched(name)[1:] for name in DENSE]),
+    output:
+        csv=f"{D}/figures/indexes.csv",
+        svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
+        png=f"{D}/figures/indexes.png",
+    log:
+        f"{D}/logs/indexes.log",
+    benchmark:
+        f"{D}/benchmarks/indexes.jsonl"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime="4h",
+    params:
+        code=code("retro.report.indexes"),
+        names=DENSE,
+        split=CONFIG.evaluate.splits[0],
+        folder=lambda wildcards, output: os.path.dirname(output.svg),
+    shell:
+        "python -m retro.report.indexes"
+        " --config {input.config:q}"
+        " --names {params.names:q}"
+        " --neighbours {input.neighbours:q}"
+        " --indexes {input.indexes:q}"
+        " --split {params.split}"
+        " --output-folder {params.folder:q}"
+        " 2>&1 | tee {log:q}"
