@@ -91,6 +91,7 @@ def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
         "holes": manifest.counts["holes"],
         "recall": dict(sorted(manifest.counts.get("recall", {}).items(), key=lambda item: int(item[0]))),
         "recall_of": manifest.counts.get("recall_of"),
+        "scores": manifest.counts.get("first_score_quantiles", {}),
     }
 
 
