@@ -20,7 +20,10 @@ LEAST = 0.2  # CPU seconds a measurement lasts at least
 
 @dataclass
 class Sample:
-    """`count` random chunks of a split as queries, what is excluded for them, and their `k` exact neighbours."""
+    """`count` random chunks of a split as queries, what is excluded for them, and their exact neighbours.
+
+    As many neighbours are searched as the dataset saves; recall is that of the first `k`.
+    """
 
     dataset: Dataset
     split: str
@@ -37,6 +40,7 @@ class Sample:
         self.vectors, self.database = Vectors(paths["embeddings"]), self.dataset.database
         rows, random = self.dataset.rows(self.split), np.random.default_rng(self.dataset.facts["seed"])
         chosen = rows[np.sort(random.choice(len(rows), min(self.count, len(rows)), replace=False))]
+        self.saved = max(self.k, self.dataset.facts["neighbours"]["saved"])
         rules = rules_of(self.dataset.facts["neighbours"]["exclude"])
         self.queries = self.vectors.read(chosen)
         self.barred = Exclusion(rules, paths["chunks"], self.database).of(chosen)
@@ -45,7 +49,7 @@ class Sample:
     @cached_property
     def truth(self) -> np.ndarray:
         """int64 [q, k]: ids by exact search."""
-        return self.exact.search(self.queries, self.k, self.barred)[0]
+        return self.exact.search(self.queries, self.saved, self.barred)[0][:, : self.k]
 
     def measure(self, index: faiss.Index | None, settings: IndexSettings) -> dict[str, float]:
         """`recall` of the first k, and `ms`, CPU milliseconds a query, exclusion and exact scores included; the
@@ -58,7 +62,7 @@ class Sample:
         best, spent, ids = float("inf"), 0.0, None
         while spent < LEAST or best == spent:  # at least twice: the first run warms caches
             start = time.process_time()
-            ids = search.search(self.queries, self.k, self.barred)[0]
+            ids = search.search(self.queries, self.saved, self.barred)[0][:, : self.k]
             took = time.process_time() - start
             best, spent = min(best, took), spent + took
         real = self.truth >= 0

@@ -84,8 +84,8 @@ def neighbours_of(dataset: Dataset, retrieval: str | None, split: str) -> Manife
     if not (dataset.folder / name).is_file():
         known = sorted(path.parts[-4] for path in dataset.folder.glob(f"retrievals/*/neighbours/{split}/manifest.json"))
         raise UserError(
-            f"--retrieval {retrieval}: no file {dataset.folder / name}; made for {split}: {', '.join(known) or 'none'}. "
-            f"Name it under retrievals in the config and run: snakemake {dataset.folder / name}"
+            f"--retrieval {retrieval}: no file {dataset.folder / name}; "
+            f"made for {split}: {', '.join(known) or 'none'}. Name it under retrievals in the config and run: snakemake {dataset.folder / name}"
         )
     return dataset.manifest(name, "neighbours")
 
