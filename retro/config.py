@@ -5,7 +5,6 @@ so that a changed key reruns what read it and nothing else.
 """
 
 import copy
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +19,11 @@ from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.model.settings import ModelSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.retrievals import RetrievalSettings, resolve
+from retro.retrievals import RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
 
 PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
-CONDITIONS = ("stored", "none", "on", "off", "random", "shuffled")  # what evaluation calls its own conditions
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -123,13 +121,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _retrievals(self):
-        for name, overrides in self.retrievals.items():
-            if not re.match(NAME, name) or name in CONDITIONS:
-                raise ValueError(f"retrieval name {name!r}: letters, digits and . _ - only, none of {CONDITIONS}")
-            try:
-                resolve(self.dataset.facts(), overrides)
-            except ValueError as error:
-                raise ValueError(f"retrievals.{name}.{error}") from None
+        check(self.dataset.facts(), self.retrievals)
         return self
 
     @field_validator("runs")

@@ -5,14 +5,18 @@ artifacts lie in D/retrievals/<name>, laid out as the dataset's own, and only wh
 an equal embedding or index is taken from the dataset, or from the first retrieval that has it.
 """
 
+import re
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from retro.database.settings import EncoderSettings
+from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.settings import Settings
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+CONDITIONS = ("stored", "none", "on", "off", "random", "shuffled")  # what evaluation calls its own conditions
 BUILT = {  # the index settings an index is built with; the others say how it is searched
     "index": ("factory", "train_vectors", "gpu", "gpu_float16"),
     "bm25": ("bm25_k1", "bm25_b"),
@@ -47,6 +51,17 @@ def made_of(facts: dict[str, Any], kind: str) -> dict[str, Any]:
     """The settings that decide a retrieval's `kind` of artifact: embeddings, index or bm25."""
     encoder = {} if kind == "bm25" else {"encoder": facts["encoder"]}
     return encoder | {key: facts["index"][key] for key in BUILT.get(kind, ())}
+
+
+def check(dataset: dict[str, Any], named: dict[str, RetrievalSettings]) -> None:
+    """Raise `ValueError` for the first wrong name or key of a config's retrievals."""
+    for name, overrides in named.items():
+        if not re.match(NAME, name) or name in CONDITIONS:
+            raise ValueError(f"retrieval name {name!r}: letters, digits and . _ - only, none of {CONDITIONS}")
+        try:
+            resolve(dataset, overrides)
+        except ValueError as error:
+            raise ValueError(f"retrievals.{name}.{error}") from None
 
 
 class Retrievals:
@@ -85,3 +100,14 @@ class Retrievals:
     def searching(self, name: str) -> dict[str, Any]:
         """Settings of a retrieval's neighbours stage."""
         return {key: self.facts[name][key] for key in ("retriever", "neighbours", "index")}
+
+    def searched(self, name: str = "") -> list[str]:
+        """The index that a retrieval searches: its manifest, then its files."""
+        kind = self.kind_of_index(name)
+        files = FILES if kind == "bm25" else ["index.faiss"]
+        return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
+
+    def words(self, sources: list[str], name: str = "") -> list[str]:
+        """Manifests of the tokenizer and the tokens, which BM25 reads; nothing for other retrievers."""
+        names = ["tokenizer", *(f"tokens/{source}" for source in sources)]
+        return [f"{self._folder}/{n}/manifest.json" for n in names] if self.kind_of_index(name) == "bm25" else []

@@ -75,19 +75,6 @@ def embeddings_of(retrieval, file):
     return [f"{RETRIEVALS.source(retrieval, 'embeddings')}/{source}/{file}" for source in SOURCES]
 
 
-def searched(retrieval=""):
-    """The index that a retrieval searches, the dataset's own by default: its manifest, then its files."""
-    kind = RETRIEVALS.kind_of_index(retrieval)
-    files = BM25_FILES if kind == "bm25" else ["index.faiss"]
-    return [f"{RETRIEVALS.source(retrieval, kind)}/{name}" for name in ["manifest.json", *files]]
-
-
-def words_of(retrieval=""):
-    """Manifests of the tokenizer and the tokens, which BM25 reads; nothing for other retrievers."""
-    names = ["tokenizer", *(f"tokens/{name}" for name in SOURCES)]
-    return [f"{D}/{name}/manifest.json" for name in names] if RETRIEVALS.kind_of_index(retrieval) == "bm25" else []
-
-
 def retrieved():
     """Neighbours of the evaluated splits by every retrieval of the config."""
     return [

@@ -6,7 +6,7 @@ out    {D}/retrievals/<name>/neighbours/<split>, and beside it what was made for
 """
 
 
-rule bm25:
+rule words:
     """Building the BM25 index over the database."""
     input:
         database=rules.assemble.output.manifest,
@@ -41,7 +41,7 @@ rule bm25:
         " 2>&1 | tee {log:q}"
 
 
-use rule bm25 as retrieval_bm25 with:
+use rule words as retrieval_words with:
     output:
         files=[f"{D}/retrievals/{{retrieval}}/bm25/{name}" for name in BM25_FILES],
         manifest=f"{D}/retrievals/{{retrieval}}/bm25/manifest.json",
@@ -102,11 +102,11 @@ use rule neighbours as retrieval_neighbours with:
         database=rules.assemble.output.manifest,
         chunks=rules.assemble.input.chunks,
         embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
-        index=lambda wildcards: searched(wildcards.retrieval)[0],
-        tokenizer=lambda wildcards: words_of(wildcards.retrieval)[:1],
-        tokens=lambda wildcards: words_of(wildcards.retrieval)[1:],
+        index=lambda wildcards: RETRIEVALS.searched(wildcards.retrieval)[0],
+        tokenizer=lambda wildcards: RETRIEVALS.words(SOURCES, wildcards.retrieval)[:1],
+        tokens=lambda wildcards: RETRIEVALS.words(SOURCES, wildcards.retrieval)[1:],
         arrays=lambda wildcards: arrays(
-            searched(wildcards.retrieval)[1:],
+            RETRIEVALS.searched(wildcards.retrieval)[1:],
             embeddings_of(wildcards.retrieval, "embeddings.npy"),
             rules.assemble.output.rows,
             rules.assemble.input.arrays,
@@ -136,8 +136,8 @@ rule indexes:
     input:
         config=rules.record.output.config,
         neighbours=[f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in DENSE],
-        indexes=[searched(name)[0] for name in DENSE],
-        arrays=arrays(*[searched(name)[1:] for name in DENSE]),
+        indexes=[RETRIEVALS.searched(name)[0] for name in DENSE],
+        arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in DENSE]),
     output:
         csv=f"{D}/figures/indexes.csv",
         svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter
+
 from retro.report import palette, style
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 0.2, not 2 × 10⁻¹
 
 
 def draw(rows: list[dict[str, Any]], folder: Path, name: str, title: str, wanted: float | None = None) -> None:
@@ -22,6 +26,7 @@ def draw(rows: list[dict[str, Any]], folder: Path, name: str, title: str, wanted
         if wanted is not None:
             axes.axhline(wanted, color=palette.SOFT, linewidth=0.8, linestyle="--")
         axes.set(xscale="log", xlabel="CPU milliseconds a query", ylabel="recall", title=title)
+        plain(axes)
 
 
 def draw_indexes(rows: list[dict[str, Any]], folder: Path, k: int) -> None:
@@ -56,3 +61,10 @@ def draw_indexes(rows: list[dict[str, Any]], folder: Path, k: int) -> None:
             ylabel=f"recall@{k}",
             title="Indexes: recall against cost; areas are bytes a vector",
         )
+        plain(axes)
+
+
+def plain(axes) -> None:
+    """Numbers as people write them on the logarithmic axis."""
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.xaxis.set_minor_formatter(PLAIN)

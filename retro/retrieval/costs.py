@@ -15,7 +15,7 @@ from retro.retrieval.exclusion import Exclusion, rules_of
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
-LEAST = 0.2  # CPU seconds a measurement lasts at least
+LEAST = 0.5  # CPU seconds a measurement lasts at least
 
 
 @dataclass

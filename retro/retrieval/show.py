@@ -85,7 +85,8 @@ def neighbours_of(dataset: Dataset, retrieval: str | None, split: str) -> Manife
         known = sorted(path.parts[-4] for path in dataset.folder.glob(f"retrievals/*/neighbours/{split}/manifest.json"))
         raise UserError(
             f"--retrieval {retrieval}: no file {dataset.folder / name}; "
-            f"made for {split}: {', '.join(known) or 'none'}. Name it under retrievals in the config and run: snakemake {dataset.folder / name}"
+            f"made for {split}: {', '.join(known) or 'none'}. Name it under "
+            f"retrievals in the config and run: snakemake {dataset.folder / name}"
         )
     return dataset.manifest(name, "neighbours")
 

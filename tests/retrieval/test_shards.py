@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from retro.artifacts import read_manifest
 from retro.database.shards import bounds, shard_name
 from retro.errors import UserError
-from tests.database.stages import M, stage
+from tests.database.stages import stage
 
 COUNTS = (3, 8)
 
@@ -40,7 +39,9 @@ def test_embeddings(corpus, tmp_path, count):
     del options["blocks"]
     in_shards("retro.database.embed", count, tmp_path / "manifest.json", **options, block=8)
     assert contents(tmp_path)["embeddings.npy"] == contents(whole)["embeddings.npy"]
-    assert read_manifest(tmp_path / "manifest.json").facts["settings"] == read_manifest(whole / "manifest.json").settings
+    assert (
+        read_manifest(tmp_path / "manifest.json").facts["settings"] == read_manifest(whole / "manifest.json").settings
+    )
 
 
 def index_options(corpus, name: str, **more) -> dict:

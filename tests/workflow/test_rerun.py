@@ -98,3 +98,18 @@ def test_editing(finished, what):
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         for path in removed:
             os.replace(path.with_suffix(".kept"), path)
+
+
+ALTERNATIVES = "retrievals: {words: {retriever: bm25}, drawn: {retriever: random}, others: {retriever: shuffled}}"
+
+
+def test_retrievals_are_made_beside_the_dataset_and_retrain_nothing(finished, tmp_path):
+    project = finished.clone(tmp_path / "project")
+    with open(project.folder / CONFIG, "a", encoding="utf-8") as file:
+        file.write(f"\n{ALTERNATIVES}\n")
+    assert project.planned("retrievals") == {"retrieval_words", "retrieval_neighbours", "retrievals"}
+    done = project.snakemake("retrievals")
+    assert done.returncode == 0, done.stdout[-4000:]
+    for name in ("words", "drawn", "others"):
+        assert (project.results(f"retrievals/{name}/neighbours/test/manifest.json")).is_file()
+    assert not {"train", "embed", "index", "neighbours"} & project.planned()
