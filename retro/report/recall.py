@@ -67,4 +67,6 @@ def draw_indexes(rows: list[dict[str, Any]], folder: Path, k: int) -> None:
 def plain(axes) -> None:
     """Numbers as people write them on the logarithmic axis."""
     axes.xaxis.set_major_formatter(PLAIN)
-    axes.xaxis.set_minor_formatter(PLAIN)
+    low, high = axes.get_xlim()
+    if high < 10 * low:  # hardly a power of ten to label
+        axes.xaxis.set_minor_formatter(PLAIN)
