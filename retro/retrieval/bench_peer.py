@@ -1,7 +1,7 @@
 """Index and neighbours beside retro-pytorch's, of the same chunks and embeddings: `make bench-database`.
 
-Its encoder comes from a hub; here both are handed the dataset's chunks and the embeddings already made of them, and what
-is measured is everything after: its index by autofaiss and its search, our index and exact search. Both find 2
+Its encoder comes from a hub; here both are handed the dataset's chunks and the embeddings already made of them, and
+what is measured is everything after: its index by autofaiss and its search, our index and exact search. Both find 2
 neighbours of every chunk among all chunks, none of the same document; recall is against a float64 brute force.
 """
 
@@ -73,6 +73,7 @@ def theirs(vectors: np.ndarray, documents: np.ndarray, _folder: Path, _threads: 
         np.memmap(embeddings_memmap_path, np.float32, "w+", shape=(count, width))[:] = vectors
 
     retrieval.chunks_to_embeddings_ = embeddings
+    json.JSONEncoder.default = lambda _self, number: float(number)  # autofaiss writes numpy 1's floats
     # The function below takes a width and does not pass it on.
     retrieval.chunks_to_index_and_embed = partial(retrieval.chunks_to_index_and_embed, embed_dim=width)
     path, _ = retrieval.chunks_to_precalculated_knn_(

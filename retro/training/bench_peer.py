@@ -1,9 +1,9 @@
 """A training step beside retro-pytorch's at the same shape, measured alternately: `make bench-model`.
 
-Both have 12 decoder and 2 encoder layers of 256 features, 8 heads of 32, chunked cross-attention in layers 6, 9 and 12,
-512 tokens a sample, 2 x 128 neighbours, batch 4, a vocabulary of 8192, fp32, and take the same steps: forward, backward,
-clipping, AdamW. Theirs looks at the retrieving chunk in every encoder layer, ours in the first as in the paper. Ratios
-of CPU-seconds are the result; on a shared machine wall times mean little.
+Both have 12 decoder and 2 encoder layers of 256 features, 8 heads of 32, chunked cross-attention in layers 6, 9 and
+12, 512 tokens a sample, 2 x 128 neighbours, batch 4, a vocabulary of 8192, fp32, and take the same steps: forward,
+backward, clipping, AdamW. Theirs looks at the retrieving chunk in every encoder layer, ours in the first as in the
+paper. Ratios of CPU-seconds are the result; on a shared machine wall times mean little.
 """
 
 import argparse
