@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report test check bench image clean
+.PHONY: help run report test check bench bench-model bench-database image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.retrieval.bench
 	@$(ACTIVE) python -m retro.training.bench
 
+bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
+	@$(ACTIVE) python -m retro.training.bench_peer
+
+bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
+	@$(ACTIVE) python -m retro.retrieval.bench_peer
+
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 
 envs/retro.sif: envs/retro.def $(LOCKS)
@@ -53,6 +59,10 @@ envs/retro.sif: envs/retro.def $(LOCKS)
 
 .venv/installed-dev: .venv/installed envs/dev.lock
 	@$(ACTIVE) pip install -q -r envs/dev.lock
+	@touch $@
+
+.venv/peer/installed: .venv/installed envs/peer.lock
+	@$(ACTIVE) pip install -q --no-deps --target .venv/peer --upgrade -r envs/peer.lock
 	@touch $@
 
 clean:  ## remove everything made, .venv included

@@ -81,6 +81,17 @@ class RunSettings(Settings):
     twin: str | None = Field(None, description="The GPT run that this RETRO run is compared with.")
     model: dict[str, Any] = Field({}, description="Overrides of the model section.")
     train: dict[str, Any] = Field({}, description="Overrides of the train section.")
+    start: str | None = Field(
+        None,
+        alias="from",
+        description="Begin with trained weights: another run of this config (its model of the same seed), or the path "
+        "of a model.json or of its folder. A RETRO that begins with a GPT gets a new encoder and cross-attention.",
+    )
+    freeze: Literal["base"] | None = Field(
+        None,
+        description="base: train the encoder and chunked cross-attention only. With retrieval off the model is then "
+        "the one it began with, bit for bit.",
+    )
 
 
 class ResourceSettings(Settings):
@@ -134,6 +145,15 @@ class Config(Settings):
                     raise ValueError(f"run {name!r}: twin {run.twin!r} is not a gpt run of this config")
             if not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
                 raise ValueError(f"run name {name!r}: letters, digits and . _ - only")
+            if run.freeze and (run.architecture != "retro" or run.start is None):
+                raise ValueError(f"run {name!r}: freeze: base is for a retro run that has `from`")
+            seen, at = [name], run.start
+            while at in runs:
+                if at in seen:
+                    raise ValueError(f"run {name!r}: from {run.start!r} leads back to {at!r}")
+                seen, at = [*seen, at], runs[at].start
+            if at is not None and "/" not in at and not at.endswith(".json"):
+                raise ValueError(f"run {seen[-1]!r}: from {at!r} is neither a run of this config nor a path")
         return runs
 
     def expanded(self) -> dict[str, dict[str, Any]]:
@@ -150,8 +170,16 @@ class Config(Settings):
                     "seed": seed,
                     "model": model.model_dump(mode="json"),
                     "train": train.facts(),
+                    "from": self._start(run.start, seed),
+                    "freeze": run.freeze,
                 }
         return found
+
+    def _start(self, start: str | None, seed: int) -> str | None:
+        """The model.json that a run begins with."""
+        if start in self.runs:
+            return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
+        return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
 
 RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}

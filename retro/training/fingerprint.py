@@ -9,18 +9,28 @@ from retro.artifacts import canonical
 WITHOUT_EFFECT = {
     "name": None,
     "twin": None,
+    "from": None,  # the weights count, not where they lie
     "train": {"checkpoint_interval": None, "checkpoint_minutes": None, "log_interval": None},
 }
 
 
-def facts(config: str, run: dict[str, Any], code: str, versions: dict[str, str], place: str) -> dict[str, Any]:
-    """The parts: sha256 of the recorded config, run settings, digest of the code, versions, where it runs."""
+def facts(
+    config: str,
+    run: dict[str, Any],
+    code: str,
+    versions: dict[str, str],
+    place: str,
+    initial: str | None = None,
+) -> dict[str, Any]:
+    """The parts: sha256 of the recorded config, run settings, digest of the code, versions, where it runs, and
+    sha256 of the weights it begins with."""
     return {
         "recorded config": config,
         "run": _without(run, WITHOUT_EFFECT),
         "code": code,
         "versions": versions,
         "place": place,
+        "initial weights": initial,
     }
 
 

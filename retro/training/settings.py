@@ -16,6 +16,10 @@ class SampleSettings(Settings):
     eval_interval: int = Field(200, gt=0, description="Optimizer steps between validations.")
     eval_iterations: int = Field(16, ge=0, description="Batches a validation.")
 
+    def of(self, share: float) -> "SampleSettings":
+        """The same, for a run that trains on a share of the samples."""
+        return self.model_copy(update={"train_samples": max(1, round(self.train_samples * share))})
+
 
 class TrainSettings(Settings):
     """How a run is optimized."""
@@ -23,6 +27,13 @@ class TrainSettings(Settings):
     lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
     min_lr: float = Field(3e-4, ge=0, description="Learning rate at the end of the decay.")
     warmup_samples: int = Field(60, ge=0, description="Samples of linear warm-up.")
+    samples_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of samples.train_samples that a run trains on: the first of the order that all runs of its "
+        "seed read.",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after the warm-up.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's.")

@@ -19,6 +19,7 @@ from retro.training.batches import Batcher
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
 from retro.training.gemm import gemm_rate
+from retro.training.initial import start_from
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
 from retro.training.samples import Samples, documents_of
@@ -69,7 +70,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
     run, model_settings, train = read_run(run_text)
     dataset = Dataset.open(config)
-    fixed = SampleSettings(**dataset.facts["samples"])
+    fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
     world = World.start(train.threads)
     retrieves = run["architecture"] == "retro" and train.neighbours_used > 0
     checked = check_artifacts(dataset, read_artifacts(dataset, retrieves)) if world.first else 0
@@ -88,6 +89,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
             seed=run["seed"],
             **shape,
         )
+    initial = start_from(model, run, dataset)
     model.train()
 
     def batcher(split: str, ids: str) -> Batcher:
@@ -115,6 +117,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         provenance.digest("retro.training.train"),
         {"torch": torch.__version__},
         world.place,
+        initial,
     )
     session = Session(
         run=run,

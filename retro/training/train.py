@@ -8,6 +8,7 @@ from retro import errors
 from retro.artifacts import replacing, write_manifest
 from retro.training.checkpoints import locked
 from retro.training.distribution import own_rank
+from retro.training.initial import tokenizer_files
 from retro.training.loop import duration, fit
 from retro.training.say import say
 from retro.training.session import Session
@@ -32,6 +33,7 @@ def finish(session: Session, config: Path, output: Path) -> None:
         "pad_id": dataset.facts["tokenizer"]["pad_id"],
         "retrieved_length": session.train.retrieved_chunks * dataset.chunk_length,
         "seq_length": dataset.seq_length,
+        "tokenizer": tokenizer_files(dataset),
         "train_samples": session.fixed.train_samples,
         "vocab_size": dataset.vocab_size,
     }
@@ -40,7 +42,7 @@ def finish(session: Session, config: Path, output: Path) -> None:
         kind="model",
         stage=STAGE,
         files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
-        inputs=[config],
+        inputs=[config, *([Path(session.run["from"])] if session.run.get("from") else [])],
         settings={**session.run, "recorded": recorded},
         counts={
             "flops_per_token": session.flops_per_token,
