@@ -25,6 +25,9 @@ report: .venv/installed  ## Snakemake's own report: every figure with code, vers
 test: .venv/installed-dev  ## the test-suite
 	@$(ACTIVE) python -m pytest
 
+archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
+	@$(ACTIVE) python -m retro.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
+
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, time out, are preempted; two-node training
 	@$(ACTIVE) python -m pytest tests/slurm
 
