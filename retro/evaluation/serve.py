@@ -53,7 +53,7 @@ def inline(tag: str) -> str:
 
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; script-src {inline('script')}; style-src {inline('style')}; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
