@@ -36,8 +36,8 @@ class Unfolding:
 class Writer:
     """Writes with a run, D/runs/<run>, and looks things up in the dataset's database or in another.
 
-    `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval. Raises `UserError`
-    where the run cannot do what is wanted.
+    `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval. Raises
+    `UserError` where the run cannot do what is wanted.
     """
 
     def __init__(

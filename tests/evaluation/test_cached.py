@@ -11,7 +11,7 @@ from retro.evaluation.live import LiveLookup
 from retro.model.build import build_model
 from retro.model.cache import DecodingCache
 from retro.model.settings import ModelSettings
-from tests.evaluation.built import LENGTH, M, MODEL
+from tests.evaluation.built import LENGTH, MODEL, M
 
 KINDS = {"gpt": ("gpt", "paper"), "paper": ("retro", "paper"), "copy-ready": ("retro", "copy-ready")}
 
