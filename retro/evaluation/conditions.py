@@ -136,10 +136,9 @@ class Shown(Batcher):
         self.part = condition.part
         if condition.source == "shuffled" and self.ids is not None:
             records = self.store.chunks(self.rows)
-            groups = np.unique(
-                np.stack([self.store.source(self.rows), records["group"]], 1), axis=0, return_inverse=True
-            )
-            self.ids = self.ids[shuffled(groups[1].reshape(-1), self.seed)]
+            keys = np.stack([self.store.source(self.rows).astype(np.uint64), records["group"]], axis=1)
+            groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+            self.ids = self.ids[shuffled(groups, self.seed)]
 
     def _neighbours(self, positions, hidden):
         tokens, mask = super()._neighbours(positions, hidden)

@@ -4,7 +4,7 @@ The page shows every part it is given, in the order of `PARTS`. A part is truste
 what comes from a corpus (`markupsafe.Markup.format`, or a template of `retro.report.pages`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -23,7 +23,7 @@ class Part:
     title: str
     before: str
     target: str
-    html: Markup = Markup("")
+    html: Markup | str = ""
 
 
 PARTS = {
@@ -42,7 +42,4 @@ def read_parts(paths: list[Path]) -> list[Part]:
     unknown = sorted(given.keys() - PARTS.keys())
     if unknown:
         raise UserError(f"parts {', '.join(unknown)}: the report has only {', '.join(PARTS)}.")
-    return [
-        Part(part.name, part.title, part.before, part.target, given.get(name, Markup("")))
-        for name, part in PARTS.items()
-    ]
+    return [replace(part, html=given.get(name, "")) for name, part in PARTS.items()]
