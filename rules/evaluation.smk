@@ -96,7 +96,11 @@ rule overlap:
         code=code("retro.evaluation.leakage"),
         settings=section(
             nearest=10,
-            shown=CONFIG.train.neighbours_used if CONFIG.evaluate.neighbours_used is None else CONFIG.evaluate.neighbours_used,
+            shown=(
+                CONFIG.train.neighbours_used
+                if CONFIG.evaluate.neighbours_used is None
+                else CONFIG.evaluate.neighbours_used
+            ),
             retrieved_chunks=CONFIG.train.retrieved_chunks,
         ),
     shell:

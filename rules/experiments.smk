@@ -12,21 +12,25 @@ MEASURED = EXPERIMENTS.of or (FIRST_RETRO and FIRST_RETRO.removesuffix(f"-s{RUNS
 
 
 wildcard_constraints:
-    experiment="|".join(["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]),
+    experiment="|".join(
+        ["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]
+    ),
     share=r"[0-9.e-]+",
     draw=r"\d+",
 
 
-def extra_losses(experiment):
-    """Manifests of the losses that an experiment needs beside those of every evaluation."""
+def compared(experiment):
+    """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
+    if experiment not in ["neighbours", "database", "controls", "retrievers"]:
+        return losses()
     runs = [f"{MEASURED}-s{seed}" for seed in CONFIG.seeds] if MEASURED else []
-    return [
+    wanted = {*runs, *(RUNS[run]["twin"] for run in runs)}
+    usual = [path for path in losses() if path.removeprefix(f"{D}/runs/").partition("/")[0] in wanted]
+    return usual + [
         f"{D}/runs/{run}/evaluation/{split}/{condition}/manifest.json"
         for run in runs
         for split in CONFIG.evaluate.splits[:1]
-        for condition in conditions(
-            experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"]
-        )
+        for condition in conditions(experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"])
     ]
 
 
@@ -103,7 +107,7 @@ rule experiment_comparison:
     """Comparing the conditions of experiment {wildcards.experiment}."""
     input:
         config=rules.record.output.config,
-        losses=lambda wildcards: losses() + extra_losses(wildcards.experiment),
+        losses=lambda wildcards: compared(wildcards.experiment),
     output:
         summary=f"{D}/experiments/{{experiment}}/summary.csv",
         comparison=f"{D}/experiments/{{experiment}}/comparison.csv",

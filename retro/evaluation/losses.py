@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"], help="split to measure")
     parser.add_argument("--mode", required=True, type=Condition.parse, help="condition, e.g. none, on, on+k5")
     parser.add_argument("--neighbours", nargs="?", type=Path, help="manifest of other neighbours of the split")
-    parser.add_argument(
-        "--database", nargs="?", type=Path, help="config.json of a dataset whose database is read instead"
-    )
+    parser.add_argument("--database", nargs="?", type=Path, help="config.json of a dataset to read the database of")
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it")
     options = parser.parse_args()
     settings = EvaluationSettings(**options.settings)

@@ -33,8 +33,8 @@ CATALOGUE = {
     "database": Experiment(
         "Size of the database", "line",
         "What would a smaller database have given?",
-        "Bits per byte by the share of the database that is kept, a dot for each draw: the steeper the line at its right "
-        "end, the more a larger database still promises.",
+        "Bits per byte by the share of the database that is kept, a dot for each draw: the steeper the line at its "
+        "right end, the more a larger database still promises.",
         "share of the database's chunks", True,
     ),
     "controls": Experiment(
@@ -51,14 +51,15 @@ CATALOGUE = {
     "retrievers": Experiment(
         "Retrievers and indexes", "points",
         "Does a better search give better predictions?",
-        "Bits per byte against the share of the exact neighbours that a search finds: compare the points at equal recall "
-        "for the retriever, along the axis for the index.",
+        "Bits per byte against the share of the exact neighbours that a search finds: compare the points at equal "
+        "recall for the retriever, along the axis for the index.",
         "recall of the exact neighbours, at most k",
     ),
     "architecture": Experiment(
         "Cross-attention layers and encoder depth", "bars",
         "Which layers need to read, and how deep must the encoder be?",
-        "The difference from the GPT twin for models of other shapes: bars whose intervals overlap cannot be told apart.",
+        "The difference from the GPT twin for models of other shapes: where "
+        "intervals overlap, bars cannot be told apart.",
     ),
     "cost": Experiment(
         "Cost", "points",
