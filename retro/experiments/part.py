@@ -16,7 +16,8 @@ from retro.report.words import interval, percent
 STAGE = "retro.experiments.part"
 HEAD = Markup(
     '<div class="wide"><table><tr><th></th><th>retrieval</th><th class="n">bits per byte</th>'
-    '<th class="n">against the GPT</th><th class="n">95 % interval</th><th class="n">against off</th><th class="n">95 % interval</th></tr>\n'
+    '<th class="n">against the GPT</th><th class="n">95 % interval</th>'
+    '<th class="n">against off</th><th class="n">95 % interval</th></tr>\n'
 )
 LINE = Markup("<tr><td>{}</td><td>{}</td>" + '<td class="n">{}</td>' * 5 + "</tr>\n")
 

@@ -85,8 +85,8 @@ def sentence(rows: list[Row]) -> str:
     little, whole = found[0], found[-1]
     return (
         f"Against the GPT, retrieval changes bits per byte by {percent(whole['difference_percent'])} {interval(whole)} "
-        f"on all {whole['chunks']:.0f} chunks, and by {percent(little['difference_percent'])} {interval(little)} on the "
-        f"{little['chunks']:.0f} of which at most {little['alpha']:.1%} stands in the neighbours shown."
+        f"on all {whole['chunks']:.0f} chunks, and by {percent(little['difference_percent'])} {interval(little)} on "
+        f"the {little['chunks']:.0f} of which at most {little['alpha']:.1%} stands in the neighbours shown."
     )
 
 
@@ -100,8 +100,8 @@ def main() -> None:
     draw(rows, options.output_folder)
     told = Markup(
         "<p>For each evaluated chunk, the longest run of tokens it shares with its 10 nearest chunks of the training "
-        "data and their continuations (what the weights may remember), and with the neighbours retrieval shows (what can be "
-        "copied), as a share of the chunk.</p>\n<p>{}</p>\n{}<details><summary>By overlap</summary>"
+        "data and their continuations (what the weights may remember), and with the neighbours retrieval shows "
+        "(what can be copied), as a share of the chunk.</p>\n<p>{}</p>\n{}<details><summary>By overlap</summary>"
         '<div class="wide"><table>{}{}</table></div></details>\n'
     )
     buckets = Markup("").join(line(row) for row in where(rows, kind="bucket"))
