@@ -105,9 +105,8 @@ def test_another_dataset_of_the_same_text_is_a_book(dataset):
 
 def test_a_book_of_other_text_is_refused(dataset, monkeypatch):
     book = type(dataset).open(dataset.path)
-    monkeypatch.setattr(
-        type(book), "rows", lambda self, split: dataset_rows(self, split)[: 3 if self is book else None]
-    )
+    rows = dataset.rows("test")
+    monkeypatch.setattr(type(book), "rows", lambda self, split: rows[: 3 if self is book else None])
     with pytest.raises(UserError, match="is not that of"):
         shown(dataset, "on", book=book)
 

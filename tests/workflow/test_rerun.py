@@ -12,6 +12,7 @@ INDEXED = {"index"} | SEARCHED
 EMBEDDED = {"embed"} | INDEXED
 CHUNKED = {"chunk", "assemble"} | EMBEDDED
 TOKENIZED = {"train_tokenizer", "tokenize"} | CHUNKED
+COMPARED = {"summarise", "filtered", "leakage", "figures", "page"}
 REPORTED = {"figures", "explorer", "page"}
 
 CONFIG = "config/tiny.yaml"
