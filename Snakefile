@@ -3,6 +3,7 @@
 snakemake --cores all                                   the default, config/config.yaml
 snakemake --cores all --configfile config/tiny.yaml     another config
 snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
+snakemake experiments --cores all                       more questions to the trained models (config/experiments.yaml)
 snakemake --workflow-profile profiles/slurm             on a cluster
 """
 
@@ -22,6 +23,7 @@ include: "rules/retrievals.smk"
 include: "rules/training.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+include: "rules/experiments.smk"
 
 
 rule all:

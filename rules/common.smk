@@ -14,6 +14,7 @@ import retro.report
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
+from retro.experiments.plan import fraction_of
 from retro.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
 from retro.retrievals import Retrievals
@@ -35,8 +36,10 @@ RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
 DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
+TWINS = json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()})
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
 FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
+RETRIEVAL_NAMES = list(CONFIG.retrievals)
 RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
 
 
@@ -46,7 +49,7 @@ wildcard_constraints:
     retrieval="|".join(map(re.escape, RETRIEVALS.named)) or "(?!)",
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
-    mode="none|on|off|random",
+    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*",  # a condition: retro.evaluation.conditions
 
 
 def code(module):
@@ -91,14 +94,22 @@ def modes(run):
     return ["on", "off"] + (["random"] if CONFIG.evaluate.random_neighbours else [])
 
 
-def losses(splits=None):
-    """Manifests of all per-token losses."""
+def losses():
+    """Manifests of the per-token losses that every evaluation has."""
     return [
         f"{D}/runs/{run}/evaluation/{split}/{mode}/manifest.json"
         for run in RUNS
-        for split in splits or CONFIG.evaluate.splits
+        for split in CONFIG.evaluate.splits
         for mode in modes(run)
     ]
+
+
+def neighbours_of(condition, split):
+    """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
+    source = condition.partition("+")[0]
+    if fraction_of(source):
+        return [f"{D}/fractions/{source}/{split}/manifest.json"]
+    return [f"{D}/retrievals/{source}/neighbours/{split}/manifest.json"] if source in RETRIEVAL_NAMES else []
 
 
 def preprocessed():
@@ -141,4 +152,12 @@ def reports():
     """What a reader opens."""
     pages = ["report.html", "neighbours.html"] if FIRST_RETRO else []
     figures = [f"{D}/figures/{name}.{kind}" for name in FIGURES for kind in ["svg", "png"]] if FIRST_RETRO else []
-    return [f"{D}/summary.csv", f"{D}/comparison.csv", *(f"{D}/{page}" for page in pages), *figures]
+    figures += [f"{D}/figures/leakage.{kind}" for kind in ["svg", "png"]] if FIRST_RETRO else []
+    tables = [f"{D}/summary.csv", f"{D}/comparison.csv", f"{D}/leakage.csv"]
+    return [*tables, *(f"{D}/{page}" for page in pages), *figures]
+
+
+def parts():
+    """Sections of the report that other stages write: leakage always, the others once they were made."""
+    made = {path.as_posix() for path in Path(f"{D}/parts").glob("*.html")}
+    return sorted(made | {f"{D}/parts/leakage.html"})

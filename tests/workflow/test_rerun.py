@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 
-TRAINED = {"train", "losses", "summarise", "sample", "figures", "explorer", "page"}
-RECORDED = {"record"} | TRAINED
+TRAINED = {"train", "losses", "summarise", "filtered", "leakage", "sample", "figures", "explorer", "page"}
+RECORDED = {"record", "overlap"} | TRAINED
 SEARCHED = {"neighbours"} | RECORDED
 INDEXED = {"index"} | SEARCHED
 EMBEDDED = {"embed"} | INDEXED
 CHUNKED = {"chunk", "assemble"} | EMBEDDED
 TOKENIZED = {"train_tokenizer", "tokenize"} | CHUNKED
+COMPARED = {"summarise", "filtered", "leakage", "figures", "page"}
 REPORTED = {"figures", "explorer", "page"}
 
 CONFIG = "config/tiny.yaml"
@@ -67,7 +68,10 @@ TABLE = {
     "neighbours saved (K)": (config("chunk_length: 32", "chunk_length: 32\n  neighbours: {saved: 10}"), SEARCHED),
     "the encoder": (config("width: 256", "width: 128"), EMBEDDED),
     "the index": (config("chunk_length: 32", "chunk_length: 32\n  index: {factory: Flat}"), INDEXED),
-    "bootstrap resamplings": (config("bootstrap: 1000", "bootstrap: 900"), {"summarise", "figures", "page"}),
+    "bootstrap resamplings": (
+        config("bootstrap: 1000", "bootstrap: 900"),
+        {"summarise", "filtered", "leakage", "figures", "page"},
+    ),
     "a corpus file's content": (
         append("data/tiny.jsonl", '{"id": "new", "text": "One more document.", "source": "x", "group": "y"}\n'),
         TOKENIZED,
