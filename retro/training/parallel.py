@@ -224,7 +224,8 @@ def cut_tensors(model: LanguageModel, parts: Parts) -> None:
         _cut_raw(parts, "head", model.head, "weight")
     tables = [module for path, module in model.named_modules() if f"{path}.weight" in parts.cuts]
     tables = [(table, "weight") for table in tables if isinstance(table, nn.Embedding) or table is model.head]
-    _open(model, tables, [Replicate()])
+    for module in [model, *model.decoder.layers]:  # a layer that is computed again reads the tables again
+        _open(module, tables, [Replicate()])
 
 
 def _cut_cca(parts: Parts, path: str, module: ChunkedCrossAttention) -> None:
@@ -298,7 +299,8 @@ def _open(module: nn.Module, parameters: list[tuple[nn.Module, str]], placements
         kept = [owner._parameters[name] for owner, name in parameters]
         try:
             for (owner, name), parameter in zip(parameters, kept, strict=True):
-                owner._parameters[name] = parameter.redistribute(placements=placements).to_local()
+                if isinstance(parameter, DTensor):  # else it is open already
+                    owner._parameters[name] = parameter.redistribute(placements=placements).to_local()
             return forward(*args, **kwargs)
         finally:
             for (owner, name), parameter in zip(parameters, kept, strict=True):
