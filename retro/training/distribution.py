@@ -49,8 +49,8 @@ class World:
         rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
         if size % tensor:
             raise UserError(
-                f"train.parallel.tensor is {tensor}, which does not divide the {size} processes of this run. Set "
-                f"resources.processes and resources.nodes so that it does, or lower it."
+                f"train.parallel.tensor is {tensor}, which does not divide the {size} processes of this run. Start a "
+                f"multiple of it (torchrun --nproc-per-node), or lower it."
             )
         device = torch.device("cpu")
         if torch.cuda.is_available():

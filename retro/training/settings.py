@@ -18,7 +18,7 @@ class SampleSettings(Settings):
 
 
 class ParallelSettings(Settings):
-    """How a model is cut over the processes of a run, whose number `resources` says. None of it changes the result."""
+    """How a model is cut over the processes that torchrun starts; the result is the same but for rounding."""
 
     fsdp: bool = Field(False, description="Cut weights, gradients and optimizer over the data ranks (FSDP2).")
     tensor: int = Field(1, ge=1, description="Ranks that share each layer's heads; the others share the samples.")
