@@ -21,6 +21,13 @@ class SampleSettings(Settings):
         return self.model_copy(update={"train_samples": max(1, round(self.train_samples * share))})
 
 
+class ParallelSettings(Settings):
+    """How a model is cut over the processes that torchrun starts; the result is the same but for rounding."""
+
+    fsdp: bool = Field(False, description="Cut weights, gradients and optimizer over the data ranks (FSDP2).")
+    tensor: int = Field(1, ge=1, description="Ranks that share each layer's heads; the others share the samples.")
+
+
 class TrainSettings(Settings):
     """How a run is optimized."""
 
@@ -46,8 +53,17 @@ class TrainSettings(Settings):
     neighbour_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a chunk's neighbours are hidden.")
     sample_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a whole sample's neighbours are hidden.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs that have it.")
+    parallel: ParallelSettings = Field(ParallelSettings(), description="How the model is cut over processes.")
+    recompute: Literal["none", "layers"] = Field(
+        "none", description="layers: keep each layer's input only and compute it again for the gradient; saves memory."
+    )
     compile: bool = Field(False, description="torch.compile the model.")
     threads: int = Field(1, gt=0, description="CPU threads; part of what makes the bytes, so fixed here.")
     checkpoint_interval: int = Field(500, gt=0, description="Steps between checkpoints.")
     checkpoint_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints, whichever comes first.")
+    exit_minutes: float | None = Field(
+        None, gt=0, description="Save and exit, to be started again, after so many minutes of one attempt."
+    )
+    exit_before: float = Field(3.0, ge=0, description="Minutes before a SLURM job's end at which it does so.")
     log_interval: int = Field(10, gt=0, description="Steps between progress lines.")
+    log_norms: bool = Field(False, description="Also log the parameters' norm and the zeros in the gradient.")

@@ -22,6 +22,7 @@ from retro.training.gemm import gemm_rate
 from retro.training.initial import start_from
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
+from retro.training.parallel import parallelize
 from retro.training.samples import Samples, documents_of
 from retro.training.say import say, warn
 from retro.training.session import Session
@@ -71,7 +72,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     run, model_settings, train = read_run(run_text)
     dataset = Dataset.open(config)
     fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
-    world = World.start(train.threads)
+    world = World.start(train.threads, train.parallel.tensor)
     retrieves = run["architecture"] == "retro" and train.neighbours_used > 0
     checked = check_artifacts(dataset, read_artifacts(dataset, retrieves)) if world.first else 0
     world.barrier()
@@ -91,6 +92,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         )
     initial = start_from(model, run, dataset)
     model.train()
+    parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
 
     def batcher(split: str, ids: str) -> Batcher:
         return Batcher(
@@ -116,7 +118,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         run,
         provenance.digest("retro.training.train"),
         {"torch": torch.__version__},
-        world.place,
+        world.kind,
         initial,
     )
     session = Session(
@@ -127,8 +129,9 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         dataset=dataset,
         world=world,
         model=model,
+        parts=parts,
         forward=torch.compile(model) if train.compile else model,
-        optimizer=build_optimizer(model, train),
+        optimizer=build_optimizer(parts, train),
         samples=Samples(documents_of(dataset, "train"), dataset.seq_length // dataset.chunk_length, data_seed),
         batcher=batcher("train", "stored" if retrieves else "none"),
         validation=validation,
@@ -154,7 +157,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
 def describe(session: Session, checked: int, resumed: str | None, stale: list[str]) -> None:
     """Say what is about to be done."""
     fixed, train, dataset = session.fixed, session.train, session.dataset
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    parameters = session.parts.count
     chunks = session.samples.count
     epochs = fixed.train_samples * session.seq_chunks / chunks
     say(f"run        {session.run['name']}: {session.run['architecture']}, {parameters:,} parameters")
@@ -174,6 +177,9 @@ def describe(session: Session, checked: int, resumed: str | None, stale: list[st
         f"machine    {session.world.place}, {train.threads} threads, {train.precision}, "
         f"matrix product {session.peak / 1e9:,.0f} GFLOP/s"
     )
+    if session.parts.spread or session.train.recompute != "none":
+        cut = f"FSDP over {session.world.data}" if session.parts.fsdp else f"{session.world.data} whole copies"
+        say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
     say(f"start      {resumed or 'afresh'}")
     for line in stale:
         warn(f"checkpoints of another run are not used, and go when the first new one is written: {line}")

@@ -4,6 +4,8 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from retro import errors
 from retro.artifacts import replacing, write_manifest
 from retro.training.checkpoints import locked
@@ -13,15 +15,15 @@ from retro.training.loop import duration, fit
 from retro.training.say import say
 from retro.training.session import Session
 from retro.training.setup import setup
-from retro.training.weights import weights, write_tensors
+from retro.training.weights import write_tensors
 
 STAGE = "retro.training.train"
 
 
-def finish(session: Session, config: Path, output: Path) -> None:
+def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, output: Path) -> None:
     """Write model.safetensors, metrics.jsonl and, last, the manifest."""
     folder, dataset = output.parent, session.dataset
-    write_tensors(folder / "model.safetensors", weights(session.model))
+    write_tensors(folder / "model.safetensors", weights)
     session.metrics.sync()
     with replacing(folder / "metrics.jsonl") as temporary:
         temporary.write_bytes(session.metrics.path.read_bytes())
@@ -47,7 +49,7 @@ def finish(session: Session, config: Path, output: Path) -> None:
         counts={
             "flops_per_token": session.flops_per_token,
             "losses": session.metrics.last(),
-            "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+            "parameters": session.parts.count,
             "samples": samples,
             "steps": session.step,
             "tokens": samples * dataset.seq_length,
@@ -69,8 +71,9 @@ def main() -> None:
         session = setup(options.config, options.run, options.checkpoints, options.output.parent / "tensorboard")
         try:
             fit(session)
+            weights = session.weights()
             if session.world.first:
-                finish(session, options.config, options.output)
+                finish(session, weights, options.config, options.output)
         finally:
             if session.metrics:
                 session.metrics.close()
