@@ -28,6 +28,8 @@ D = f"{CONFIG.results}/{DATASET.name}"
 SOURCES = sorted(DATASET.sources)
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
+# What is read of a source; a weight only decides how often its samples are trained on.
+READ = {name: {key: value for key, value in each.items() if key != "weight"} for name, each in WHOLE["sources"].items()}
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
@@ -56,6 +58,11 @@ def arrays(*files):
     """Inputs that a manifest, an input beside them, vouches for: their time stamps do not count."""
     flat = [file for part in files for file in ([part] if isinstance(part, str) else part)]
     return ancient([str(file) for file in flat])
+
+
+def duplicates(*actions):
+    """The manifest of duplicate documents if the config's action is one of these."""
+    return [f"{D}/duplicates/manifest.json"] if DATASET.duplicates.action in actions else []
 
 
 def modes(run):
@@ -93,7 +100,7 @@ def manifests():
     folders = ["tokenizer", "database", "index"]
     folders += [f"{kind}/{name}" for kind in ["tokens", "chunks", "embeddings"] for name in SOURCES]
     folders += [f"neighbours/{split}" for split in SPLITS]
-    return [f"{D}/{folder}/manifest.json" for folder in folders]
+    return [f"{D}/{folder}/manifest.json" for folder in folders] + duplicates("report", "exclude", "drop")
 
 
 def models():

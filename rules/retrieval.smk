@@ -45,6 +45,7 @@ rule neighbours:
         embeddings=rules.index.input.embeddings,
         index=rules.index.output.manifest,
         arrays=arrays(rules.index.output.index, rules.index.input.arrays, rules.assemble.input.arrays),
+        duplicates=duplicates("exclude"),
     output:
         ids=f"{D}/neighbours/{{split}}/ids.npy",
         scores=f"{D}/neighbours/{{split}}/scores.npy",
@@ -69,6 +70,7 @@ rule neighbours:
         " --chunks {input.chunks:q}"
         " --embeddings {input.embeddings:q}"
         " --index {input.index:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

@@ -98,6 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
+    parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
@@ -113,7 +114,7 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     listed, index = read_manifest(options.database, "database"), read_manifest(options.index, "index")
     database, rows = listed.array("database.npy"), listed.array(f"{options.split}.npy")
-    vectors, exclusion = Vectors(options.embeddings), Exclusion(rules, options.chunks, database)
+    vectors, exclusion = Vectors(options.embeddings), Exclusion(rules, options.chunks, database, *options.duplicates)
     search = exact = ExactSearch(vectors, database, options.threads)
     if not index.settings["exact"]:
         search = ApproximateSearch(open_index(index.file("index.faiss"), index_settings), exact, index_settings)
@@ -122,7 +123,7 @@ def main() -> None:
         f"{index.settings['factory']}; excluded: same {', '.join(rules)}",
         file=sys.stderr,
     )
-    inputs = [options.database, *options.chunks, *options.embeddings, options.index]
+    inputs = [options.database, *options.chunks, *options.embeddings, options.index, *options.duplicates]
     made_from = {
         "settings": options.settings,
         "split": options.split,

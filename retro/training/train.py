@@ -6,6 +6,7 @@ from pathlib import Path
 
 from retro import errors
 from retro.artifacts import replacing, write_manifest
+from retro.training.blend import blend_facts
 from retro.training.checkpoints import locked
 from retro.training.distribution import own_rank
 from retro.training.loop import duration, fit
@@ -49,6 +50,7 @@ def finish(session: Session, config: Path, output: Path) -> None:
             "samples": samples,
             "steps": session.step,
             "tokens": samples * dataset.seq_length,
+            **blend_facts(session.samples, samples),
         },
         seed=session.run["seed"],
         threads=session.train.threads,
