@@ -80,7 +80,7 @@ def write_clusters(path: Path, clusters: np.ndarray, manifests: list[Manifest], 
     keys, counts = np.unique(clusters, return_counts=True)
     order = np.argsort(clusters, kind="stable")
     ends = np.cumsum(counts)
-    lines = [open(manifest.file("documents.jsonl"), "rb") for manifest in manifests]
+    lines = [open(manifest.file("documents.jsonl"), "rb") for manifest in manifests]  # noqa: SIM115
     tables = [manifest.array("documents.npy") for manifest in manifests]
     try:
         with artifacts.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
