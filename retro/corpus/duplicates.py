@@ -77,7 +77,7 @@ def across(clusters: np.ndarray, source: np.ndarray, names: list[str]) -> dict[s
 
 def write_clusters(path: Path, clusters: np.ndarray, manifests: list[Manifest], starts: np.ndarray) -> tuple[int, int]:
     """One JSON line for each cluster of more than one document; how many there are, and the largest."""
-    keys, counts = np.unique(clusters, return_counts=True)
+    _keys, counts = np.unique(clusters, return_counts=True)
     order = np.argsort(clusters, kind="stable")
     ends = np.cumsum(counts)
     lines = [open(manifest.file("documents.jsonl"), "rb") for manifest in manifests]  # noqa: SIM115

@@ -109,7 +109,7 @@ def test_half_a_pair_is_refused(tmp_path):
     (tmp_path / "corpus.bin").unlink()
     with pytest.raises(UserError, match=r"source s: no such file: .*corpus\.bin"):
         find(str(tmp_path / "corpus"), "s")
-    with pytest.raises(UserError, match="names no .idx file"):
+    with pytest.raises(UserError, match=r"names no \.idx file"):
         find(str(tmp_path / "none_*"), "s")
 
 

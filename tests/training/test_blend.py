@@ -1,5 +1,7 @@
 """Weighted blends of sources."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_counts_follow_the_weights_and_a_sample_depends_on_its_number_alone():
 def test_epochs_of_a_source_follow_without_a_gap_each_with_its_own_shuffle():
     used = blend()
     own = [number for number in range(400) if used.sample(number)[0] < 12]
-    for left, right in zip(own, own[1:], strict=False):
+    for left, right in itertools.pairwise(own):
         assert used.sample(left)[-1] == used.sample(right)[0]
     epochs = np.concatenate([used.sample(number)[:-1] for number in own])[:120].reshape(-1, 12)
     assert all(np.array_equal(np.sort(epoch), np.arange(12)) for epoch in epochs)
