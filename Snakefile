@@ -17,6 +17,7 @@ container: "envs/retro.sif"  # used with --software-deployment-method apptainer 
 
 include: "rules/common.smk"
 include: "rules/corpus.smk"
+include: "rules/duplicates.smk"
 include: "rules/database.smk"
 include: "rules/retrieval.smk"
 include: "rules/retrievals.smk"

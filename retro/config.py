@@ -12,8 +12,8 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.artifacts import read_json
-from retro.corpus import files
-from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
+from retro.corpus import files, megatron
+from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
 from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
@@ -45,6 +45,11 @@ class DatasetSettings(Settings):
         description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each "
         "split) are divided into. What is made does not depend on it.",
     )
+    duplicates: DuplicateSettings = Field(
+        DuplicateSettings(),
+        exclude_if=lambda value: value.action == "off",
+        description="What is done about documents that are equal, or nearly.",
+    )
     chunk_length: int = Field(64, ge=2, le=1024, description="Tokens a chunk (m).")
     encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
     retriever: Retriever = Field(
@@ -69,6 +74,16 @@ class DatasetSettings(Settings):
             raise ValueError("no source has train: true")
         if not any(source.database for source in self.sources.values()):
             raise ValueError("no source has database: true")
+        weighted = [name for name, source in self.sources.items() if source.train and source.weight is not None]
+        without = [name for name, source in self.sources.items() if source.train and source.weight is None]
+        if weighted and without:
+            raise ValueError(f"sources {weighted} have a weight, {without} none; give all trained sources one, or none")
+        given = [name for name, source in self.sources.items() if source.type == "megatron"]
+        if given and self.tokenizer.type == "bpe":
+            raise ValueError(
+                f"source {given[0]!r} is tokens already (type: megatron): name the tokenizer that made them, such as "
+                f"dataset.tokenizer: {{type: gpt2, path: vocab.json, merges: merges.txt}}"
+            )
         for name in self.sources:
             if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name[0] in "._-":
                 raise ValueError(f"source name {name!r}: letters, digits and . _ - only")
@@ -296,4 +311,6 @@ def from_snakemake(given: dict[str, Any]) -> Config:
 
 def files_of(name: str, source: SourceSettings) -> list[str]:
     """The files a source is read from, in the order they are read."""
+    if source.type == "megatron":
+        return [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
     return [str(file.path) for file in files.find(source.path, name)[0]]

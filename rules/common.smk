@@ -34,6 +34,8 @@ SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
 RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
 DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]
+# What is read of a source; a weight only decides how often its samples are trained on.
+READ = {name: {key: value for key, value in each.items() if key != "weight"} for name, each in WHOLE["sources"].items()}
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 TWINS = json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()})
@@ -87,6 +89,11 @@ def retrieved():
     ]
 
 
+def duplicates(*actions):
+    """The manifest of duplicate documents if the config's action is one of these."""
+    return [f"{D}/duplicates/manifest.json"] if DATASET.duplicates.action in actions else []
+
+
 def modes(run):
     """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
     if RUNS[run]["architecture"] == "gpt":
@@ -131,7 +138,7 @@ def manifests():
     folders += ["bm25"] if DATASET.retriever == "bm25" else []
     folders += [f"{kind}/{name}" for kind in ["tokens", "chunks", "embeddings"] for name in SOURCES]
     folders += [f"neighbours/{split}" for split in SPLITS]
-    return [f"{D}/{folder}/manifest.json" for folder in folders]
+    return [f"{D}/{folder}/manifest.json" for folder in folders] + duplicates("report", "exclude", "drop")
 
 
 def models():

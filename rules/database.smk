@@ -111,6 +111,7 @@ rule assemble:
     input:
         chunks=expand(rules.chunk.output.manifest, source=SOURCES),
         arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
+        duplicates=duplicates("drop"),
     output:
         rows=[f"{D}/database/{name}.npy" for name in ["database", *SPLITS]],
         manifest=f"{D}/database/manifest.json",
@@ -133,5 +134,6 @@ rule assemble:
         "python -m retro.database.assemble"
         " --settings {params.settings:q}"
         " --chunks {input.chunks:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"

@@ -115,6 +115,7 @@ rule neighbours_shard:
         index=RETRIEVALS.searched()[0],
         tokenizer=RETRIEVALS.words(SOURCES)[:1],
         tokens=RETRIEVALS.words(SOURCES)[1:],
+        duplicates=duplicates("exclude"),
         arrays=arrays(RETRIEVALS.searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
@@ -141,6 +142,7 @@ rule neighbours_shard:
         " --index {input.index:q}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
+        " --duplicates {input.duplicates:q}"
         " --shard {wildcards.shard}"
         " --output {output.note:q}"
         " --threads {threads}"
@@ -156,6 +158,7 @@ rule neighbours:
         index=RETRIEVALS.searched()[0],
         tokenizer=RETRIEVALS.words(SOURCES)[:1],
         tokens=RETRIEVALS.words(SOURCES)[1:],
+        duplicates=duplicates("exclude"),
         arrays=arrays(RETRIEVALS.searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
         shards=shards(f"{D}/neighbours/{{split}}"),
     output:
@@ -185,6 +188,7 @@ rule neighbours:
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --shards {input.shards:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

@@ -105,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
     parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (retriever bm25)")
     parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (retriever bm25)")
+    parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
@@ -125,7 +126,7 @@ class Search:
         listed, self.index = read_manifest(options.database, "database"), read_manifest(options.index, "index")
         self.database, self.rows = listed.array("database.npy"), listed.array(f"{options.split}.npy")
         self.vectors = Vectors(options.embeddings)
-        self.exclusion = Exclusion(rules, options.chunks, self.database)
+        self.exclusion = Exclusion(rules, options.chunks, self.database, *options.duplicates)
         self.exact = ExactSearch(self.vectors, self.database, options.threads)
         words = None
         if options.tokens:
@@ -187,7 +188,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, i
 def main() -> None:
     options = arguments()
     search = Search(options)
-    inputs = [options.database, *options.chunks, *options.embeddings, options.index]
+    inputs = [options.database, *options.chunks, *options.embeddings, options.index, *options.duplicates]
     if options.shards:
         finish(options, shards.Joined(options.shards, len(search.rows)), search, inputs)
         return

@@ -11,6 +11,7 @@ from torch import nn
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training.batches import Batch, Batcher, hidden_chunks
+from retro.training.blend import Blend
 from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.distribution import World
 from retro.training.metrics import Metrics
@@ -44,7 +45,7 @@ class Session:
     parts: Parts  # what of it is held here
     forward: nn.Module  # the model, compiled if the settings say so
     optimizer: torch.optim.AdamW
-    samples: Samples
+    samples: Samples | Blend
     batcher: Batcher
     validation: Validation
     checkpoints: Checkpoints

@@ -16,6 +16,8 @@ from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training import counter, fingerprint
 from retro.training.batches import Batcher
+from retro.training.blend import describe as describe_blend
+from retro.training.blend import open_samples
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
 from retro.training.gemm import gemm_rate
@@ -23,7 +25,6 @@ from retro.training.initial import start_from
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
 from retro.training.parallel import parallelize
-from retro.training.samples import Samples, documents_of
 from retro.training.say import say, warn
 from retro.training.session import Session
 from retro.training.settings import SampleSettings, TrainSettings
@@ -132,7 +133,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         parts=parts,
         forward=torch.compile(model) if train.compile else model,
         optimizer=build_optimizer(parts, train),
-        samples=Samples(documents_of(dataset, "train"), dataset.seq_length // dataset.chunk_length, data_seed),
+        samples=open_samples(dataset, data_seed),
         batcher=batcher("train", "stored" if retrieves else "none"),
         validation=validation,
         checkpoints=Checkpoints(checkpoints, facts),
@@ -167,6 +168,8 @@ def describe(session: Session, checked: int, resumed: str | None, stale: list[st
         f"samples    {fixed.train_samples:,} of {dataset.seq_length} tokens ({epochs:.2f} epochs), "
         f"{fixed.global_batch_size} a step, {session.steps:,} steps"
     )
+    for line in describe_blend(session.samples, fixed.train_samples):
+        say(line)
     if session.batcher.source != "none":
         hidden = f", hidden: {train.neighbour_dropout:.0%} of chunks, {train.sample_dropout:.0%} of samples"
         say(f"neighbours {train.neighbours_used} of {train.retrieved_chunks} chunks each{hidden}")

@@ -8,6 +8,7 @@ import torch
 
 from retro import errors
 from retro.artifacts import replacing, write_manifest
+from retro.training.blend import blend_facts
 from retro.training.checkpoints import locked
 from retro.training.distribution import own_rank
 from retro.training.initial import tokenizer_files
@@ -53,6 +54,7 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
             "samples": samples,
             "steps": session.step,
             "tokens": samples * dataset.seq_length,
+            **blend_facts(session.samples, samples),
         },
         seed=session.run["seed"],
         threads=session.train.threads,
