@@ -88,7 +88,7 @@ def test_a_lost_block_and_shards_of_different_inputs_are_named(corpus, tmp_path)
         stage("retro.database.embed", **options, block=8, shard=path.stem, output=path)
     kept = notes[1].read_text(encoding="utf-8")
     notes[1].write_text(kept.replace("numpy float32", "torch float16 cuda"), encoding="utf-8")
-    with pytest.raises(UserError, match="1-of-2.json: made_from is .* cannot be joined"):
+    with pytest.raises(UserError, match=r"1-of-2.json: made_from is .* cannot be joined"):
         stage("retro.database.embed", **options, shards=notes, output=tmp_path / "manifest.json")
     notes[1].write_text(kept, encoding="utf-8")
     next((tmp_path / "shards/1-of-2").glob("*.npy")).unlink()
