@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report test check bench image clean
+.PHONY: help run report archive test test-slurm test-container test-faults check bench bench-model bench-database image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,18 @@ report: .venv/installed  ## Snakemake's own report: every figure with code, vers
 test: .venv/installed-dev  ## the test-suite
 	@$(ACTIVE) python -m pytest
 
+archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
+	@$(ACTIVE) python -m retro.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
+
+test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, time out, are preempted; two-node training
+	@$(ACTIVE) python -m pytest tests/slurm
+
+test-container: .venv/installed-dev  ## an Apptainer image, built and used; the Dockerfile by a real builder
+	@$(ACTIVE) python -m pytest tests/container
+
+test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
+	@$(ACTIVE) python -m pytest tests/faults
+
 check: .venv/installed-dev  ## formatting and lint of Python and Snakemake files
 	@$(ACTIVE) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && snakemake --lint
 
@@ -32,6 +44,12 @@ bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.database.bench
 	@$(ACTIVE) python -m retro.retrieval.bench
 	@$(ACTIVE) python -m retro.training.bench
+
+bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
+	@$(ACTIVE) python -m retro.training.bench_peer
+
+bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
+	@$(ACTIVE) python -m retro.retrieval.bench_peer
 
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 
@@ -53,6 +71,10 @@ envs/retro.sif: envs/retro.def $(LOCKS)
 
 .venv/installed-dev: .venv/installed envs/dev.lock
 	@$(ACTIVE) pip install -q -r envs/dev.lock
+	@touch $@
+
+.venv/peer/installed: .venv/installed envs/peer.lock
+	@$(ACTIVE) pip install -q --no-deps --target .venv/peer --upgrade -r envs/peer.lock
 	@touch $@
 
 clean:  ## remove everything made, .venv included

@@ -3,6 +3,7 @@
 snakemake --cores all                                   the default, config/config.yaml
 snakemake --cores all --configfile config/tiny.yaml     another config
 snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
+snakemake experiments --cores all                       more questions to the trained models (config/experiments.yaml)
 snakemake --workflow-profile profiles/slurm             on a cluster
 """
 
@@ -16,11 +17,14 @@ container: "envs/retro.sif"  # used with --software-deployment-method apptainer 
 
 include: "rules/common.smk"
 include: "rules/corpus.smk"
+include: "rules/duplicates.smk"
 include: "rules/database.smk"
 include: "rules/retrieval.smk"
+include: "rules/retrievals.smk"
 include: "rules/training.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+include: "rules/experiments.smk"
 
 
 rule all:
@@ -28,5 +32,6 @@ rule all:
     default_target: True
     input:
         preprocessed(),
+        retrieved(),
         models(),
         reports(),

@@ -12,13 +12,15 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.artifacts import read_json
-from retro.corpus import files
-from retro.corpus.settings import SourceSettings, SplitSettings, TokenizerSettings
+from retro.corpus import files, megatron
+from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
 from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
+from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
-from retro.retrieval.settings import IndexSettings, NeighbourSettings
+from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
+from retro.retrievals import RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
 
@@ -37,8 +39,24 @@ class DatasetSettings(Settings):
     )
     split: SplitSettings = Field(SplitSettings(), description="How documents are split.")
     tokenizer: TokenizerSettings = Field(TokenizerSettings(), description="The language model's tokenizer.")
+    shards: int = Field(
+        1,
+        gt=0,
+        description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each "
+        "split) are divided into. What is made does not depend on it.",
+    )
+    duplicates: DuplicateSettings = Field(
+        DuplicateSettings(),
+        exclude_if=lambda value: value.action == "off",
+        description="What is done about documents that are equal, or nearly.",
+    )
     chunk_length: int = Field(64, ge=2, le=1024, description="Tokens a chunk (m).")
     encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
+    retriever: Retriever = Field(
+        "dense",
+        description="dense: nearest embeddings. bm25: shared rare words. Controls: random (drawn from the database), "
+        "shuffled (the dense neighbours of another chunk of the split).",
+    )
     index: IndexSettings = Field(IndexSettings(), description="What searches them.")
     neighbours: NeighbourSettings = Field(NeighbourSettings(), description="Which neighbours are kept.")
     samples: SampleSettings = Field(SampleSettings(), description="What every run trains on.")
@@ -56,6 +74,16 @@ class DatasetSettings(Settings):
             raise ValueError("no source has train: true")
         if not any(source.database for source in self.sources.values()):
             raise ValueError("no source has database: true")
+        weighted = [name for name, source in self.sources.items() if source.train and source.weight is not None]
+        without = [name for name, source in self.sources.items() if source.train and source.weight is None]
+        if weighted and without:
+            raise ValueError(f"sources {weighted} have a weight, {without} none; give all trained sources one, or none")
+        given = [name for name, source in self.sources.items() if source.type == "megatron"]
+        if given and self.tokenizer.type == "bpe":
+            raise ValueError(
+                f"source {given[0]!r} is tokens already (type: megatron): name the tokenizer that made them, such as "
+                f"dataset.tokenizer: {{type: gpt2, path: vocab.json, merges: merges.txt}}"
+            )
         for name in self.sources:
             if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name[0] in "._-":
                 raise ValueError(f"source name {name!r}: letters, digits and . _ - only")
@@ -69,6 +97,17 @@ class RunSettings(Settings):
     twin: str | None = Field(None, description="The GPT run that this RETRO run is compared with.")
     model: dict[str, Any] = Field({}, description="Overrides of the model section.")
     train: dict[str, Any] = Field({}, description="Overrides of the train section.")
+    start: str | None = Field(
+        None,
+        alias="from",
+        description="Begin with trained weights: another run of this config (its model of the same seed), or the path "
+        "of a model.json or of its folder. A RETRO that begins with a GPT gets a new encoder and cross-attention.",
+    )
+    freeze: Literal["base"] | None = Field(
+        None,
+        description="base: train the encoder and chunked cross-attention only. With retrieval off the model is then "
+        "the one it began with, bit for bit.",
+    )
 
 
 class ResourceSettings(Settings):
@@ -91,6 +130,9 @@ class Config(Settings):
     )
     results: str = Field("results", description="Folder of everything made.")
     dataset: DatasetSettings = Field(description="What preprocessing decides.")
+    retrievals: dict[str, RetrievalSettings] = Field(
+        {}, description="Other retrievals of the same dataset, by name: trained models can be evaluated on them."
+    )
     model: ModelSettings = Field(ModelSettings(), description="The model's shape, for all runs.")
     train: TrainSettings = Field(TrainSettings(), description="The optimization, for all runs.")
     runs: dict[str, RunSettings] = Field(
@@ -99,10 +141,16 @@ class Config(Settings):
     )
     seeds: list[int] = Field([1], min_length=1, description="Each run is trained once for each seed.")
     evaluate: EvaluationSettings = Field(EvaluationSettings(), description="How runs are compared.")
+    experiments: ExperimentSettings = Field(ExperimentSettings(), description="What `snakemake experiments` measures.")
     generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})
+
+    @model_validator(mode="after")
+    def _retrievals(self):
+        check(self.dataset.facts(), self.retrievals)
+        return self
 
     @field_validator("runs")
     @classmethod
@@ -114,6 +162,15 @@ class Config(Settings):
                     raise ValueError(f"run {name!r}: twin {run.twin!r} is not a gpt run of this config")
             if not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
                 raise ValueError(f"run name {name!r}: letters, digits and . _ - only")
+            if run.freeze and (run.architecture != "retro" or run.start is None):
+                raise ValueError(f"run {name!r}: freeze: base is for a retro run that has `from`")
+            seen, at = [name], run.start
+            while at in runs:
+                if at in seen:
+                    raise ValueError(f"run {name!r}: from {run.start!r} leads back to {at!r}")
+                seen, at = [*seen, at], runs[at].start
+            if at is not None and "/" not in at and not at.endswith(".json"):
+                raise ValueError(f"run {seen[-1]!r}: from {at!r} is neither a run of this config nor a path")
         return runs
 
     def expanded(self) -> dict[str, dict[str, Any]]:
@@ -130,8 +187,16 @@ class Config(Settings):
                     "seed": seed,
                     "model": model.model_dump(mode="json"),
                     "train": train.facts(),
+                    "from": self._start(run.start, seed),
+                    "freeze": run.freeze,
                 }
         return found
+
+    def _start(self, start: str | None, seed: int) -> str | None:
+        """The model.json that a run begins with."""
+        if start in self.runs:
+            return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
+        return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
 
 RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
@@ -246,4 +311,6 @@ def from_snakemake(given: dict[str, Any]) -> Config:
 
 def files_of(name: str, source: SourceSettings) -> list[str]:
     """The files a source is read from, in the order they are read."""
+    if source.type == "megatron":
+        return [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
     return [str(file.path) for file in files.find(source.path, name)[0]]

@@ -47,7 +47,8 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     inner = []
     lines += [f"### `{prefix or 'top level'}`", "", model.__doc__.strip().splitlines()[0], ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         key = f"{prefix}.{name}" if prefix else name
         inside = _settings_in(field.annotation)
         if inside is not None:

@@ -17,6 +17,7 @@ PACKAGE = "retro"
 ROOT = Path(__file__).resolve().parent
 RECORDED = (
     "numpy", "torch", "faiss", "tokenizers", "sentencepiece", "onnxruntime", "transformers", "pyarrow", "pandas",
+    "rensa",
 )  # fmt: skip
 DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss")}
 

@@ -14,7 +14,10 @@ import retro.report
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
+from retro.experiments.plan import fraction_of
 from retro.provenance import digest
+from retro.retrieval.bm25 import FILES as BM25_FILES
+from retro.retrievals import Retrievals
 
 try:
     CONFIG = retro.config.from_snakemake(config)
@@ -26,20 +29,29 @@ except UserError as error:
 DATASET = CONFIG.dataset
 D = f"{CONFIG.results}/{DATASET.name}"
 SOURCES = sorted(DATASET.sources)
+SHARDS = [f"{number}-of-{DATASET.shards}" for number in range(DATASET.shards)] if DATASET.shards > 1 else []
 SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
+RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
+DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]
+# What is read of a source; a weight only decides how often its samples are trained on.
+READ = {name: {key: value for key, value in each.items() if key != "weight"} for name, each in WHOLE["sources"].items()}
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
+TWINS = json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()})
 FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
 FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
+RETRIEVAL_NAMES = list(CONFIG.retrievals)
 RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
 
 
 wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(SPLITS),
+    retrieval="|".join(map(re.escape, RETRIEVALS.named)) or "(?!)",
     run="|".join(map(re.escape, RUNS)),
-    mode="none|on|off|random",
+    shard=r"\d+-of-\d+",
+    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*",  # a condition: retro.evaluation.conditions
 
 
 def code(module):
@@ -58,6 +70,30 @@ def arrays(*files):
     return ancient([str(file) for file in flat])
 
 
+def shards(folder, suffix="json"):
+    """What the shard jobs of a stage leave in its folder for the job that joins them; nothing for one shard."""
+    return [f"{folder}/shards/{shard}.{suffix}" for shard in SHARDS]
+
+
+def embeddings_of(retrieval, file):
+    """A file of the embeddings of every source that a retrieval searches."""
+    return [f"{RETRIEVALS.source(retrieval, 'embeddings')}/{source}/{file}" for source in SOURCES]
+
+
+def retrieved():
+    """Neighbours of the evaluated splits by every retrieval of the config."""
+    return [
+        f"{D}/retrievals/{name}/neighbours/{split}/manifest.json"
+        for name in RETRIEVALS.named
+        for split in CONFIG.evaluate.splits
+    ]
+
+
+def duplicates(*actions):
+    """The manifest of duplicate documents if the config's action is one of these."""
+    return [f"{D}/duplicates/manifest.json"] if DATASET.duplicates.action in actions else []
+
+
 def modes(run):
     """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
     if RUNS[run]["architecture"] == "gpt":
@@ -65,14 +101,22 @@ def modes(run):
     return ["on", "off"] + (["random"] if CONFIG.evaluate.random_neighbours else [])
 
 
-def losses(splits=None):
-    """Manifests of all per-token losses."""
+def losses():
+    """Manifests of the per-token losses that every evaluation has."""
     return [
         f"{D}/runs/{run}/evaluation/{split}/{mode}/manifest.json"
         for run in RUNS
-        for split in splits or CONFIG.evaluate.splits
+        for split in CONFIG.evaluate.splits
         for mode in modes(run)
     ]
+
+
+def neighbours_of(condition, split):
+    """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
+    source = condition.partition("+")[0]
+    if fraction_of(source):
+        return [f"{D}/fractions/{source}/{split}/manifest.json"]
+    return [f"{D}/retrievals/{source}/neighbours/{split}/manifest.json"] if source in RETRIEVAL_NAMES else []
 
 
 def preprocessed():
@@ -91,9 +135,10 @@ def preprocessed():
 def manifests():
     """Manifests of every artifact of preprocessing; the recorded config names their sha256."""
     folders = ["tokenizer", "database", "index"]
+    folders += ["bm25"] if DATASET.retriever == "bm25" else []
     folders += [f"{kind}/{name}" for kind in ["tokens", "chunks", "embeddings"] for name in SOURCES]
     folders += [f"neighbours/{split}" for split in SPLITS]
-    return [f"{D}/{folder}/manifest.json" for folder in folders]
+    return [f"{D}/{folder}/manifest.json" for folder in folders] + duplicates("report", "exclude", "drop")
 
 
 def models():
@@ -114,4 +159,12 @@ def reports():
     """What a reader opens."""
     pages = ["report.html", "neighbours.html"] if FIRST_RETRO else []
     figures = [f"{D}/figures/{name}.{kind}" for name in FIGURES for kind in ["svg", "png"]] if FIRST_RETRO else []
-    return [f"{D}/summary.csv", f"{D}/comparison.csv", *(f"{D}/{page}" for page in pages), *figures]
+    figures += [f"{D}/figures/leakage.{kind}" for kind in ["svg", "png"]] if FIRST_RETRO else []
+    tables = [f"{D}/summary.csv", f"{D}/comparison.csv", f"{D}/leakage.csv"]
+    return [*tables, *(f"{D}/{page}" for page in pages), *figures]
+
+
+def parts():
+    """Sections of the report that other stages write: leakage always, the others once they were made."""
+    made = {path.as_posix() for path in Path(f"{D}/parts").glob("*.html")}
+    return sorted(made | {f"{D}/parts/leakage.html"})

@@ -25,7 +25,7 @@ rule train_tokenizer:
     params:
         code=code("retro.corpus.train_tokenizer"),
         settings=section(
-            sources={name: source for name, source in WHOLE["sources"].items() if source["train"]},
+            sources={name: source for name, source in READ.items() if source["train"]},
             **{key: WHOLE[key] for key in ["tokenizer", "split", "seed", "on_error"]},
         ),
     shell:
@@ -60,7 +60,7 @@ rule tokenize:
         code=code("retro.corpus.tokenize"),
         settings=lambda wildcards: section(
             name=wildcards.source,
-            source=WHOLE["sources"][wildcards.source],
+            source=READ[wildcards.source],
             **{key: WHOLE[key] for key in ["split", "seed", "on_error"]},
         ),
     shell:

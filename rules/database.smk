@@ -1,7 +1,7 @@
 """Database: tokens to chunks and embeddings.
 
 in     {D}/tokens/<source>
-steps  chunk and embed, one job a source; assemble lists the chunks of the database and of each split
+steps  chunk and embed, one job a source (embed_shard: part of it); assemble lists the chunks of the database and of each split
 out    {D}/chunks/<source>, {D}/embeddings/<source>, {D}/database
 """
 
@@ -35,13 +35,48 @@ rule chunk:
         " 2>&1 | tee {log:q}"
 
 
-rule embed:
-    """Embedding the chunks of {wildcards.source}."""
+rule embed_shard:
+    """Embedding shard {wildcards.shard} of {wildcards.source}."""
     input:
         tokenizer=rules.train_tokenizer.output.manifest,
         tokens=rules.tokenize.output.manifest,
         chunks=rules.chunk.output.manifest,
         arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
+    output:
+        # Finished blocks lie beside it, undeclared: they survive a kill.
+        note=temp(f"{D}/embeddings/{{source}}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/embed/{{source}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/embed/{{source}}.{{shard}}.jsonl"
+    threads: RESOURCES.embed_threads
+    resources:
+        mem_mb=8000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.database.embed"),
+        settings=section(encoder=WHOLE["encoder"], chunk_length=DATASET.chunk_length),
+    shell:
+        "python -m retro.database.embed"
+        " --settings {params.settings:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
+        " --chunks {input.chunks:q}"
+        " --shard {wildcards.shard}"
+        " --output {output.note:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule embed:
+    """Embedding the chunks of {wildcards.source}; with shards, joining them."""
+    input:
+        tokenizer=rules.train_tokenizer.output.manifest,
+        tokens=rules.tokenize.output.manifest,
+        chunks=rules.chunk.output.manifest,
+        arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
+        shards=shards(f"{D}/embeddings/{{source}}"),
     output:
         embeddings=f"{D}/embeddings/{{source}}/embeddings.npy",
         manifest=f"{D}/embeddings/{{source}}/manifest.json",
@@ -53,7 +88,7 @@ rule embed:
     resources:
         mem_mb=8000,
         runtime="24h",
-        gpu=RESOURCES.gpus,
+        gpu=0 if SHARDS else RESOURCES.gpus,
     params:
         code=code("retro.database.embed"),
         settings=section(encoder=WHOLE["encoder"], chunk_length=DATASET.chunk_length),
@@ -64,6 +99,7 @@ rule embed:
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --chunks {input.chunks:q}"
+        " --shards {input.shards:q}"
         " --blocks {params.blocks:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
@@ -75,6 +111,7 @@ rule assemble:
     input:
         chunks=expand(rules.chunk.output.manifest, source=SOURCES),
         arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
+        duplicates=duplicates("drop"),
     output:
         rows=[f"{D}/database/{name}.npy" for name in ["database", *SPLITS]],
         manifest=f"{D}/database/manifest.json",
@@ -97,5 +134,6 @@ rule assemble:
         "python -m retro.database.assemble"
         " --settings {params.settings:q}"
         " --chunks {input.chunks:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"

@@ -1,8 +1,8 @@
 """Evaluation: models to per-token losses, bits per byte, comparisons and samples.
 
 in     {D}/config.json, {D}/runs/<run>
-steps  losses for each run, split and retrieval mode; summarise; sample
-out    {D}/runs/<run>/evaluation, {D}/summary.csv, {D}/comparison.csv, {D}/sections.csv, {D}/runs/<run>/sample.json
+steps  losses for each run, split and condition; summarise; overlap and what is left without it; sample
+out    {D}/runs/<run>/evaluation, {D}/summary.csv, {D}/comparison.csv, {D}/sections.csv, {D}/leakage.csv, {D}/runs/<run>/sample.json
 """
 
 
@@ -12,6 +12,7 @@ rule losses:
         config=rules.record.output.config,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
+        neighbours=lambda wildcards: neighbours_of(wildcards.mode, wildcards.split),
     output:
         losses=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/losses.npy",
         manifest=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/manifest.json",
@@ -34,6 +35,7 @@ rule losses:
         " --settings {params.settings:q}"
         " --split {wildcards.split}"
         " --mode {wildcards.mode}"
+        " --neighbours {input.neighbours:q}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"
 
@@ -59,7 +61,7 @@ rule summarise:
         code=code("retro.evaluation.summarise"),
         settings=canonical(CONFIG.evaluate.facts()),
         # In the config's order: the first RETRO run is the one that the report is about.
-        runs=json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()}),
+        runs=TWINS,
     shell:
         "python -m retro.evaluation.summarise"
         " --config {input.config:q}"
@@ -69,6 +71,76 @@ rule summarise:
         " --summary {output.summary:q}"
         " --comparison {output.comparison:q}"
         " --sections {output.sections:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule overlap:
+    """Measuring how much of {wildcards.split} stands in the training data and in its neighbours."""
+    input:
+        config=rules.record.output.config,
+        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
+        neighbours=arrays(rules.neighbours.output.ids),
+    output:
+        runs=[f"{D}/overlap/{{split}}/{name}.npy" for name in ["training", "shown"]],
+        manifest=f"{D}/overlap/{{split}}/manifest.json",
+    log:
+        f"{D}/logs/overlap/{{split}}.log",
+    benchmark:
+        f"{D}/benchmarks/overlap/{{split}}.jsonl"
+    threads: RESOURCES.search_threads
+    resources:
+        mem_mb=8000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.evaluation.leakage"),
+        settings=section(
+            nearest=10,
+            shown=(
+                CONFIG.train.neighbours_used
+                if CONFIG.evaluate.neighbours_used is None
+                else CONFIG.evaluate.neighbours_used
+            ),
+            retrieved_chunks=CONFIG.train.retrieved_chunks,
+        ),
+    shell:
+        "python -m retro.evaluation.leakage"
+        " --config {input.config:q}"
+        " --settings {params.settings:q}"
+        " --split {wildcards.split}"
+        " --output {output.manifest:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule filtered:
+    """Comparing models on text that does not overlap."""
+    input:
+        config=rules.record.output.config,
+        losses=losses(),
+        overlap=expand(rules.overlap.output.manifest, split=CONFIG.evaluate.splits),
+    output:
+        table=report(f"{D}/leakage.csv", caption="../docs/captions/leakage.rst", category="Tables"),
+    log:
+        f"{D}/logs/filtered.log",
+    benchmark:
+        f"{D}/benchmarks/filtered.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.evaluation.filtered"),
+        settings=rules.summarise.params.settings,
+        runs=TWINS,
+    shell:
+        "python -m retro.evaluation.filtered"
+        " --config {input.config:q}"
+        " --losses {input.losses:q}"
+        " --overlap {input.overlap:q}"
+        " --runs {params.runs:q}"
+        " --settings {params.settings:q}"
+        " --output {output.table:q}"
         " 2>&1 | tee {log:q}"
 
 

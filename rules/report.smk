@@ -73,6 +73,33 @@ rule explorer:
         " 2>&1 | tee {log:q}"
 
 
+rule leakage:
+    """Drawing what is left of the gain without overlapping text."""
+    input:
+        table=rules.filtered.output.table,
+    output:
+        svg=report(f"{D}/figures/leakage.svg", caption="../docs/captions/leakage.rst", category="Figures"),
+        png=f"{D}/figures/leakage.png",
+        part=f"{D}/parts/leakage.html",
+    log:
+        f"{D}/logs/leakage.log",
+    benchmark:
+        f"{D}/benchmarks/leakage.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.leakage"),
+        folder=lambda wildcards, output: os.path.dirname(output.svg),
+    shell:
+        "python -m retro.report.leakage"
+        " --table {input.table:q}"
+        " --output-folder {params.folder:q}"
+        " --part {output.part:q}"
+        " 2>&1 | tee {log:q}"
+
+
 rule page:
     """Writing the report."""
     input:
@@ -84,6 +111,7 @@ rule page:
         figures=rules.figures.output.svg,
         samples=expand(rules.sample.output.sample, run=RETRO_RUNS[:1]),
         explorer=rules.explorer.output.page,
+        parts=parts(),
         templates=TEMPLATES,
     output:
         page=report(f"{D}/report.html", caption="../docs/captions/report.rst", category="Pages"),
@@ -107,5 +135,6 @@ rule page:
         " --figures {input.figures:q}"
         " --samples {input.samples:q}"
         " --explorer {input.explorer:q}"
+        " --parts {input.parts:q}"
         " --output {output.page:q}"
         " 2>&1 | tee {log:q}"

@@ -16,6 +16,7 @@ rule train:
         database=arrays(rules.assemble.output.rows),
         index=arrays(rules.index.output.index),
         neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"])),
+        initial=lambda wildcards: RUNS[wildcards.run]["from"] or [],
     output:
         weights=f"{D}/runs/{{run}}/model.safetensors",
         model=f"{D}/runs/{{run}}/model.json",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from retro.corpus import files
 from retro.corpus.files import Damaged, SourceFile
 from retro.corpus.settings import SourceSettings
@@ -19,7 +21,10 @@ TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false", 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document; `bytes` is the length of its text in UTF-8, `line` the line (or row) of `file`, from 1."""
+    """A document; `bytes` is the length of its text in UTF-8, `line` the line (or row) of `file`, from 1.
+
+    `ids`: its tokens, int64, where they are given instead of text.
+    """
 
     id: str
     text: str
@@ -28,13 +33,14 @@ class Document:
     bytes: int
     file: str
     line: int
+    ids: np.ndarray | None = None
 
 
 class Malformed(UserError):
     """A record, or the rest of a file, that cannot be used."""
 
     def __init__(self, file: SourceFile, line: int, reason: str):
-        place = "row" if file.kind == "parquet" else "line"
+        place = {"parquet": "row", "megatron": "document"}.get(file.kind, "line")
         super().__init__(
             f"{file.path}, {place} {line}: {reason}. Correct it, or set dataset.on_error to skip: such "
             f"records are then left out and listed in skipped.jsonl."

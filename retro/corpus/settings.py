@@ -19,9 +19,15 @@ class FieldNames(Settings):
 class SourceSettings(Settings):
     """One source of documents."""
 
+    type: Literal["documents", "megatron"] = Field(
+        "documents",
+        exclude_if=lambda value: value == "documents",
+        description="documents: text. megatron: tokens in pairs of files, .bin and .idx, of Megatron-LM or NeMo; "
+        "dataset.tokenizer must then name the tokenizer that made them.",
+    )
     path: str | list[str] = Field(
         description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, or a folder of "
-        "these; a list of such paths is read in order."
+        "these; a list of such paths is read in order. Type megatron: the prefix of a pair, a pattern or a folder."
     )
     fields: FieldNames = Field(FieldNames(), description="Names of the record's fields.")
     keep: dict[str, list[str]] = Field(
@@ -33,11 +39,23 @@ class SourceSettings(Settings):
         "trained on and never evaluated.",
     )
     database: bool = Field(True, description="Put the train split (of an open book: everything) in the database.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        exclude_if=lambda value: value is None,
+        description="Share of the training samples, relative to the other sources' weights; none: all training "
+        "chunks in one shuffle. Every source with train: true has one, or none has.",
+    )
 
     @model_validator(mode="after")
     def _used(self):
         if not (self.train or self.database):
             raise ValueError("a source with train: false and database: false is used for nothing")
+        if self.weight is not None and not self.train:
+            raise ValueError("weight is a share of the training samples; a source with train: false has none")
+        if self.type == "megatron" and self.keep:
+            raise ValueError("keep reads the fields of records; tokens of type megatron have none")
         return self
 
 
@@ -53,6 +71,23 @@ class SplitSettings(Settings):
         if self.valid + self.test >= 1:
             raise ValueError(f"valid {self.valid} + test {self.test} leaves nothing to train on")
         return self
+
+
+class DuplicateSettings(Settings):
+    """Documents that are equal, or nearly, in all sources: found by MinHash over their tokens."""
+
+    action: Literal["off", "report", "exclude", "drop"] = Field(
+        "off",
+        description="report: find and list them. exclude: besides, a neighbour never comes from a duplicate of its "
+        "chunk's document. drop: only one document of each cluster is trained on, and one is in the database; "
+        "documents that are evaluated stay.",
+    )
+    threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity from which documents are duplicates.")
+    shingle: int = Field(5, ge=1, le=64, description="Tokens a shingle; documents are compared as sets of these.")
+    permutations: int = Field(128, ge=16, le=1024, description="Numbers a signature; more estimate more exactly.")
+    drop_from: list[Literal["train", "database"]] = Field(
+        ["train", "database"], min_length=1, description="What action drop drops documents from."
+    )
 
 
 TOKENIZER_FILES = {

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from retro import artifacts, errors, progress
+from retro.corpus.megatron import encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
@@ -110,18 +111,18 @@ def tokenize(settings: TokenizeSettings, tokenizer: Tokenizer, folder: Path) -> 
         open(listed, "wb") as lines,
         TokenWriter(folder / "tokens", token_dtype(tokenizer.vocab_size)) as writer,
     ):
-        reader = Reader(
+        reader = open_reader(
             settings.source,
             settings.name,
             settings.on_error,
             lambda facts: notes.write(json.dumps(facts, ensure_ascii=False) + "\n"),
+            tokenizer,
         )
         table = Table(lines)
         with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
             for batch in batches(iter(reader)):
-                full = [document for document in batch if not document.text.isspace() and document.text]
+                full, encoded = encode(batch, tokenizer)
                 empty += len(batch) - len(full)
-                encoded = tokenizer.encode_batch([document.text for document in full])
                 for document, ids in zip(full, encoded, strict=True):
                     split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
                     writer.add(np.append(ids, tokenizer.eod_id))
@@ -135,6 +136,7 @@ def tokenize(settings: TokenizeSettings, tokenizer: Tokenizer, folder: Path) -> 
             "skipped": reader.skipped,
             "files": len(reader.files),
             "ignored_files": len(reader.ignored),
+            **unended(reader),
         }
         if not counts["documents"]:
             raise UserError(nothing(settings, reader, empty))

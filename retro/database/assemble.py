@@ -13,6 +13,7 @@ import numpy as np
 
 from retro import errors
 from retro.artifacts import Manifest, read_manifest, write_array, write_manifest
+from retro.database.clusters import by_chunk
 from retro.database.tables import SPLITS
 from retro.errors import UserError
 
@@ -21,18 +22,22 @@ TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 LISTS = ("database", "train", "valid", "test")
 
 
-def assemble(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str, np.ndarray]:
+def assemble(
+    tables: list[np.ndarray], uses: list[dict[str, bool]], dropped: list[np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Global rows int64, ascending, of each of `LISTS`, from the sources' chunk tables and their `database`
-    flags.
+    flags. `dropped`: for each chunk of each source, 1 to leave it out of train, 2 of the database, 3 of both.
     """
+    dropped = dropped or [np.zeros(len(table), np.uint8) for table in tables]
     found: dict[str, list[np.ndarray]] = {name: [] for name in LISTS}
     offset = 0
-    for table, use in zip(tables, uses, strict=True):
+    for table, use, gone in zip(tables, uses, dropped, strict=True):
         split = np.asarray(table["split"])
-        for number, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
+        found["train"].append(np.flatnonzero((split == TRAIN) & (gone & 1 == 0)) + offset)
+        for number, name in ((VALID, "valid"), (TEST, "test")):
             found[name].append(np.flatnonzero(split == number) + offset)
         if use["database"]:
-            found["database"].append(np.flatnonzero((split == TRAIN) | (split == BOOK)) + offset)
+            found["database"].append(np.flatnonzero(((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0)) + offset)
         offset += len(table)
     return {name: np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64) for name, parts in found.items()}
 
@@ -81,13 +86,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: sources")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to drop, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     options = parser.parse_args()
     names = sorted(options.settings["sources"])
     uses = [options.settings["sources"][name] for name in names]
     manifests = [read_manifest(path, "chunks") for path in options.chunks]
     _check_uses(manifests, names, uses)
-    rows = assemble([manifest.array("chunks.npy") for manifest in manifests], uses)
+    dropped = by_chunk("dropped.npy", options.duplicates[0], options.chunks) if options.duplicates else None
+    rows = assemble([manifest.array("chunks.npy") for manifest in manifests], uses, dropped)
     by_source = {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)}
     check(rows, by_source)
     files = [options.output.parent / f"{name}.npy" for name in LISTS]
@@ -99,7 +106,7 @@ def main() -> None:
         kind="database",
         stage=STAGE,
         files=files,
-        inputs=options.chunks,
+        inputs=[*options.chunks, *options.duplicates],
         settings=options.settings,
         counts=counts,
     )

@@ -2,7 +2,7 @@
 
 On a CPU ONNX Runtime computes in float32, one batch a thread, so that the number of threads changes
 nothing. Texts are batched with texts of exactly their own length in word pieces: no padding is computed,
-none can leak into a vector, and no mask is needed. On a GPU PyTorch computes in float16.
+none can leak into a vector, and no mask is needed. On a GPU PyTorch computes, in `gpu_dtype`.
 """
 
 import json
@@ -94,7 +94,7 @@ class BertEncoder:
         config = read_json(folder / "config.json")
         longest = min(settings.max_word_pieces, config.get("max_position_embeddings", settings.max_word_pieces))
         self._pieces = _word_pieces(folder, longest)
-        self._states = open_engine(folder, config)
+        self._states = open_engine(folder, config, settings.gpu_dtype)
         self.config = config
         self.width, self.identity, self.engine = self._states.width, identity, self._states.name
         self._batch_size = max(settings.batch_size, GPU_BATCH) if self._states.gpu else settings.batch_size

@@ -2,7 +2,7 @@
 
 A chunk's tokens are decoded to text, special tokens dropped, and the text is embedded. Work goes block by
 block; a killed job goes on after its last finished block, if what the blocks were made from is still the
-same.
+same. Several jobs can share the work (`retro.database.shards`).
 """
 
 import argparse
@@ -16,10 +16,12 @@ from retro import errors, progress, provenance
 from retro.artifacts import growing_array, read_manifest, sha256, write_manifest
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
+from retro.database import shards
 from retro.database.blocks import Blocks
-from retro.database.encoders import open_encoder
+from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings, read_section
 from retro.errors import UserError
+from retro.paging import release
 
 STAGE = "retro.database.embed"
 BLOCK = 2048  # chunks; half a minute or so of work on two cores
@@ -33,17 +35,61 @@ def texts_of(store: TokenStore, table: np.ndarray, tokenizer: Tokenizer) -> list
     ]
 
 
-def main() -> None:
+def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Blocks, encoder: Encoder) -> None:
+    """Embed what is not finished of the job's own blocks of the chunk `table`."""
+    tokenizer = Tokenizer.load(options.tokenizer)
+    store = TokenStore(read_manifest(options.tokens, "tokens").file("tokens.bin").with_suffix(""))
+    wanted = shards.bounds(len(table), options.block, options.shard)
+    with progress.bar(sum(stop - start for start, stop in wanted), "embed", "chunk") as shown:
+
+        def embed(start: int, stop: int) -> np.ndarray:
+            vectors = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
+            if not np.isfinite(vectors).all():
+                raise UserError(f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on.")
+            release(store.tokens, table)
+            return vectors
+
+        shards.compute(blocks, wanted, embed, shown)
+
+
+def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> None:
+    """Write the array and its manifest."""
+    path, (width,) = options.output.parent / "embeddings.npy", blocks.row_shape
+    with growing_array(path, (rows, width), blocks.dtype) as embeddings:
+        for start, found in blocks:
+            embeddings[start : start + len(found)] = found
+            release(embeddings)
+    write_manifest(
+        options.output,
+        kind="embeddings",
+        stage=STAGE,
+        files=[path],
+        inputs=[options.tokenizer, options.tokens, options.chunks],
+        settings={**options.settings, "encoder": blocks.made_from["encoder"]},
+        counts={"chunks": rows, "width": width},  # threads and shards change no byte: not recorded
+    )
+    blocks.remove()
+    print(f"{options.output.parent}: {rows} vectors of {width} dimensions", file=sys.stderr)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: encoder, chunk_length")
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--chunks", required=True, type=Path, help="manifest of the chunk table")
-    parser.add_argument("--blocks", required=True, type=Path, help="folder for finished blocks")
+    parser.add_argument("--blocks", type=Path, help="folder for finished blocks (without --shard)")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
+    parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
+    parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, embed nothing")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     settings = read_section(EncoderSettings, options.settings["encoder"], "encoder")
     chunks = read_manifest(options.chunks, "chunks")
     if chunks.settings["chunk_length"] != options.settings["chunk_length"]:
@@ -51,51 +97,29 @@ def main() -> None:
             f"{options.chunks}: chunks of {chunks.settings['chunk_length']} tokens, wanted "
             f"{options.settings['chunk_length']}. Run snakemake: it cuts them again."
         )
-    tokenizer = Tokenizer.load(options.tokenizer)
-    store = TokenStore(read_manifest(options.tokens, "tokens").file("tokens.bin").with_suffix(""))
-    table, encoder = chunks.array("chunks.npy"), open_encoder(settings, options.threads)
+    table = chunks.array("chunks.npy")
+    if options.shards:
+        finish(options, shards.Joined(options.shards, len(table)), len(table))
+        return
+    encoder = open_encoder(settings, options.threads)
     print(
         f"{options.output.parent}: {len(table)} chunks with encoder {settings.type} ({encoder.width} "
         f"dimensions, {encoder.engine}, sha256 {encoder.identity[:16]}…), {options.threads} threads",
         file=sys.stderr,
     )
-    inputs = [options.tokenizer, options.tokens, options.chunks]
     made_from = {
         "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine},
-        "inputs": [sha256(path) for path in inputs],
+        "inputs": [sha256(path) for path in (options.tokenizer, options.tokens, options.chunks)],
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),
     }
-    path, shape = options.output.parent / "embeddings.npy", (len(table), encoder.width)
-    starts = range(0, len(table), options.block)
-    with Blocks(options.blocks, made_from, (encoder.width,), settings.dtype) as blocks:
-        with progress.bar(len(table), "embed", "chunk") as shown:
-            for start in starts:
-                part = table[start : start + options.block]
-                finished = blocks.read(start, start + len(part))
-                if finished is not None:
-                    shown.update(len(part))
-                    shown.unpause()  # what was already there does not count in the rate
-                    continue
-                vectors = encoder.encode(texts_of(store, part, tokenizer), shown.update)
-                if not np.isfinite(vectors).all():
-                    raise UserError(f"{path}: encoder {settings.type} gave NaN or infinity from chunk {start} on.")
-                blocks.write(start, vectors)
-        with growing_array(path, shape, settings.dtype) as embeddings:
-            for start in starts:
-                stop = min(start + options.block, len(table))
-                embeddings[start:stop] = blocks.read(start, stop)
-        write_manifest(
-            options.output,
-            kind="embeddings",
-            stage=STAGE,
-            files=[path],
-            inputs=inputs,
-            settings={**options.settings, "encoder": made_from["encoder"]},
-            counts={"chunks": len(table), "width": encoder.width},  # threads change no byte: not recorded
-        )
-        blocks.remove()
-    print(f"{options.output.parent}: {len(table)} vectors of {encoder.width} dimensions", file=sys.stderr)
+    folder = options.output.with_suffix("") if options.shard else options.blocks
+    with Blocks(folder, made_from, (encoder.width,), settings.dtype) as blocks:
+        compute_blocks(options, table, blocks, encoder)
+        if options.shard:
+            shards.write_note(options.output, options.shard, blocks, made_from, options.block)
+            return
+        finish(options, shards.Alone(blocks, made_from, shards.bounds(len(table), options.block)), len(table))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ def gpu_available() -> bool:
     return torch.cuda.is_available()
 
 
-def open_engine(folder: Path, config: dict) -> "OnnxEngine | TorchEngine":
-    """The engine for a model folder: PyTorch in float16 on a GPU; on a CPU ONNX Runtime for BERT and
+def open_engine(folder: Path, config: dict, gpu_dtype: str) -> "OnnxEngine | TorchEngine":
+    """The engine for a model folder: PyTorch in `gpu_dtype` on a GPU; on a CPU ONNX Runtime for BERT and
     PyTorch for other architectures, both in float32."""
     if gpu_available():
-        return TorchEngine(folder, "cuda", "float16")
+        return TorchEngine(folder, "cuda", gpu_dtype)
     if config.get("model_type") == "bert":
         return OnnxEngine(folder, config)
     return TorchEngine(folder, "cpu", "float32")
@@ -60,7 +60,7 @@ class OnnxEngine:
 
 
 class TorchEngine:
-    """PyTorch, on a GPU in float16, or on a CPU for architectures other than BERT."""
+    """PyTorch, on a GPU in half precision, or on a CPU for architectures other than BERT."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         import torch

@@ -39,14 +39,28 @@ def resampled_sums(nats: np.ndarray, resamplings: int, seed: int) -> np.ndarray:
     return found
 
 
-def compare(nats: np.ndarray, twin: np.ndarray, resamplings: int, seed: int) -> Difference:
+def by_unit(values: np.ndarray, units: np.ndarray | None) -> np.ndarray:
+    """Sums of `values` [D, ...] over the documents of each unit [U, ...]; as they are where `units` is None."""
+    if units is None:
+        return values
+    numbers = np.unique(units, return_inverse=True)[1].reshape(-1)
+    found = np.zeros((int(numbers.max(initial=-1)) + 1, *values.shape[1:]), values.dtype)
+    np.add.at(found, numbers, values)
+    return found
+
+
+def compare(
+    nats: np.ndarray, twin: np.ndarray, resamplings: int, seed: int, units: np.ndarray | None = None
+) -> Difference:
     """Compare `nats` with its `twin`: float64 [D], or [D, S] for S seeds, seed s paired with seed s.
 
     With several seeds documents and seeds are both drawn with replacement, so that the interval covers both.
+    `units`, int [D]: documents of one unit are drawn together (a country's pages); default: each by itself.
     """
     nats, twin = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (nats, twin))
     percent = float(100 * (nats.sum() / twin.sum() - 1))
     better = float(np.mean(nats.sum(1) < twin.sum(1)))
+    nats, twin = (by_unit(x, units) for x in (nats, twin))
     documents, seeds = nats.shape
     if documents < 2:
         return Difference(percent, float("nan"), float("nan"), better)

@@ -1,7 +1,11 @@
 """Live retrieval while text is written: a chunk's tokens to the neighbours a dataset has for them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
+from retro.errors import UserError
 from retro.evaluation.decoding import Found
 from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
@@ -32,6 +36,7 @@ class LiveLookup:
                 following = int(store.following(np.array([row]))[0])
                 described.append(
                     {
+                        "row": row,
                         "score": round(score, 4),
                         "text": chunk_text(self.dataset, row),
                         "continuation": chunk_text(self.dataset, following),
@@ -39,6 +44,75 @@ class LiveLookup:
                     }
                 )
         return described
+
+
+class GivenPassages:
+    """The same passages for every chunk, in place of retrieval; each cut to the `length` tokens of a neighbour.
+
+    `passages`: text, or {text, title}. Raises `UserError` where there is none with text.
+    """
+
+    def __init__(self, dataset: Dataset, passages: list[str | dict], length: int):
+        self.dataset = dataset
+        records = [{"text": each} if isinstance(each, str) else each for each in passages]
+        self.titles = [each.get("title") or f"passage {number}" for number, each in enumerate(records, start=1)]
+        encoded = dataset.tokenizer.encode_batch([each["text"] for each in records])
+        tokens = np.full((len(encoded), length), dataset.store.pad_id, np.int64)
+        mask = np.zeros(tokens.shape, bool)
+        for number, each in enumerate(encoded):
+            tokens[number, : len(each)] = each[:length]
+            mask[number, : len(each)] = True
+        nowhere, unscored = np.full(len(encoded), -1, np.int64), np.full(len(encoded), np.nan)
+        self.found = Found(nowhere, unscored, tokens, mask)
+
+    @classmethod
+    def read(cls, path: Path, dataset: Dataset, length: int) -> "GivenPassages":
+        """From a file of one passage a line: text, or JSON with a `text` and perhaps a `title`."""
+        return cls(dataset, read_lines(path, "text"), length)
+
+    def __call__(self, tokens: np.ndarray) -> Found:
+        return self.found
+
+    def describe(self, found: Found) -> list[dict]:
+        """As `LiveLookup.describe`; a given passage has no score and no row."""
+        decode, m = self.dataset.tokenizer.decode, self.dataset.chunk_length
+        return [
+            {
+                "row": None,
+                "score": None,
+                "text": decode(tokens[:m][mask[:m]]),
+                "continuation": decode(tokens[m:][mask[m:]]),
+                "document": {"id": title, "title": title, "source": "given"},
+            }
+            for tokens, mask, title in zip(found.tokens, found.mask, self.titles, strict=True)
+        ]
+
+
+def read_lines(path: Path, key: str) -> list[str | dict]:
+    """Lines of a file as text, or as JSON where they begin with { or "; a JSON object must have text under `key`.
+
+    Raises `UserError`, naming the line, for what is neither; empty lines are passed over, a file of nothing else
+    refused.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line) if line.lstrip()[0] in '{"' else line
+        except json.JSONDecodeError:
+            value = None if line.lstrip()[0] == "{" else line  # a line of prose may begin with a quotation mark
+        text = value.get(key) if isinstance(value, dict) else value
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f'{path}: line {number}: wanted a line of text or JSON like {{"{key}": "…"}}.')
+        found.append(value)
+    if not found:
+        raise UserError(f"{path}: no lines. Write one {key} a line.")
+    return found
 
 
 def chunk_text(dataset: Dataset, row: int) -> str:

@@ -1,8 +1,6 @@
 """The loss of every token of a split, in nats: losses.npy float32 [C, m], NaN where a chunk has no token.
 
-Modes of retrieval: `none` (a GPT), `off` (a RETRO without neighbours), `on` (with the neighbours that
-retrieval stored) and `random` (with chunks drawn at random from the database: the control, which has
-everything of retrieval but what was looked for).
+Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours.
 """
 
 import argparse
@@ -14,27 +12,38 @@ import numpy as np
 import torch
 
 from retro import errors
-from retro.artifacts import growing_array, write_manifest
+from retro.artifacts import growing_array, read_manifest, write_manifest
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
+from retro.evaluation.conditions import Condition, Shown
 from retro.evaluation.scoring import score
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.windows import plan
 from retro.recorded import Dataset
-from retro.training.batches import Batcher
 from retro.training.load import load_model
 
 STAGE = "retro.evaluation.losses"
-SOURCES = {"none": "none", "off": "none", "on": "stored", "random": "random"}
 
 
-def check(architecture: str, mode: str, run: str) -> None:
-    """Raise `UserError` for a mode of retrieval that a model of this architecture cannot be measured in."""
-    if (architecture == "gpt") != (mode == "none"):
-        can = "none" if architecture == "gpt" else "on, off or random"
+def neighbours(path: Path | None, dataset: Dataset, condition: Condition) -> np.ndarray | None:
+    """Ids of the neighbours at `path`; None: the stored ones. Raises `UserError` if they are not of this
+    database.
+    """
+    if condition.named and path is None:
         raise UserError(
-            f"run {run!r} is a {architecture}, which has no retrieval mode {mode!r}. Evaluate it with {can}."
+            f"condition {condition.name!r}: {condition.source!r} is no condition of its own; name the manifest of its "
+            f"neighbours with --neighbours."
         )
+    if path is None:
+        return None
+    manifest = read_manifest(path, "neighbours")
+    ids = manifest.array("ids.npy")
+    if ids.size and int(ids.max()) >= len(dataset.database):
+        raise UserError(
+            f"{path}: names database chunk {int(ids.max())}, {dataset.path} has {len(dataset.database)}. They are of "
+            f"another database: name its config.json with --database."
+        )
+    return ids
 
 
 def main() -> None:
@@ -43,7 +52,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="model.json of the run")
     parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"], help="split to measure")
-    parser.add_argument("--mode", required=True, choices=list(SOURCES), help="where neighbours come from")
+    parser.add_argument("--mode", required=True, type=Condition.parse, help="condition, e.g. none, on, on+k5")
+    parser.add_argument("--neighbours", nargs="?", type=Path, help="manifest of other neighbours of the split")
+    parser.add_argument("--database", nargs="?", type=Path, help="config.json of a dataset to read the database of")
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it")
     options = parser.parse_args()
     settings = EvaluationSettings(**options.settings)
@@ -56,21 +67,24 @@ def main() -> None:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, run = load_model(options.model, dataset, device)
-    check(run["architecture"], options.mode, run["name"])
+    condition = options.mode.of(run["architecture"], run["name"])
+    book = Dataset.open(options.database) if options.database else dataset
     train = run["train"]
     torch.set_num_threads(train["threads"])
     used = train["neighbours_used"] if settings.neighbours_used is None else settings.neighbours_used
-    batcher = Batcher(
+    used = 0 if condition.empty else used if condition.k is None else condition.k
+    batcher = Shown(
         dataset,
         options.split,
-        neighbours_used=used,
+        condition,
+        used=used,
         retrieved_chunks=train["retrieved_chunks"],
-        ids=SOURCES[options.mode],
-        seed=dataset.facts["seed"],
+        ids=neighbours(options.neighbours, book, condition),
+        book=book,
     )
     shape, length = (len(rows), dataset.chunk_length), dataset.seq_length
     path = options.output.parent / "losses.npy"
-    what = f"{run['name']} {options.split} {options.mode}"
+    what = f"{run['name']} {options.split} {condition.name}"
     half = torch.autocast(device.type, torch.bfloat16, enabled=train["precision"] == "bf16")
     with growing_array(path, shape, np.float32) as losses, half:
         score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
@@ -86,13 +100,13 @@ def main() -> None:
         kind="losses",
         stage=STAGE,
         files=[path],
-        inputs=[options.config, options.model],
+        inputs=[options.config, options.model, *filter(None, [options.neighbours, options.database])],
         settings={
             "run": run["name"],
             "architecture": run["architecture"],
-            "mode": options.mode,
+            "mode": condition.name,
             "split": options.split,
-            "neighbours_used": used if options.mode in ("on", "random") else 0,
+            "neighbours_used": used,
             "retrieved_chunks": train["retrieved_chunks"],
             "seq_length": length,
             "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh * dataset.chunk_length,

@@ -1,5 +1,7 @@
 """Config sections of evaluation and generation."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from retro.settings import Settings
@@ -15,7 +17,13 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(8, gt=0, description="Windows a forward pass.")
     neighbours_used: int | None = Field(None, ge=0, description="Neighbours a chunk sees; default: as in training.")
     random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
-    bootstrap: int = Field(10_000, gt=0, description="Resamplings of documents for the 95 % intervals.")
+    bootstrap: int = Field(10_000, gt=0, description="Resamplings for the 95 % intervals.")
+
+    bootstrap_unit: Literal["document", "group"] = Field(
+        "document",
+        description="What is drawn in resampling: documents, or groups (all pages of a country), whose documents are "
+        "not independent; wider intervals.",
+    )
 
     def losses_facts(self) -> dict:
         """What per-token losses depend on: not which splits, controls and resamplings are wanted."""

@@ -1,7 +1,7 @@
 """Bits per byte and perplexity of every run, and paired comparisons of RETRO runs with their GPT twins.
 
 summary.csv: a row for each run, mode of retrieval, split and source. comparison.csv: each RETRO run and
-mode against its twin of the same seed, with the 95 % interval of a bootstrap over documents; then, for each
+mode against its twin of the same seed, with the 95 % interval of a bootstrap over documents or groups; then, for each
 run name, all its seeds together (seed `all`; seeds_min and seeds_max are the smallest and largest
 difference of a seed). sections.csv: the same by section, where titles read `Something: Section`.
 """
@@ -23,10 +23,11 @@ from retro.recorded import Dataset
 STAGE = "retro.evaluation.summarise"
 
 
-def measure(dataset: Dataset, split: str, losses: list[Manifest]) -> tables.Measured:
+def measure(dataset: Dataset, split: str, losses: list[Manifest], unit: str) -> tables.Measured:
     """Sum the losses of one split by document. Raises `UserError` where a file does not fit the split."""
     rows = dataset.rows(split)
-    documents = group_documents(rows, dataset.store.source(rows), dataset.store.chunks(rows))
+    records = dataset.store.chunks(rows)
+    documents = group_documents(rows, dataset.store.source(rows), records)
     nats = {}
     for manifest in track(losses, len(losses), f"sum {split}", "file"):
         array = manifest.array("losses.npy")
@@ -37,7 +38,8 @@ def measure(dataset: Dataset, split: str, losses: list[Manifest]) -> tables.Meas
             )
         nats[manifest.settings["run"], manifest.settings["mode"]] = documents.nats(array)
     titles = [dataset.store.document(int(row)).get("title") or "" for row in documents.row]
-    return tables.Measured(split, dataset.sources, documents, [section(title) for title in titles], nats)
+    units = records["group"][documents.first] if unit == "group" else None
+    return tables.Measured(split, dataset.sources, documents, [section(title) for title in titles], nats, units)
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
     parser.add_argument("--summary", required=True, type=Path, help="summary.csv to write")
     parser.add_argument("--comparison", required=True, type=Path, help="comparison.csv to write")
-    parser.add_argument("--sections", required=True, type=Path, help="sections.csv to write")
+    parser.add_argument("--sections", type=Path, help="sections.csv to write")
     options = parser.parse_args()
     settings = EvaluationSettings(**options.settings)
     dataset = Dataset.open(options.config)
@@ -63,14 +65,16 @@ def main() -> None:
         by_split.setdefault(manifest.settings["split"], []).append(manifest)
     summary, comparison, sections = [], [], []
     for split in [name for name in settings.splits if name in by_split]:
-        measured = measure(dataset, split, by_split[split])
+        measured = measure(dataset, split, by_split[split], settings.bootstrap_unit)
         bootstrap = (settings.bootstrap, dataset.facts["seed"])
         summary += tables.summary_rows(measured, runs)
         comparison += tables.comparison_rows(measured, runs, *bootstrap)
-        sections += tables.section_rows(measured, runs, *bootstrap)
+        if options.sections:
+            sections += tables.section_rows(measured, runs, *bootstrap)
     write_text(options.summary, tables.as_csv(tables.SUMMARY, summary))
     write_text(options.comparison, tables.as_csv(tables.COMPARISON, comparison))
-    write_text(options.sections, tables.as_csv(tables.SECTIONS, sections))
+    if options.sections:
+        write_text(options.sections, tables.as_csv(tables.SECTIONS, sections))
     for row in comparison:
         if row["source"] == tables.ALL and row["seed"] == tables.ALL and row["retrieval"] == "on":
             print(

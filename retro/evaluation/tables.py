@@ -22,7 +22,7 @@ SUMMARY = (
 COMPARISON = (
     "run", "twin", "seed", "retrieval", "split", "source", "documents", "bits_per_byte", "twin_bits_per_byte",
     "difference_percent", "low", "high", "documents_better", "seeds", "seeds_min", "seeds_max", "off_percent",
-    "off_low", "off_high",
+    "off_low", "off_high", "unit",
 )  # fmt: skip
 SECTIONS = (
     "run", "model", "seed", "retrieval", "split", "source", "section", "documents", "bytes", "bits_per_byte",
@@ -42,6 +42,18 @@ class Measured:
     documents: Documents
     sections: list[str | None]
     nats: dict[tuple[str, str], np.ndarray]
+    units: np.ndarray | None = None  # [D], what is drawn in the bootstrap: None is each document by itself
+
+    def compare(self, ours: np.ndarray, theirs: np.ndarray, chosen: np.ndarray, resamplings: int, seed: int):
+        """`retro.evaluation.bootstrap.compare` of the chosen documents, bool [D], of two losses [D, S]."""
+        units = None if self.units is None else self.units[chosen]
+        return compare(ours[chosen], theirs[chosen], resamplings, seed, units)
+
+    @property
+    def retrievals(self) -> list[str]:
+        """The conditions measured, the usual ones first, the others by name."""
+        found = {retrieval for _, retrieval in self.nats}
+        return [name for name in RETRIEVALS if name in found] + sorted(found.difference(RETRIEVALS))
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
     """
     groups: dict[tuple[str, str], list[dict]] = {}
     for name, run in runs.items():
-        for retrieval in RETRIEVALS:
+        for retrieval in measured.retrievals:
             if (name, retrieval) in measured.nats:
                 groups.setdefault((base(run) if pooled else name, retrieval), []).append(run)
     for (name, retrieval), members in groups.items():
@@ -119,11 +131,11 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
                 continue
             for source, chosen in _slices(measured):
                 ours, theirs = entry.nats[chosen], entry.twin_nats[chosen]
-                difference = compare(ours, theirs, resamplings, seed)
+                difference = measured.compare(entry.nats, entry.twin_nats, chosen, resamplings, seed)
                 by_seed = 100 * (ours.sum(0) / theirs.sum(0) - 1)
                 off = {}
                 if entry.off_nats is not None:  # the same weights without retrieval: what the neighbours alone do
-                    found = compare(ours, entry.off_nats[chosen], resamplings, seed)
+                    found = measured.compare(entry.nats, entry.off_nats, chosen, resamplings, seed)
                     off = {"off_percent": found.percent, "off_low": found.low, "off_high": found.high}
                 yield {
                     **_names(entry, measured.split, source),
@@ -139,6 +151,7 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
                     "seeds_min": by_seed.min(),
                     "seeds_max": by_seed.max(),
                     **off,
+                    "unit": "document" if measured.units is None else "group",
                 }
 
 
@@ -166,7 +179,7 @@ def section_rows(measured: Measured, runs: dict[str, dict], resamplings: int, se
                         "bits_per_byte": _bpb(measured, chosen, entry.nats),
                     }
                     if entry.twin_nats is not None:
-                        found = compare(entry.nats[chosen], entry.twin_nats[chosen], resamplings, seed)
+                        found = measured.compare(entry.nats, entry.twin_nats, chosen, resamplings, seed)
                         row |= {"difference_percent": found.percent, "low": found.low, "high": found.high}
                     yield row
 

@@ -15,7 +15,8 @@ class DecodingCache:
     """What a model in evaluation mode has read so far, for a batch of equally long sequences.
 
     Chunks begin at position 0. That is `chunk_alignment: start`; an end-aligned model would move its chunks with every
-    token, so its logits are those of the whole sequence only where that is a multiple of the chunk length.
+    token, so its logits are those of the whole sequence only where that is a multiple of the chunk length. `extend`
+    with `anew` moves the chunks: the m tokens that end with the next one become a chunk, and later ones follow it.
     """
 
     def __init__(self, model: LanguageModel, capacity: int | None = None) -> None:
@@ -28,6 +29,7 @@ class DecodingCache:
         if table is not None and self.capacity > table.num_embeddings:
             raise ValueError(f"capacity is {self.capacity}, but the table of positions ends at {table.num_embeddings}")
         self.length = 0
+        self._first = 0  # a chunk begins here and every m tokens before and after; 0 .. m - 1
         self._tokens: Tensor | None = None  # (b, capacity)
         self._keys: list[Tensor] = []  # (b, capacity, g, size) for each layer
         self._values: list[Tensor] = []
@@ -37,7 +39,8 @@ class DecodingCache:
 
     def completes(self, count: int) -> int:
         """How many chunks the next `count` tokens complete."""
-        return (self.length + count) // self.chunk_length - self.length // self.chunk_length
+        before = self.length - self._first
+        return (before + count) // self.chunk_length - before // self.chunk_length
 
     @torch.no_grad()
     def extend(
@@ -47,13 +50,17 @@ class DecodingCache:
         neighbour_mask: Tensor | None = None,
         *,
         last: bool = False,
+        anew: bool = False,
     ) -> Tensor:
         """Append tokens [b, s] and return their logits [b, s, V], or with `last` those of the last one [b, 1, V].
 
         neighbours [b, l, k, r] and neighbour_mask (True = a real token) are of the `completes(s)` chunks that these
-        tokens complete; None leaves those chunks without.
+        tokens complete; None leaves those chunks without. `anew`: the first of these tokens completes a chunk wherever
+        it stands, from the m-th token of the sequence on.
         """
         batch, count = tokens.shape
+        if anew:
+            self._move()
         if self.length + count > self.capacity:
             raise ValueError(f"{count} more tokens after {self.length} exceed the capacity of {self.capacity}")
         full = self.completes(count)
@@ -67,7 +74,7 @@ class DecodingCache:
         states, done, chunk = [], 0, 0
         while done < count:
             # A piece reads the neighbours of one chunk: it begins with a chunk's last token, or at the start.
-            place = (self.length + 1) % self.chunk_length  # 0: the next token completes a chunk
+            place = (self.length + 1 - self._first) % self.chunk_length  # 0: the next token completes a chunk
             piece = min(count - done, self.chunk_length - place)
             retrieved = None
             if place == 0:
@@ -79,6 +86,15 @@ class DecodingCache:
             done += piece
         x = torch.cat(states, dim=1)[:, -1 if last else 0 :]  # (b, s or 1, d)
         return F.linear(x, self.model.head_weight)  # (b, s or 1, V)
+
+    def _move(self) -> None:
+        """Let the next token complete a chunk: the states kept are those of the last tokens, in whatever order."""
+        if self.length + 1 < self.chunk_length:
+            raise ValueError(f"{self.length + 1} tokens make no chunk of {self.chunk_length}")
+        first = (self.length + 1) % self.chunk_length
+        if self._chunk is not None:
+            self._chunk = self._chunk.roll(self._first - first, dims=1)  # (b, m, d)
+        self._first = first
 
     def _piece(self, tokens: Tensor, retrieved: tuple[Tensor, Tensor | None] | None, place: int) -> Tensor:
         """Run tokens [b, p], the first of them `place` tokens after the end of a chunk -> states [b, p, d]."""

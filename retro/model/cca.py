@@ -46,7 +46,7 @@ class ChunkedCrossAttention(nn.Module):
         self.heads, self.kv_heads = settings.cca_head_count, settings.cca_kv_head_count
         self.settings = settings
         self.chunk_length, self.retrieved_length = chunk_length, retrieved_length
-        size = width // self.heads
+        self.size = size = width // self.heads
         self.norm = make_norm(settings.norm, width, settings.norm_eps)
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(settings.encoder_dim, 2 * self.kv_heads * size, bias=bias)
@@ -105,8 +105,7 @@ class ChunkedCrossAttention(nn.Module):
         return self._gated(out, x)  # (b', m', d)
 
     def _rope(self, places: Tensor) -> Rope:
-        size = self.settings.width // self.heads
-        rotated = 2 * (int(size * self.settings.rope_fraction) // 2)
+        rotated = 2 * (int(self.size * self.settings.rope_fraction) // 2)
         return rope_table(places, rotated, self.settings.rope_base)
 
     def _scores(self, after: Tensor, encoded: Encoded) -> Tensor | None:

@@ -2,13 +2,9 @@
 
 import argparse
 import os
-import re
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from retro import errors
 from retro.artifacts import Manifest, read_json, read_manifest, sha256, write_text
@@ -16,35 +12,12 @@ from retro.evaluation.bits import group_documents
 from retro.recorded import Dataset
 from retro.report import story
 from retro.report.pages import render
+from retro.report.parts import read_parts
 from retro.report.read import ALL, LABELS, Row, read_csv, read_runs, where
+from retro.report.svg import inline_svg
 from retro.report.words import interval, percent
 
 STAGE = "retro.report.page"
-SVG, LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
-
-
-def inline_svg(path: Path, label: str) -> Markup:
-    """A figure's SVG for the inside of a page: no prolog, comments or metadata, ids that are its own."""
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.parse(path).getroot()
-    for child in list(root):
-        if child.tag.endswith("}metadata"):
-            root.remove(child)
-    prefix = f"{path.stem}-"
-    for element in root.iter():
-        for key, value in list(element.attrib.items()):
-            if key == "id":
-                element.set(key, prefix + value)
-            elif key == LINK and value.startswith("#"):
-                element.set(key, "#" + prefix + value[1:])
-            elif "url(#" in value:
-                element.set(key, re.sub(r"url\(#", f"url(#{prefix}", value))
-    for key in ("width", "height"):
-        root.attrib.pop(key, None)
-    root.set("role", "img")
-    root.set("aria-label", label)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def corpus(dataset: Dataset) -> list[dict[str, Any]]:
@@ -91,6 +64,7 @@ def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
         "holes": manifest.counts["holes"],
         "recall": dict(sorted(manifest.counts.get("recall", {}).items(), key=lambda item: int(item[0]))),
         "recall_of": manifest.counts.get("recall_of"),
+        "scores": manifest.counts.get("first_score_quantiles", {}),
     }
 
 
@@ -158,6 +132,7 @@ def main() -> None:
     parser.add_argument("--sections", required=True, type=Path, help="sections.csv")
     parser.add_argument("--figures", nargs="*", default=[], type=Path, help="figures, .svg")
     parser.add_argument("--samples", nargs="*", default=[], type=Path, help="sample.json of RETRO runs")
+    parser.add_argument("--parts", nargs="*", default=[], type=Path, help="sections that other stages wrote, .html")
     parser.add_argument("--explorer", type=Path, help="neighbours.html, to link to")
     parser.add_argument("--output", required=True, type=Path, help="report.html to write")
     options = parser.parse_args()
@@ -191,6 +166,7 @@ def main() -> None:
         sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["low"] is not None],
         figures={path.stem: inline_svg(path, path.stem) for path in options.figures},
         samples=[sample for path in options.samples for sample in read_json(path)["samples"]],
+        parts=read_parts(options.parts),
         explorer=explorer,
         provenance=provenance(dataset, models),
         percent=percent,

@@ -12,7 +12,7 @@ from retro.errors import UserError
 
 Row = dict[str, Any]
 ALL = "all"  # the source of rows over all sources; the seed of rows over all seeds
-TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section"}
+TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section", "unit", "label", "overlap", "kind"}
 LABELS = {
     "none": "GPT",
     "on": "RETRO, retrieval on",

@@ -11,7 +11,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.retrieval import factory
+from retro.retrieval import factory, gpu
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
 from retro.retrieval.scores import best
@@ -22,14 +22,18 @@ MOST = 2048  # candidates a query, the most faiss gives on a GPU
 
 
 def open_index(path: Path, settings: IndexSettings) -> faiss.Index:
-    """Read an index, memory-mapped where its kind allows, ready to search; on GPUs if there are some."""
-    flags = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
-    try:
-        index = faiss.read_index(str(path), flags)
-    except RuntimeError:  # kinds that cannot be mapped
-        index = faiss.read_index(str(path))
+    """Read an index, memory-mapped if asked for and its kind allows, ready to search; on GPUs if there are some."""
+    index = read_mapped(path) if settings.mmap else faiss.read_index(str(path))
     factory.prepare(index, settings)
-    return factory.to_gpus(index)
+    return gpu.to_gpus(index, settings)
+
+
+def read_mapped(path: Path) -> faiss.Index:
+    """Map an index; its kinds that cannot be mapped are read."""
+    try:
+        return faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP))
+    except RuntimeError:
+        return faiss.read_index(str(path))
 
 
 class ApproximateSearch:

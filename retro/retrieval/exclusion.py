@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from retro.artifacts import read_manifest
+from retro.database.clusters import by_chunk
 from retro.database.hashing import mix
 
 
@@ -100,9 +101,13 @@ class Barred:
 class Exclusion:
     """The rules of a search between global rows."""
 
-    def __init__(self, rules: list[str], chunks: list[Path], database: np.ndarray):
-        """`chunks` are the manifests of the chunk tables, `database` the global row of each position."""
+    def __init__(self, rules: list[str], chunks: list[Path], database: np.ndarray, duplicates: Path | None = None):
+        """`chunks` are the manifests of the chunk tables, `database` the global row of each position, `duplicates`
+        the manifest of clusters of documents of which none is a neighbour of another.
+        """
         self._keys = [read_keys(rule, chunks) for rule in rules]
+        if duplicates is not None:
+            self._keys.append(np.concatenate(by_chunk("clusters.npy", duplicates, chunks)).astype(np.uint64))
         self._rules = [Rule(keys[database]) for keys in self._keys]
 
     def of(self, rows: np.ndarray) -> Barred:

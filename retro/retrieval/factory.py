@@ -7,7 +7,6 @@ is affordable; beyond, inverted lists whose candidates are scored again exactly
 """
 
 import re
-import sys
 from collections.abc import Iterator
 
 import faiss
@@ -101,6 +100,17 @@ def is_exact(index: faiss.Index) -> bool:
     return isinstance(faiss.downcast_index(index), faiss.IndexFlat)
 
 
+def is_joinable(index: faiss.Index) -> bool:
+    """Whether parts filled by several jobs can be joined to the bytes that one job would make.
+
+    Inverted lists can, also behind a rotation; not those of fast-scan codes, which are stored by groups, nor graphs.
+    """
+    layer = faiss.downcast_index(index)
+    while isinstance(layer, faiss.IndexPreTransform):
+        layer = faiss.downcast_index(layer.index)
+    return isinstance(layer, faiss.IndexIVF) and not isinstance(layer, faiss.IndexIVFFastScan)
+
+
 def needed(index: faiss.Index) -> int:
     """The least number of training vectors: one for each centroid of each part."""
     most = 1
@@ -163,14 +173,3 @@ def prepare(index: faiss.Index, settings: IndexSettings) -> None:
             layer.hnsw.efSearch = max(settings.ef_search, settings.nprobe if coarse else 0)
         if isinstance(layer, faiss.IndexRefine):
             layer.k_factor = settings.k_factor
-
-
-def to_gpus(index: faiss.Index) -> faiss.Index:
-    """The index on all GPUs, or as it is where there are none or they cannot hold its kind."""
-    if faiss.get_num_gpus() == 0:
-        return index
-    try:
-        return faiss.index_cpu_to_all_gpus(index)
-    except RuntimeError as error:
-        print(f"index stays on the CPU: {_reason(error)}", file=sys.stderr)
-        return index

@@ -1,9 +1,12 @@
 """Stage: a faiss index over the database's embeddings; a vector's id is its chunk's position in the
 database.
+
+With shards, one job trains, one a shard adds, and one joins (IVF indexes; others are filled by that last job).
 """
 
 import argparse
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -13,8 +16,9 @@ import numpy as np
 from retro import errors, progress
 from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
+from retro.database.shards import Bounds, bounds, shard_name
 from retro.errors import UserError
-from retro.retrieval import factory
+from retro.retrieval import factory, gpu
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
@@ -22,45 +26,83 @@ STAGE = "retro.retrieval.index"
 BLOCK = 1 << 16  # vectors added at a time
 
 
-def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
-    """Train and fill the index of factory string `name` with the `database` rows of `vectors`.
-
-    An approximate index trains on a seeded random sample of the whole database.
-    """
+def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
+    """An empty index of factory string `name`, trained on a seeded random sample of the whole database."""
     factory.check_size(name, vectors.width, len(database), settings.train_vectors)
     index = factory.build(name, vectors.width)
-    on_cpu = index
-    if not index.is_trained:
-        count = min(len(database), settings.train_vectors)
-        wished = factory.POINTS * factory.needed(index)
-        if count < wished:
-            print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
-        chosen = np.random.default_rng(seed).choice(len(database), count, replace=False)
-        print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
-        index = factory.to_gpus(index)
-        try:
-            index.train(vectors.read(database[np.sort(chosen)]))
-        except RuntimeError as error:
-            raise UserError(
-                f"dataset.index.factory {name!r}: faiss cannot train it on {count} vectors of "
-                f"{vectors.width} dimensions: {' '.join(str(error).split())}. Try auto."
-            ) from None
-    with progress.bar(len(database), "index", "vector") as shown:
-        for start in range(0, len(database), BLOCK):
-            part = vectors.read(database[start : start + BLOCK])
-            index.add(part)
-            shown.update(len(part))
-    return index if index is on_cpu else faiss.index_gpu_to_cpu(index)
+    if index.is_trained:
+        return index
+    count = min(len(database), settings.train_vectors)
+    wished = factory.POINTS * factory.needed(index)
+    if count < wished:
+        print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
+    chosen = np.random.default_rng(seed).choice(len(database), count, replace=False)
+    print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
+    on_gpus = gpu.to_gpus(index, settings)
+    try:
+        on_gpus.train(vectors.read(database[np.sort(chosen)]))
+    except RuntimeError as error:
+        raise UserError(
+            f"dataset.index.factory {name!r}: faiss cannot train it on {count} vectors of "
+            f"{vectors.width} dimensions: {' '.join(str(error).split())}. Try auto."
+        ) from None
+    return gpu.to_cpu(on_gpus, index)
 
 
-def main() -> None:
+def fill(
+    index: faiss.Index, vectors: Vectors, database: np.ndarray, wanted: Bounds, settings: IndexSettings
+) -> faiss.Index:
+    """Add the `wanted` blocks of the database's vectors, in order."""
+    on_gpus = gpu.to_gpus(index, settings)
+    with progress.bar(sum(stop - start for start, stop in wanted), "index", "vector") as shown:
+        for start, stop in wanted:
+            on_gpus.add(vectors.read(database[start:stop]))
+            shown.update(stop - start)
+    return gpu.to_cpu(on_gpus, index)
+
+
+def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
+    """Train and fill the index of factory string `name` with the `database` rows of `vectors`."""
+    trained = train(name, vectors, database, settings, seed)
+    return fill(trained, vectors, database, bounds(len(database), BLOCK), settings)
+
+
+def join(parts: list[Path]) -> faiss.Index:
+    """One index of the parts, in order: the same bytes as if all had been added in one job."""
+    index = faiss.read_index(str(parts[0]))
+    for path in parts[1:]:
+        index.merge_from(faiss.read_index(str(path)), index.ntotal)  # empties the part, so it cannot be mapped
+    return index
+
+
+def write_flat(path: Path, vectors: Vectors, database: np.ndarray, wanted: Bounds) -> None:
+    """Write the index Flat as faiss does, without holding it in memory."""
+    header = struct.Struct("<4siqqqBi")  # kind, dimensions, vectors, two unused numbers, trained, metric
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        facts = (b"IxFI", vectors.width, len(database), 1 << 20, 1 << 20, 1, faiss.METRIC_INNER_PRODUCT)
+        file.write(header.pack(*facts) + struct.pack("<Q", len(database) * vectors.width))
+        for start, stop in wanted:
+            file.write(vectors.read(database[start:stop]).tobytes())
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: index, seed")
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
-    parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    parser.add_argument("--part", choices=["train", "add"], help="only train, or add a shard; --output is a faiss file")
+    parser.add_argument("--trained", nargs="*", type=Path, help="the file that --part train made")
+    parser.add_argument("--shard", type=shard_name, help="the shard that --part add adds")
+    parser.add_argument("--shards", nargs="*", type=Path, help="the files of all shards: join them")
+    parser.add_argument("--output", required=True, type=Path, help="manifest (or faiss file) to write")
+    parser.add_argument("--block", type=int, default=BLOCK, help="vectors added at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     settings, seed = read_section(IndexSettings, options.settings["index"], "index"), options.settings["seed"]
     faiss.omp_set_num_threads(options.threads)
     manifest, vectors = read_manifest(options.database, "database"), Vectors(options.embeddings)
@@ -70,23 +112,44 @@ def main() -> None:
         queries = sum(manifest.counts[split] for split in ("train", "valid", "test"))
         name, why = factory.choose(len(database), queries, vectors.width)
     print(f"index: {name} ({why})", file=sys.stderr)
-    index = make(name, vectors, database, settings, seed)
-    path = options.output.parent / "index.faiss"
-    with replacing(path) as temporary:
-        faiss.write_index(index, str(temporary))
+    path = options.output if options.part else options.output.parent / "index.faiss"
+    wanted = bounds(len(database), options.block, options.shard)
+    empty = factory.build(name, vectors.width)
+    exact, joinable = factory.is_exact(empty), factory.is_joinable(empty)
+    if options.part == "train":
+        made = train(name, vectors, database, settings, seed)
+    elif options.part == "add":
+        made = faiss.read_index(str(options.trained[0]))
+        if joinable:
+            made = fill(made, vectors, database, wanted, settings)
+        else:
+            print(f"index: {name} cannot be joined from shards, the last job adds all vectors", file=sys.stderr)
+    elif options.shards and joinable:
+        made = join(options.shards)
+    elif exact:
+        write_flat(path, vectors, database, wanted)
+    else:
+        trained = options.trained and faiss.read_index(str(options.trained[0]))
+        trained = trained or train(name, vectors, database, settings, seed)
+        made = fill(trained, vectors, database, wanted, settings)
+    if options.part or not exact:
+        with replacing(path) as temporary:
+            faiss.write_index(made, str(temporary))
+    if options.part:
+        return
     write_manifest(
         options.output,
         kind="index",
         stage=STAGE,
         files=[path],
         inputs=[options.database, *options.embeddings],
-        settings={**options.settings, "factory": name, "why": why, "exact": factory.is_exact(index)},
-        counts={"vectors": int(index.ntotal), "width": vectors.width},
+        settings={**options.settings, "factory": name, "why": why, "exact": exact},
+        counts={"vectors": len(database), "width": vectors.width},
         seed=seed,
         threads=options.threads,
     )
     size = path.stat().st_size / 1e6
-    print(f"{path}: {name}, {index.ntotal} vectors, {size:.1f} MB", file=sys.stderr)
+    print(f"{path}: {name}, {len(database)} vectors, {size:.1f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":

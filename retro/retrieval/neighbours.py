@@ -3,6 +3,7 @@
 Neighbours never share a document with their chunk, nor what else the config excludes. They are ordered by
 the exact score of `retro.retrieval.scores`, ties by id, so ids depend neither on threads nor on block
 sizes. A missing neighbour, −1, means that there are fewer than K admissible chunks in the whole database.
+Several jobs can share the work (`retro.database.shards`).
 """
 
 import argparse
@@ -17,11 +18,14 @@ import numpy as np
 
 from retro import errors, progress, provenance
 from retro.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
+from retro.corpus.tokenizers import Tokenizer
+from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.settings import read_section
-from retro.retrieval.approximate import ApproximateSearch, open_index
+from retro.paging import release
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
+from retro.retrieval.retrievers import Retriever, open_retriever, open_store
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
 from retro.retrieval.vectors import Vectors
 
@@ -52,7 +56,7 @@ def quantiles(scores: np.ndarray) -> dict[str, float]:
     return {str(q): round(float(v), 4) for q, v in zip(QUANTILES, np.quantile(real, QUANTILES), strict=True)}
 
 
-def collect(blocks: Blocks, bounds: list[tuple[int, int]], folder: Path, shape: tuple[int, int], size: int) -> dict:
+def collect(blocks: shards.Joined, folder: Path, shape: tuple[int, int], size: int) -> dict:
     """Write ids.npy and scores.npy [C, K] from the finished blocks; the counts for the manifest.
 
     `size` is that of the database: ids are int32 as long as they fit.
@@ -63,12 +67,13 @@ def collect(blocks: Blocks, bounds: list[tuple[int, int]], folder: Path, shape: 
         growing_array(folder / "ids.npy", shape, np.int32 if size < 2**31 else np.int64) as ids,
         growing_array(folder / "scores.npy", shape, np.float16) as scores,
     ):
-        for start, stop in bounds:
-            found = blocks.read(start, stop)
+        for start, found in blocks:
+            stop = start + len(found)
             ids[start:stop], scores[start:stop] = found["id"], found["score"]
             edges[start:stop] = found["score"][:, [0, -1]]
             missing = found["id"] < 0
             holes, incomplete = holes + int(missing.sum()), incomplete + int(missing.any(axis=1).sum())
+            release(ids, scores)
     return {
         "chunks": shape[0],
         "holes": holes,
@@ -79,12 +84,12 @@ def collect(blocks: Blocks, bounds: list[tuple[int, int]], folder: Path, shape: 
 
 
 def recall_counts(
-    ids: np.ndarray, sample: np.ndarray, truth: Callable[[np.ndarray], np.ndarray] | None
+    ids: np.ndarray, sample: np.ndarray, retriever: Retriever, truth: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Any]:
     """Recall of the neighbours `ids` [C, K] for the manifest; `truth` gives the exact ones of a sample of chunks."""
-    if truth is None:
-        shares = dict.fromkeys(recall(ids[:0], ids[:0]), 1.0)
-        return {"recall": shares, "recall_of": "exact search: 1 by construction"}
+    if retriever.about is not None:
+        shares = dict.fromkeys(recall(ids[:0], ids[:0]), 1.0) if retriever.complete else {}
+        return {"recall": shares, "recall_of": retriever.about}
     shares = recall(ids[sample], truth(sample))
     return {"recall": shares, "recall_of": f"{len(sample)} chunks against exact search"}
 
@@ -92,37 +97,101 @@ def recall_counts(
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: neighbours, index, seed")
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: retriever, neighbours, index, seed")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"])
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
+    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (retriever bm25)")
+    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (retriever bm25)")
+    parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
+    parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
+    parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, search nothing")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     return parser.parse_args()
 
 
+class Search:
+    """The search of one split, opened from a stage's options."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.settings = read_section(NeighbourSettings, options.settings["neighbours"], "neighbours")
+        index_settings = read_section(IndexSettings, options.settings["index"], "index")
+        self.k, rules = self.settings.saved, rules_of(self.settings.exclude)
+        faiss.omp_set_num_threads(options.threads)
+        listed, self.index = read_manifest(options.database, "database"), read_manifest(options.index, "index")
+        self.database, self.rows = listed.array("database.npy"), listed.array(f"{options.split}.npy")
+        self.vectors = Vectors(options.embeddings)
+        self.exclusion = Exclusion(rules, options.chunks, self.database, *options.duplicates)
+        self.exact = ExactSearch(self.vectors, self.database, options.threads)
+        words = None
+        if options.tokens:
+            tokenizer = Tokenizer.load(options.tokenizer[0])
+            words = open_store(options.tokens, options.chunks, tokenizer), tokenizer
+        self.retriever = open_retriever(
+            options.settings.get("retriever", "dense"),
+            rows=self.rows,
+            index=self.index,
+            settings=index_settings,
+            exclusion=self.exclusion,
+            exact=self.exact,
+            words=words,
+            seed=options.settings["seed"],
+            threads=options.threads,
+        )
+        print(
+            f"neighbours of {options.split}: {len(self.rows)} chunks, {self.k} each, among {len(self.database)}, by "
+            f"{self.index.settings['factory']}; excluded: same {', '.join(rules)}",
+            file=sys.stderr,
+        )
+
+    def block(self, start: int, stop: int, advance: Callable[[int], object] | None = None) -> np.ndarray:
+        """Neighbours of the chunks at positions start .. stop of the split: FOUND [stop - start, K]."""
+        found = np.empty((stop - start, self.k), FOUND)
+        found["id"], found["score"] = self.retriever.find(np.arange(start, stop), self.k, advance)
+        return found
+
+    def truth(self, sample: np.ndarray) -> np.ndarray:
+        """Exact ids [n, K] of the chunks at these positions."""
+        print(f"neighbours: exact search of {len(sample)} chunks for recall", file=sys.stderr)
+        rows = self.rows[sample]
+        return self.exact.search(self.vectors.read(rows), self.k, self.exclusion.of(rows))[0]
+
+
+def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, inputs: list[Path]) -> None:
+    """Write the arrays and the manifest, recall against exact search included."""
+    folder, rows, seed = options.output.parent, search.rows, options.settings["seed"]
+    counts = collect(blocks, folder, (len(rows), search.k), len(search.database))
+    size = min(search.settings.recall_sample, len(rows))
+    sample = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
+    ids = open_array(folder / "ids.npy")
+    counts |= recall_counts(ids, sample, search.retriever, search.truth)
+    write_manifest(
+        options.output,
+        kind="neighbours",
+        stage=STAGE,
+        files=[folder / "ids.npy", folder / "scores.npy"],
+        inputs=inputs,
+        settings={**options.settings, "factory": search.index.settings["factory"]},
+        counts=counts,
+        seed=seed,  # threads and shards change no id: not recorded
+    )
+    blocks.remove()
+    told = ", ".join(f"recall@{k} {share:.3f}" for k, share in counts["recall"].items())
+    print(f"{folder}: {len(rows)} x {search.k} neighbours, {counts['holes']} holes, {told}", file=sys.stderr)
+
+
 def main() -> None:
     options = arguments()
-    settings = read_section(NeighbourSettings, options.settings["neighbours"], "neighbours")
-    index_settings = read_section(IndexSettings, options.settings["index"], "index")
-    k, rules, folder = settings.saved, rules_of(settings.exclude), options.output.parent
-    faiss.omp_set_num_threads(options.threads)
-    listed, index = read_manifest(options.database, "database"), read_manifest(options.index, "index")
-    database, rows = listed.array("database.npy"), listed.array(f"{options.split}.npy")
-    vectors, exclusion = Vectors(options.embeddings), Exclusion(rules, options.chunks, database)
-    search = exact = ExactSearch(vectors, database, options.threads)
-    if not index.settings["exact"]:
-        search = ApproximateSearch(open_index(index.file("index.faiss"), index_settings), exact, index_settings)
-    print(
-        f"neighbours of {options.split}: {len(rows)} chunks, {k} each, among {len(database)}, by "
-        f"{index.settings['factory']}; excluded: same {', '.join(rules)}",
-        file=sys.stderr,
-    )
-    inputs = [options.database, *options.chunks, *options.embeddings, options.index]
+    search = Search(options)
+    inputs = [options.database, *options.chunks, *options.embeddings, options.index, *options.duplicates]
+    if options.shards:
+        finish(options, shards.Joined(options.shards, len(search.rows)), search, inputs)
+        return
     made_from = {
         "settings": options.settings,
         "split": options.split,
@@ -130,43 +199,18 @@ def main() -> None:
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),
     }
-    starts = range(0, len(rows), options.block)
-    bounds = [(start, min(start + options.block, len(rows))) for start in starts]
-    with Blocks(options.blocks or folder / "blocks", made_from, (k,), FOUND) as blocks:
-        with progress.bar(len(rows), f"neighbours {options.split}", "chunk") as shown:
-            for start, stop in bounds:
-                if blocks.read(start, stop) is not None:
-                    shown.update(stop - start)
-                    shown.unpause()  # what was already there does not count in the rate
-                    continue
-                here, found = rows[start:stop], np.empty((stop - start, k), FOUND)
-                found["id"], found["score"] = search.search(vectors.read(here), k, exclusion.of(here), shown.update)
-                blocks.write(start, found)
-        counts = collect(blocks, bounds, folder, (len(rows), k), len(database))
-
-        def truth(sample: np.ndarray) -> np.ndarray:
-            print(f"neighbours of {options.split}: exact search of {len(sample)} chunks for recall", file=sys.stderr)
-            return exact.search(vectors.read(rows[sample]), k, exclusion.of(rows[sample]))[0]
-
-        chosen = np.random.default_rng(options.settings["seed"])
-        sample = np.sort(chosen.choice(len(rows), min(settings.recall_sample, len(rows)), replace=False))
-        ids = open_array(folder / "ids.npy")
-        counts |= recall_counts(ids, sample, None if search is exact else truth)
-        write_manifest(
-            options.output,
-            kind="neighbours",
-            stage=STAGE,
-            files=[folder / "ids.npy", folder / "scores.npy"],
-            inputs=inputs,
-            settings={**options.settings, "factory": index.settings["factory"]},
-            counts=counts,
-            seed=options.settings["seed"],  # threads change no id: not recorded
-        )
-        blocks.remove()
-    told = ", ".join(f"recall@{k} {share:.3f}" for k, share in counts["recall"].items())
-    print(f"{folder}: {len(rows)} x {k} neighbours, {counts['holes']} holes, {told}", file=sys.stderr)
-    if search is not exact and search.fallen_back:
-        print(f"{folder}: the index gave too few for {search.fallen_back} chunks, searched exactly", file=sys.stderr)
+    wanted = shards.bounds(len(search.rows), options.block, options.shard)
+    folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
+    with Blocks(folder, made_from, (search.k,), FOUND) as blocks:
+        with progress.bar(sum(b - a for a, b in wanted), f"neighbours {options.split}", "chunk") as shown:
+            shards.compute(blocks, wanted, lambda start, stop: search.block(start, stop, shown.update), shown)
+        if search.retriever.fallen_back:
+            told = f"the index gave too few for {search.retriever.fallen_back} chunks, searched exactly"
+            print(f"{folder}: {told}", file=sys.stderr)
+        if options.shard:
+            shards.write_note(options.output, options.shard, blocks, made_from, options.block)
+        else:
+            finish(options, shards.Alone(blocks, made_from, wanted), search, inputs)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,26 @@ from pydantic import Field
 
 from retro.settings import Settings
 
+Retriever = Literal["dense", "bm25", "random", "shuffled"]
+
 
 class IndexSettings(Settings):
-    """The faiss index over the database's embeddings."""
+    """The index over the database: faiss over its embeddings, or BM25 over its words."""
 
     factory: str = Field("auto", description="auto (exact while that is affordable), Flat, or a faiss factory string.")
     train_vectors: int = Field(1_000_000, gt=0, description="Seeded random sample an approximate index trains on.")
     nprobe: int = Field(64, gt=0, description="Lists visited at search (IVF).")
     ef_search: int = Field(256, gt=0, description="Candidates kept at search (HNSW).")
+    mmap: bool = Field(
+        True, description="Map the index file at search instead of reading it into memory, where its kind allows."
+    )
     k_factor: float = Field(4.0, ge=1, description="Candidates re-ranked, as a multiple of k (RFlat).")
+    gpu: Literal["replicate", "shard"] = Field(
+        "replicate", description="On several GPUs: a whole index on each (faster), or a part on each (larger)."
+    )
+    gpu_float16: bool = Field(False, description="Vectors and tables as float16 on GPUs: half the memory.")
+    bm25_k1: float = Field(1.5, ge=0, description="BM25: how slowly repeated words stop counting.")
+    bm25_b: float = Field(0.75, ge=0, le=1, description="BM25: how much longer chunks are discounted.")
 
 
 class NeighbourSettings(Settings):

@@ -3,6 +3,7 @@
 python -m retro.retrieval.show --config results/<dataset>/config.json --split test --chunk 12
 python -m retro.retrieval.show --config … --split test --document <id>
 python -m retro.retrieval.show --config … --text "free text"
+python -m retro.retrieval.show --config … --chunk 12 --retrieval <name>      another retrieval of the config
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import errors
+from retro.artifacts import Manifest
 from retro.errors import UserError
 from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
@@ -74,11 +76,27 @@ def positions_of(dataset: Dataset, split: str, identity: str) -> np.ndarray:
     raise UserError(f"{dataset.path}: the {split} split has no document {identity!r}. Try another --split.")
 
 
+def neighbours_of(dataset: Dataset, retrieval: str | None, split: str) -> Manifest:
+    """The manifest of a split's neighbours, of a named retrieval or the dataset's own."""
+    if retrieval is None:
+        return dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours")
+    name = f"retrievals/{retrieval}/neighbours/{split}/manifest.json"
+    if not (dataset.folder / name).is_file():
+        known = sorted(path.parts[-4] for path in dataset.folder.glob(f"retrievals/*/neighbours/{split}/manifest.json"))
+        raise UserError(
+            f"--retrieval {retrieval}: no file {dataset.folder / name}; "
+            f"made for {split}: {', '.join(known) or 'none'}. Name it under "
+            f"retrievals in the config and run: snakemake {dataset.folder / name}"
+        )
+    return dataset.manifest(name, "neighbours")
+
+
 def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
     """What is to be printed."""
     shower = Shower(dataset)
     if options.text is not None:
-        ids, scores = Searcher(dataset, options.threads).search([options.text], options.k)
+        named = neighbours_of(dataset, options.retrieval, options.split) if options.retrieval else None
+        ids, scores = Searcher(dataset, options.threads, named).search([options.text], options.k)
         yield f"text: {options.text}"
         yield from shower.neighbours(ids[0], scores[0])
         return
@@ -89,8 +107,8 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
         positions = np.array([options.chunk])
     if not (positions.min() >= 0 and positions.max() < len(rows)):
         raise UserError(f"--chunk {options.chunk}: the {options.split} split has chunks 0 to {len(rows) - 1}.")
-    ids = dataset.neighbour_ids(options.split)
-    scores = dataset.manifest(f"neighbours/{options.split}/manifest.json", "neighbours").array("scores.npy")
+    manifest = neighbours_of(dataset, options.retrieval, options.split)
+    ids, scores = manifest.array("ids.npy"), manifest.array("scores.npy")
     for position in positions.tolist():
         yield f"{options.split} chunk {position}: {shower.place(int(rows[position]))}"
         yield shower.text(int(rows[position]))
@@ -106,6 +124,7 @@ def main() -> None:
     chosen.add_argument("--chunk", type=int, help="position of a chunk in the split")
     chosen.add_argument("--document", help="id of a document: all its chunks in the split")
     chosen.add_argument("--text", help="any text: search for it now")
+    parser.add_argument("--retrieval", help="a name under retrievals in the config; default: the dataset's own")
     parser.add_argument("--k", type=int, default=5, help="neighbours to show")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()

@@ -6,6 +6,10 @@ import numpy as np
 
 from retro.artifacts import read_manifest
 from retro.errors import UserError
+from retro.paging import release
+
+AROUND = 1 << 16  # bytes that a system maps around a vector
+RESIDENT = 1 << 27  # bytes mapped before they are handed back
 
 
 class Vectors:
@@ -27,6 +31,7 @@ class Vectors:
                 )
         self._arrays = [manifest.array("embeddings.npy") for manifest in opened]
         self.width = self._arrays[0].shape[1]
+        self._touched = 0
         self._offsets = np.concatenate([[0], np.cumsum([len(array) for array in self._arrays])])
 
     def __len__(self) -> int:
@@ -40,4 +45,9 @@ class Vectors:
         for number in np.unique(source):
             here = source == number
             found[here] = self._arrays[number][rows[here] - self._offsets[number]]
+        span = int(rows.max() - rows.min() + 1) * self.width * 4 if len(rows) else 0
+        self._touched += min(span, len(rows) * AROUND)
+        if self._touched > RESIDENT:
+            release(*self._arrays)
+            self._touched = 0
         return found

@@ -4,6 +4,10 @@
 where training stood; a `.sha256` beside it, written after it, says that it is whole. The fingerprint stands
 for all that decides the result: recorded config, run settings, code, versions, device. A run with another
 fingerprint starts afresh in its own folder and removes the others once it has written a checkpoint itself.
+
+Where processes hold different parts of a model, each writes `step-00000200-1-of-2.safetensors`, some whole tensors
+each; `step-00000200.json`, written last, holds where training stood and the sha256 of every such file. As tensors are
+whole and have the model's names, any number of processes resumes from either kind.
 """
 
 import fcntl
@@ -23,11 +27,12 @@ from retro.artifacts import canonical, sha256, write_json, write_text
 from retro.errors import UserError
 from retro.training.fingerprint import differences, name_of
 from retro.training.say import warn
-from retro.training.weights import read_tensors, write_tensors
+from retro.training.weights import read_note, write_tensors
 
 KEPT = 2
 FOLDER = re.compile(r"^[0-9a-f]{16}$")
-FILE = re.compile(r"^step-(\d{8,})\.safetensors$")
+FILE = re.compile(r"^step-(\d{8,})\.(safetensors|json)$")
+PIECE = re.compile(r"^(step-\d{8,})-\d+-of-\d+\.safetensors")
 
 
 @contextmanager
@@ -65,6 +70,10 @@ class Checkpoints:
             left.unlink()
         if not (self.folder / "fingerprint.json").exists():
             write_json(self.folder / "fingerprint.json", self.facts)
+        whole = {path.stem for path in self.paths() if path.suffix == ".json"}
+        for left in self.folder.iterdir():
+            if (piece := PIECE.match(left.name)) and piece[1] not in whole:
+                left.unlink()
 
     def paths(self) -> list[Path]:
         """Checkpoint files, oldest first."""
@@ -88,24 +97,31 @@ class Checkpoints:
                 found.append(f"{folder}: {differences(theirs, self.facts)}")
         return found
 
-    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """State and tensors of the newest whole checkpoint; broken ones are named and set aside."""
+    def newest(self) -> tuple[dict[str, Any], list[Path]] | None:
+        """State and files of the newest whole checkpoint; broken ones are named and set aside."""
         for path in reversed(self.paths()):
-            reason = self._broken(path)
-            if reason is None:
-                tensors, note = read_tensors(path)
-                return json.loads(note or "{}"), tensors
-            warn(f"{path}: {reason}; it is set aside and the checkpoint before it is used.")
-            path.rename(path.with_suffix(".damaged"))
+            try:
+                return self._read(path)
+            except (UserError, ValueError, KeyError, TypeError) as error:
+                warn(f"{path}: {error}; it is set aside and the checkpoint before it is used.")
+                path.rename(path.with_suffix(".damaged"))
         return None
 
-    def _broken(self, path: Path) -> str | None:
-        """Why a checkpoint cannot be used, or None."""
-        proof = proof_of(path)
-        if not proof.exists():
-            return "was not finished (it has no .sha256)"
-        wanted = proof.read_text(encoding="utf-8").split()[:1]
-        return None if wanted == [sha256(path)] else "content changed or cut short (its sha256 differs)"
+    def _read(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        """State and files of a checkpoint; raises UserError if it is not whole."""
+        if path.suffix == ".json":
+            index = json.loads(path.read_text(encoding="utf-8"))
+            files = {path.with_name(name): wanted for name, wanted in index["files"].items()}
+        else:
+            if not proof_of(path).exists():
+                raise UserError("was not finished (it has no .sha256)")
+            files = {path: (proof_of(path).read_text(encoding="utf-8").split() or [""])[0]}
+        for file, wanted in files.items():
+            if not file.exists():
+                raise UserError(f"{file.name}, a part of it, is missing")
+            if sha256(file) != wanted:
+                raise UserError("content changed or cut short (its sha256 differs)")
+        return (index["state"] if path.suffix == ".json" else read_note(path)), list(files)
 
     def write(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
         """Write the checkpoint of `state["step"]`, durably; then drop older ones and those of other runs."""
@@ -113,13 +129,37 @@ class Checkpoints:
         proof_of(path).unlink(missing_ok=True)
         write_tensors(path, tensors, canonical(state))
         write_text(proof_of(path), f"{sha256(path)}  {path.name}\n")
+        self._tidy()
+        return path
+
+    def write_piece(self, step: int, rank: int, size: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Write one process's file of a checkpoint; when all have, the first calls `write_index`."""
+        path = self._piece(step, rank, size)
+        write_tensors(path, tensors)
+        write_text(proof_of(path), f"{sha256(path)}  {path.name}\n")
+        sync(self.folder)
+
+    def write_index(self, state: dict[str, Any], size: int) -> Path:
+        """Make the files that `size` processes have written a checkpoint; then as `write`."""
+        path = self.folder / f"step-{state['step']:08d}.json"
+        pieces = [self._piece(state["step"], rank, size) for rank in range(size)]
+        files = {piece.name: proof_of(piece).read_text(encoding="utf-8").split()[0] for piece in pieces}
+        write_json(path, {"state": state, "files": files})
+        self._tidy()
+        return path
+
+    def _piece(self, step: int, rank: int, size: int) -> Path:
+        return self.folder / f"step-{step:08d}-{rank + 1}-of-{size}.safetensors"
+
+    def _tidy(self) -> None:
+        """Make a new checkpoint durable and drop what it replaces."""
         sync(self.folder)
         for old in [*self.paths()[:-KEPT], *self.folder.glob("*.damaged")]:
             old.unlink(missing_ok=True)
-            proof_of(old.with_suffix(".safetensors")).unlink(missing_ok=True)
+            for file in [proof_of(old.with_suffix(".safetensors")), *self.folder.glob(f"{old.stem}-*-of-*")]:
+                file.unlink(missing_ok=True)
         for folder in self.foreign():
             shutil.rmtree(folder, ignore_errors=True)
-        return path
 
 
 def step_of(path: Path) -> int:
@@ -141,30 +181,27 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def pack(
-    model_weights: dict[str, torch.Tensor], names: dict[int, str], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`. `names`: by id of parameter."""
-    tensors = {f"model/{name}": tensor for name, tensor in model_weights.items()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            tensors[f"optimizer/{key}/{names[id(parameter)]}"] = torch.as_tensor(value)
+def pack(weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]) -> dict:
+    """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`; `owners`: the optimizer's, by name."""
+    tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
+    for name, parameter in owners.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     return tensors
 
 
 def unpack(
-    tensors: dict[str, torch.Tensor],
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Put the optimizer's state of a checkpoint in its place and return the model's tensors."""
-    model_weights = {}
-    for name, tensor in tensors.items():
-        room, _, rest = name.partition("/")
+    weights = {}
+    for path, tensor in tensors.items():
+        room, _, name = path.partition("/")
         if room == "model":
-            model_weights[rest] = tensor
+            weights[name] = tensor
         else:
-            key, _, owner = rest.partition("/")
-            parameter = parameters[owner]
-            optimizer.state[parameter][key] = tensor.clone().to(parameter.device)
-    return model_weights
+            key, _, owner = name.partition("/")
+            parameter = owners[owner]
+            device = "cpu" if tensor.dim() == 0 and not optimizer.defaults["fused"] else parameter.device
+            optimizer.state[parameter][key] = tensor.clone().to(device)
+    return weights

@@ -18,6 +18,7 @@ HIDE_SAMPLE: Final = 3
 RANDOM_NEIGHBOUR: Final = 4
 TORCH: Final = 5
 DATA: Final = 6
+BLEND: Final = 7
 
 
 def _mix(value: np.ndarray) -> np.ndarray:

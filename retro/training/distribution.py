@@ -1,7 +1,8 @@
 """Where training runs: device, threads, determinism, and the processes that share a step.
 
-The only module that knows of several processes. Under `torchrun` each of them takes its share of every step's
-samples; gradients are summed, so that all make the same update. Alone, every function here is the identity.
+Processes form a mesh, data x tensor. Under `torchrun` each data rank takes its share of every step's samples;
+gradients are summed, so that all make the same update. Tensor ranks of one data rank work on the same samples
+(`retro.training.parallel`). Alone, every function here is the identity.
 """
 
 import os
@@ -12,6 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from retro.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -23,28 +27,57 @@ def own_rank() -> int:
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` processes, and its device."""
+    """This process among `size` processes, its device, and its place in the mesh."""
 
     rank: int
     size: int
     device: torch.device
+    tensor: int = 1  # ranks that share a model's heads
+    mesh: DeviceMesh | None = None  # ("data", "tensor"), None alone
 
     @classmethod
-    def start(cls, threads: int) -> "World":
-        """Set threads and determinism, choose the device, and join the other processes if there are any."""
+    def start(cls, threads: int, tensor: int = 1) -> "World":
+        """Set threads and determinism, choose the device, and join the other processes if there are any.
+
+        Raises UserError if `tensor` does not divide their number.
+        """
         # cuBLAS reads this when it starts; without it deterministic algorithms are refused.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
         rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
+        if size % tensor:
+            raise UserError(
+                f"train.parallel.tensor is {tensor}, which does not divide the {size} processes of this run. Start a "
+                f"multiple of it (torchrun --nproc-per-node), or lower it."
+            )
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
         if size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            mesh = init_device_mesh(device.type, (size // tensor, tensor), mesh_dim_names=("data", "tensor"))
+            return cls(rank, size, device, tensor, mesh)
         return cls(rank, size, device)
+
+    @property
+    def data(self) -> int:
+        """Ranks that share a step's samples."""
+        return self.size // self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.tensor
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    def group(self, name: str) -> dist.ProcessGroup:
+        """The processes of this one's row or column of the mesh."""
+        return self.mesh.get_group(name)
 
     def first_alone(self, work: Callable[[], Result]) -> Result:
         """Let the first process do `work` before all others do it too."""
@@ -62,36 +95,55 @@ class World:
 
     @property
     def place(self) -> str:
-        """What of it decides the result's bits."""
-        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return f"{self.size} x {kind}"
+        """Processes and device: with the settings, what decides the result's bits."""
+        return f"{self.size} x {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """The device's name."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def share(self, numbers: np.ndarray) -> np.ndarray:
-        """This process's part of a step's sample numbers."""
-        return np.array_split(numbers, self.size)[self.rank]
+        """This process's part of sample numbers; all parts have one length, −1 standing for no sample.
+
+        All must run the model equally often, as they exchange tensors while it runs.
+        """
+        mine = np.array_split(numbers, self.data)[self.data_rank]
+        return np.pad(mine, (0, -(-len(numbers) // self.data) - len(mine)), constant_values=-1)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all processes, in float64."""
-        if self.size == 1:
+        """Sums over the data ranks, in float64."""
+        if self.data == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group("data"))
         return total.tolist()
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes."""
+    def sum_everywhere(self, value: float) -> float:
+        """The sum over all processes, in float64."""
+        return self._reduced(value, dist.ReduceOp.SUM)
+
+    def largest(self, value: float) -> float:
+        """The largest over all processes: what one of them has noticed, all know."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def _reduced(self, value: float, operation: Any) -> float:
         if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, operation)
+        return float(total)
+
+    def sum_tensors(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the data ranks."""
+        if self.data == 1 or not tensors:
             return
-        # A process whose share brought no gradient takes part with zeros: all must send the same.
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
-        dist.all_reduce(flat)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat, group=self.group("data"))
         start = 0
-        for parameter in parameters:
-            parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
 
     def barrier(self) -> None:
         """Wait for all processes."""

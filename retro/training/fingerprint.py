@@ -5,22 +5,42 @@ from typing import Any
 
 from retro.artifacts import canonical
 
-# Keys of the run that say when things are shown or saved, or what it is called: they change no weight.
+# Keys of the run that say when things are shown or saved, what it is called, or how it is cut over processes: they
+# change no weight, but for the rounding of sums that other numbers of processes take in another order.
 WITHOUT_EFFECT = {
     "name": None,
     "twin": None,
-    "train": {"checkpoint_interval": None, "checkpoint_minutes": None, "log_interval": None},
+    "from": None,  # the weights count, not where they lie
+    "train": {
+        "checkpoint_interval": None,
+        "checkpoint_minutes": None,
+        "exit_before": None,
+        "exit_minutes": None,
+        "log_interval": None,
+        "log_norms": None,
+        "parallel": None,
+        "recompute": None,
+    },
 }
 
 
-def facts(config: str, run: dict[str, Any], code: str, versions: dict[str, str], place: str) -> dict[str, Any]:
-    """The parts: sha256 of the recorded config, run settings, digest of the code, versions, where it runs."""
+def facts(
+    config: str,
+    run: dict[str, Any],
+    code: str,
+    versions: dict[str, str],
+    place: str,
+    initial: str | None = None,
+) -> dict[str, Any]:
+    """The parts: sha256 of the recorded config, run settings, digest of the code, versions, device, and sha256 of
+    the weights it begins with."""
     return {
         "recorded config": config,
         "run": _without(run, WITHOUT_EFFECT),
         "code": code,
         "versions": versions,
         "place": place,
+        "initial weights": initial,
     }
 
 

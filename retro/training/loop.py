@@ -7,12 +7,13 @@ from retro.training.prefetch import prefetch
 from retro.training.say import say
 from retro.training.session import Session, Window
 from retro.training.step import Outcome, train_step
-from retro.training.stop import Stop, Stopped
+from retro.training.stop import Stop, Stopped, deadline
 
 
 def fit(session: Session) -> None:
-    """Train to the end. At SIGTERM or SIGINT write a checkpoint and exit with 128 + the signal's number."""
-    with Stop.listening() as stop:
+    """Train to the end. At SIGTERM, SIGINT or the end of the time write a checkpoint and exit: 128 + the signal's
+    number, or 75 for the time. Either way the same command goes on from there."""
+    with Stop.listening(deadline(session.train.exit_minutes, session.train.exit_before)) as stop:
         try:
             train(session, stop)
         except Stopped as stopped:
@@ -21,7 +22,7 @@ def fit(session: Session) -> None:
                 f"stopped by {stopped} after step {session.step} of {session.steps}: checkpoint written to "
                 f"{session.checkpoints.folder}; the same command goes on from there"
             )
-            raise SystemExit(128 + stopped.signum) from None
+            raise SystemExit(stopped.status) from None
 
 
 def train(session: Session, stop: Stop) -> None:
@@ -44,7 +45,7 @@ def train(session: Session, stop: Stop) -> None:
                 log(session, outcome)
                 session.window = Window()
             overdue = time.monotonic() - saved >= 60 * session.train.checkpoint_minutes
-            overdue = session.world.sum([float(overdue)])[0] > 0
+            overdue = session.world.largest(overdue) > 0
             if last or overdue or session.step % session.train.checkpoint_interval == 0:
                 session.save()
                 saved = time.monotonic()
@@ -54,23 +55,23 @@ def train(session: Session, stop: Stop) -> None:
 
 def check(session: Session, stop: Stop) -> None:
     """Raise Stopped if this or another process was asked to stop."""
-    signum = int(session.world.sum([float(stop.signum)])[0])
-    if signum:
-        raise Stopped(stop.signum or signum)
+    reason = int(session.world.largest(stop.reason()))
+    if reason:
+        raise Stopped(reason)
 
 
 def validate(session: Session, stop: Stop) -> None:
     """Validate if this step is due and has not been validated before it was resumed."""
     due = session.step % session.fixed.eval_interval == 0 or session.step == session.steps
     done = bool(session.metrics) and session.metrics.validated(session.step)
-    if not session.step or not due or session.world.sum([float(done)])[0]:
+    if not session.step or not due or session.world.largest(done):
         return
     lines = session.validation.run(
         session.forward,
         session.world,
         session.train.precision,
         session.step,
-        stop.check if session.world.size == 1 else lambda: None,
+        lambda: check(session, stop),
     )
     if session.metrics:
         session.metrics.write(lines)
@@ -99,6 +100,8 @@ def log(session: Session, outcome: Outcome) -> None:
         "tokens_per_s": round(rate, 1),
         "mfu": round(share, 4),
     }
+    if outcome.zeros is not None:
+        line |= {"zeros": outcome.zeros, "parameter_norm": outcome.parameter_norm}
     session.metrics.write([line])
     left = (session.fixed.train_samples - samples) * session.dataset.seq_length / rate
     say(

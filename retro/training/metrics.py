@@ -16,7 +16,8 @@ class Metrics:
     """A growing metrics.jsonl, and the same numbers as TensorBoard events.
 
     Training lines: step, samples, tokens, loss (nats a target, mean since the line before), lr, grad_norm,
-    seconds (of training, all attempts), tokens_per_s, mfu. Validation lines: step, split, retrieval (none,
+    seconds (of training, all attempts), tokens_per_s, mfu and, with `train.log_norms`, zeros (entries of the clipped
+    gradient) and parameter_norm (after the update). Validation lines: step, split, retrieval (none,
     on, off), loss, bits_per_byte.
     """
 

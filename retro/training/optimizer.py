@@ -1,6 +1,8 @@
 """AdamW with decay on matrices only, and the learning-rate schedule, counted in samples."""
 
 import math
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -8,7 +10,13 @@ from torch import nn
 from retro.training.settings import TrainSettings
 
 
-def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+class HasParameters(Protocol):
+    """A module, or a process's parts of one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def build_optimizer(model: HasParameters, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW over `model`: weight decay for tensors of two or more dimensions, none for norms and biases."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

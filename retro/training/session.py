@@ -1,6 +1,6 @@
 """A training run while it runs: what it was made of, and where it stands."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,13 +11,15 @@ from torch import nn
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training.batches import Batch, Batcher, hidden_chunks
+from retro.training.blend import Blend
 from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.distribution import World
 from retro.training.metrics import Metrics
+from retro.training.parallel import Parts
 from retro.training.samples import Samples
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.training.validation import Validation
-from retro.training.weights import assign, weights
+from retro.training.weights import copy_into, each_tensor, weights
 
 
 @dataclass
@@ -40,9 +42,10 @@ class Session:
     dataset: Dataset
     world: World
     model: nn.Module
+    parts: Parts  # what of it is held here
     forward: nn.Module  # the model, compiled if the settings say so
     optimizer: torch.optim.AdamW
-    samples: Samples
+    samples: Samples | Blend
     batcher: Batcher
     validation: Validation
     checkpoints: Checkpoints
@@ -75,27 +78,61 @@ class Session:
         seed = self.run["seed"]
         for step in range(self.step, self.steps):
             mine = self.world.share(self.numbers(step))
+            positions = np.where((mine >= 0)[:, None], self.samples.samples(np.maximum(mine, 0)), -1)
             hidden = hidden_chunks(seed, mine, self.seq_chunks, self.train.neighbour_dropout, self.train.sample_dropout)
-            yield mine, self.batcher.batch(self.samples.samples(mine), hidden)
+            yield mine, self.batcher.batch(positions, hidden)
 
-    def names(self) -> dict[str, nn.Parameter]:
-        """Parameters by name."""
-        return dict(self.model.named_parameters())
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole model's tensors by name; with parts spread over processes the first has them, others nothing."""
+        if not self.parts.spread:
+            return weights(self.model)
+        return self._gathered(dict(self.parts.own), lambda sizes: 0)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        if self.world.first:
+        world, parts = self.world, self.parts
+        state = {"step": self.step, "seconds": self.seconds, "window": asdict(self.window), "place": world.place}
+        if world.first:
             self.metrics.sync()
-            names = {id(parameter): name for name, parameter in self.names().items()}
-            state = {"step": self.step, "seconds": self.seconds, "window": asdict(self.window)}
-            self.checkpoints.write(state, pack(weights(self.model), names, self.optimizer))
+        if not parts.spread:
+            if world.first:
+                self.checkpoints.write(state, pack(weights(self.model), self.optimizer, parts.own))
+            return
+        # Whole tensors, each to the process that has the fewest bytes so far.
+        mine = self._gathered(pack(parts.own, self.optimizer, parts.own), lambda sizes: sizes.index(min(sizes)))
+        self.checkpoints.write_piece(self.step, world.rank, world.size, mine)
+        world.barrier()
+        if world.first:
+            self.checkpoints.write_index(state, world.size)
+        world.barrier()
+
+    def _gathered(
+        self, tensors: dict[str, torch.Tensor], choose: Callable[[list[int]], int]
+    ) -> dict[str, torch.Tensor]:
+        """Put tensors together one by one; keep those for which `choose`, of the bytes a process has, says this one."""
+        kept, sizes = {}, [0] * self.world.size
+        for path in sorted(tensors):
+            whole = self.parts.whole(path.rpartition("/")[2], tensors[path].detach())
+            keeper = choose(sizes)
+            sizes[keeper] += whole.nbytes
+            if keeper == self.world.rank:
+                kept[path] = whole.cpu()
+        return kept
 
     def resume(self) -> str | None:
         """Go on from the newest checkpoint of the same fingerprint; say from where."""
         found = self.checkpoints.newest()
         if found is None:
             return None
-        state, tensors = found
-        assign(self.model, unpack(tensors, self.names(), self.optimizer), str(self.checkpoints.folder))
+        state, files = found
+        tensors = {}
+        for file in files:
+            for path, whole in each_tensor(file):
+                name = path.rpartition("/")[2]
+                known = self.parts.spread and name in self.parts.shapes
+                tensors[path] = self.parts.part(name, whole).clone() if known else whole
+        wanted = self.parts.own if self.parts.spread else weights(self.model)
+        copy_into(wanted, unpack(tensors, self.optimizer, self.parts.own), str(self.checkpoints.folder))
         self.step, self.seconds, self.window = state["step"], state["seconds"], Window(**state["window"])
-        return f"step {self.step} of {self.checkpoints.folder}"
+        other = "" if state["place"] == self.world.place else f", written on {state['place']}: other rounding from here"
+        return f"step {self.step} of {self.checkpoints.folder}{other}"

@@ -16,12 +16,15 @@ from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training import counter, fingerprint
 from retro.training.batches import Batcher
+from retro.training.blend import describe as describe_blend
+from retro.training.blend import open_samples
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
 from retro.training.gemm import gemm_rate
+from retro.training.initial import start_from
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
-from retro.training.samples import Samples, documents_of
+from retro.training.parallel import parallelize
 from retro.training.say import say, warn
 from retro.training.session import Session
 from retro.training.settings import SampleSettings, TrainSettings
@@ -69,8 +72,8 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
     run, model_settings, train = read_run(run_text)
     dataset = Dataset.open(config)
-    fixed = SampleSettings(**dataset.facts["samples"])
-    world = World.start(train.threads)
+    fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
+    world = World.start(train.threads, train.parallel.tensor)
     retrieves = run["architecture"] == "retro" and train.neighbours_used > 0
     checked = check_artifacts(dataset, read_artifacts(dataset, retrieves)) if world.first else 0
     world.barrier()
@@ -88,7 +91,9 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
             seed=run["seed"],
             **shape,
         )
+    initial = start_from(model, run, dataset)
     model.train()
+    parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
 
     def batcher(split: str, ids: str) -> Batcher:
         return Batcher(
@@ -114,7 +119,8 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         run,
         provenance.digest("retro.training.train"),
         {"torch": torch.__version__},
-        world.place,
+        world.kind,
+        initial,
     )
     session = Session(
         run=run,
@@ -124,9 +130,10 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         dataset=dataset,
         world=world,
         model=model,
+        parts=parts,
         forward=torch.compile(model) if train.compile else model,
-        optimizer=build_optimizer(model, train),
-        samples=Samples(documents_of(dataset, "train"), dataset.seq_length // dataset.chunk_length, data_seed),
+        optimizer=build_optimizer(parts, train),
+        samples=open_samples(dataset, data_seed),
         batcher=batcher("train", "stored" if retrieves else "none"),
         validation=validation,
         checkpoints=Checkpoints(checkpoints, facts),
@@ -151,7 +158,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
 def describe(session: Session, checked: int, resumed: str | None, stale: list[str]) -> None:
     """Say what is about to be done."""
     fixed, train, dataset = session.fixed, session.train, session.dataset
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    parameters = session.parts.count
     chunks = session.samples.count
     epochs = fixed.train_samples * session.seq_chunks / chunks
     say(f"run        {session.run['name']}: {session.run['architecture']}, {parameters:,} parameters")
@@ -161,6 +168,8 @@ def describe(session: Session, checked: int, resumed: str | None, stale: list[st
         f"samples    {fixed.train_samples:,} of {dataset.seq_length} tokens ({epochs:.2f} epochs), "
         f"{fixed.global_batch_size} a step, {session.steps:,} steps"
     )
+    for line in describe_blend(session.samples, fixed.train_samples):
+        say(line)
     if session.batcher.source != "none":
         hidden = f", hidden: {train.neighbour_dropout:.0%} of chunks, {train.sample_dropout:.0%} of samples"
         say(f"neighbours {train.neighbours_used} of {train.retrieved_chunks} chunks each{hidden}")
@@ -171,6 +180,9 @@ def describe(session: Session, checked: int, resumed: str | None, stale: list[st
         f"machine    {session.world.place}, {train.threads} threads, {train.precision}, "
         f"matrix product {session.peak / 1e9:,.0f} GFLOP/s"
     )
+    if session.parts.spread or session.train.recompute != "none":
+        cut = f"FSDP over {session.world.data}" if session.parts.fsdp else f"{session.world.data} whole copies"
+        say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
     say(f"start      {resumed or 'afresh'}")
     for line in stale:
         warn(f"checkpoints of another run are not used, and go when the first new one is written: {line}")

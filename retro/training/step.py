@@ -1,5 +1,6 @@
 """One optimizer step: micro-batches, their gradients summed, clipped, applied."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,16 @@ from retro.training.stop import Stop
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did: mean loss (nats a target), learning rate, gradient norm before clipping."""
+    """What a step did: mean loss (nats a target), learning rate, gradient norm before clipping.
+
+    Where asked for, also the zeros in the clipped gradient and the norm of the updated parameters.
+    """
 
     loss: float
     rate: float
     norm: float
+    zeros: int | None = None
+    parameter_norm: float | None = None
 
 
 def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) -> Outcome:
@@ -44,19 +50,40 @@ def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) 
         parts.append(losses.detach().sum(dim=1))
     sums = torch.cat(parts).tolist() if parts else []
     refuse_non_finite(session, numbers, batch, np.asarray(sums))
-    parameters = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
-    world.sum_gradients(parameters)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(norm):
+    gradients = session.parts.take_gradients()
+    norm = gradient_norm(session, gradients)
+    if not math.isfinite(norm):
         refuse(session, numbers, batch, f"the gradient norm is {float(norm)}")
     if train.clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, train.clip, norm)
+        scale = torch.clamp(train.clip / (torch.as_tensor(norm) + 1e-6), max=1.0)  # as clip_grad_norm_ of torch
+        torch._foreach_mul_(gradients, scale.to(world.device))
+    zeros = count_zeros(session) if logs_norms(session) else None
     rate = learning_rate(train, session.samples_after(session.step + 1), session.fixed.train_samples)
     set_learning_rate(session.optimizer, rate)
     session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
-    return Outcome(world.sum([sum(sums)])[0] / counted, rate, float(norm))
+    session.parts.drop_gradients()
+    weights = session.parts.norm(session.parts.own) if logs_norms(session) else None
+    return Outcome(world.sum([sum(sums)])[0] / counted, rate, float(norm), zeros, weights)
+
+
+def gradient_norm(session: Session, gradients: list[torch.Tensor]) -> torch.Tensor | float:
+    """The 2-norm of the whole gradient, the same on all processes."""
+    if not session.parts.spread:
+        return torch.nn.utils.get_total_norm(gradients)
+    return session.parts.norm({n: own.grad for n, own in session.parts.own.items() if own.grad is not None})
+
+
+def logs_norms(session: Session) -> bool:
+    """Whether the step under way logs parameter norm and zeros."""
+    step = session.step + 1
+    return session.train.log_norms and (step % session.train.log_interval == 0 or step == session.steps)
+
+
+def count_zeros(session: Session) -> int:
+    """How many entries of the whole gradient are zero; those of parameters without one do not count."""
+    empty = torch.ones(0, device=session.world.device)
+    found = [empty if own.grad is None else own.grad for own in session.parts.own.values()]
+    return int(session.parts.total(found, lambda gradient: (gradient == 0).sum()))
 
 
 def refuse_non_finite(session: Session, numbers: np.ndarray, batch: Batch, sums: np.ndarray) -> None:

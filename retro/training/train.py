@@ -4,23 +4,27 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from retro import errors
 from retro.artifacts import replacing, write_manifest
+from retro.training.blend import blend_facts
 from retro.training.checkpoints import locked
 from retro.training.distribution import own_rank
+from retro.training.initial import tokenizer_files
 from retro.training.loop import duration, fit
 from retro.training.say import say
 from retro.training.session import Session
 from retro.training.setup import setup
-from retro.training.weights import weights, write_tensors
+from retro.training.weights import write_tensors
 
 STAGE = "retro.training.train"
 
 
-def finish(session: Session, config: Path, output: Path) -> None:
+def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, output: Path) -> None:
     """Write model.safetensors, metrics.jsonl and, last, the manifest."""
     folder, dataset = output.parent, session.dataset
-    write_tensors(folder / "model.safetensors", weights(session.model))
+    write_tensors(folder / "model.safetensors", weights)
     session.metrics.sync()
     with replacing(folder / "metrics.jsonl") as temporary:
         temporary.write_bytes(session.metrics.path.read_bytes())
@@ -32,6 +36,7 @@ def finish(session: Session, config: Path, output: Path) -> None:
         "pad_id": dataset.facts["tokenizer"]["pad_id"],
         "retrieved_length": session.train.retrieved_chunks * dataset.chunk_length,
         "seq_length": dataset.seq_length,
+        "tokenizer": tokenizer_files(dataset),
         "train_samples": session.fixed.train_samples,
         "vocab_size": dataset.vocab_size,
     }
@@ -40,15 +45,16 @@ def finish(session: Session, config: Path, output: Path) -> None:
         kind="model",
         stage=STAGE,
         files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
-        inputs=[config],
+        inputs=[config, *([Path(session.run["from"])] if session.run.get("from") else [])],
         settings={**session.run, "recorded": recorded},
         counts={
             "flops_per_token": session.flops_per_token,
             "losses": session.metrics.last(),
-            "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+            "parameters": session.parts.count,
             "samples": samples,
             "steps": session.step,
             "tokens": samples * dataset.seq_length,
+            **blend_facts(session.samples, samples),
         },
         seed=session.run["seed"],
         threads=session.train.threads,
@@ -67,8 +73,9 @@ def main() -> None:
         session = setup(options.config, options.run, options.checkpoints, options.output.parent / "tensorboard")
         try:
             fit(session)
+            weights = session.weights()
             if session.world.first:
-                finish(session, options.config, options.output)
+                finish(session, weights, options.config, options.output)
         finally:
             if session.metrics:
                 session.metrics.close()

@@ -56,7 +56,8 @@ class Validation:
         nats, counted, size = 0.0, 0, 0
         mine = world.share(np.arange(len(self.positions)))
         cuts = range(0, len(mine), self.batch_size)
-        batches = (self.batchers[mode].batch(self.positions[mine[at : at + self.batch_size]]) for at in cuts)
+        positions = np.where((mine >= 0)[:, None], self.positions[mine], -1)
+        batches = (self.batchers[mode].batch(positions[at : at + self.batch_size]) for at in cuts)
         with torch.no_grad():
             for batch in prefetch(batches):
                 check()

@@ -1,7 +1,9 @@
 """A model's tensors by name, and back: every name once, nothing missing, nothing left over."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -31,7 +33,11 @@ def id_of(tensor: torch.Tensor) -> tuple:
 
 def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy `tensors` into the model. Raises UserError unless names, shapes and dtypes are the model's own."""
-    wanted = weights(model)
+    copy_into(weights(model), tensors, where)
+
+
+def copy_into(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy `tensors` into the tensors of the same names; otherwise as `assign`."""
     for what, names in (
         ("lacks", wanted.keys() - tensors.keys()),
         ("has unknown", tensors.keys() - wanted.keys()),
@@ -59,6 +65,19 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], note: str | N
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
     with replacing(path) as temporary:  # one header key: the order of several is not fixed
         safetensors.torch.save_file(plain, temporary, metadata={"retro": note} if note is not None else None)
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a safetensors file one by one, for files that should not be in memory whole."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            yield name, file.get_tensor(name)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The JSON in a file's header, for files whose content has been checked."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("retro") or "{}")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:

@@ -31,13 +31,13 @@ def stage(module: str, *arguments: object) -> None:
         sys.argv = before
 
 
-def configure(folder: Path):
-    """The config of a dataset of `corpus()`, whose files are written to `folder`."""
+def configure(folder: Path, given: dict[str, list[dict]] | None = None):
+    """The config of a dataset of `corpus()`, or of other records by source, whose files are written to `folder`."""
     sources = {}
-    for name, records in corpus().items():
+    for name, records in (given or corpus()).items():
         path = folder / f"{name}.jsonl"
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-        sources[name] = {"path": str(path), "train": name != "atlas-old"}
+        sources[name] = {"path": str(path), "train": name not in ("atlas-old", "planted")}
     return parse(
         {
             "dataset": {
@@ -55,9 +55,9 @@ def configure(folder: Path):
     )
 
 
-def build_dataset(folder: Path) -> Dataset:
-    """Preprocess `corpus()` into `folder`."""
-    config = configure(folder / "corpus").dataset
+def build_dataset(folder: Path, given: dict[str, list[dict]] | None = None) -> Dataset:
+    """Preprocess `corpus()`, or other records by source, into `folder`."""
+    config = configure(folder / "corpus", given).dataset
     facts, sources = config.facts(), sorted(config.sources)
 
     def manifest(*parts: str) -> Path:
@@ -114,11 +114,11 @@ def make_model(dataset: Dataset, architecture: str, scale: float = 3.0) -> torch
     return made.eval()
 
 
-def write_run(dataset: Dataset, name: str) -> Path:
-    """model.json, model.safetensors and metrics.jsonl of an untrained run `gpt-s1` or `retro-s1`."""
-    run = configure(dataset.folder / "corpus").expanded()[name]
+def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None) -> Path:
+    """model.json, model.safetensors and metrics.jsonl of a run `gpt-s1` or `retro-s1`; no model: an untrained one."""
+    run = configure(dataset.folder / "runs" / "corpus").expanded()[name]
     folder = dataset.folder / "runs" / name
-    model = make_model(dataset, run["architecture"])
+    model = model or make_model(dataset, run["architecture"])
     write_tensors(folder / "model.safetensors", weights(model))
     recorded = {
         "seq_length": LENGTH,

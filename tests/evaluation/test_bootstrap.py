@@ -61,3 +61,15 @@ def test_seeds_that_disagree_widen_the_interval():
     differ = compare(twin * [0.8, 0.9, 1.0], twin, 1000, 1)
     assert differ.percent == pytest.approx(agree.percent)
     assert differ.high - differ.low > 5 > agree.high - agree.low
+
+
+def test_documents_of_one_group_are_drawn_together():
+    """Copies of a document add nothing when they are one unit: the interval is that of the documents alone."""
+    rng = np.random.default_rng(5)
+    nats, twin = rng.gamma(3, 1, 30), rng.gamma(3, 1, 30)
+    copies, units = np.repeat(np.arange(30), 9), np.repeat(np.arange(30), 9)
+    alone = compare(nats, twin, 400, 1)
+    together = compare(nats[copies], twin[copies], 400, 1, units)
+    apart = compare(nats[copies], twin[copies], 400, 1)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    assert apart.high - apart.low < 0.6 * (alone.high - alone.low)

@@ -133,6 +133,11 @@ def test_report_holds_every_figure_with_a_caption(page):
     assert len(ids) == len(set(ids)), "two elements with one id"
 
 
+def test_a_section_that_was_not_made_says_how(page):
+    shown = " ".join("".join(Reader(page).shown).split())
+    assert "To make it: snakemake experiments" in shown and 'id="leakage"' in page
+
+
 def test_pieces_join_to_the_text_and_count_every_token(report):
     tokenizer = report.dataset.tokenizer
     text = "Zürich — 日本 🙂 naïve\n\n  end"

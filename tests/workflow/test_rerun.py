@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 
-TRAINED = {"train", "losses", "summarise", "sample", "figures", "explorer", "page"}
-RECORDED = {"record"} | TRAINED
+TRAINED = {"train", "losses", "summarise", "filtered", "leakage", "sample", "figures", "explorer", "page"}
+RECORDED = {"record", "overlap"} | TRAINED
 SEARCHED = {"neighbours"} | RECORDED
 INDEXED = {"index"} | SEARCHED
 EMBEDDED = {"embed"} | INDEXED
 CHUNKED = {"chunk", "assemble"} | EMBEDDED
 TOKENIZED = {"train_tokenizer", "tokenize"} | CHUNKED
+COMPARED = {"summarise", "filtered", "leakage", "figures", "page"}
 REPORTED = {"figures", "explorer", "page"}
 
 CONFIG = "config/tiny.yaml"
@@ -67,7 +68,10 @@ TABLE = {
     "neighbours saved (K)": (config("chunk_length: 32", "chunk_length: 32\n  neighbours: {saved: 10}"), SEARCHED),
     "the encoder": (config("width: 256", "width: 128"), EMBEDDED),
     "the index": (config("chunk_length: 32", "chunk_length: 32\n  index: {factory: Flat}"), INDEXED),
-    "bootstrap resamplings": (config("bootstrap: 1000", "bootstrap: 900"), {"summarise", "figures", "page"}),
+    "bootstrap resamplings": (
+        config("bootstrap: 1000", "bootstrap: 900"),
+        {"summarise", "filtered", "leakage", "figures", "page"},
+    ),
     "a corpus file's content": (
         append("data/tiny.jsonl", '{"id": "new", "text": "One more document.", "source": "x", "group": "y"}\n'),
         TOKENIZED,
@@ -98,3 +102,18 @@ def test_editing(finished, what):
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         for path in removed:
             os.replace(path.with_suffix(".kept"), path)
+
+
+ALTERNATIVES = "retrievals: {words: {retriever: bm25}, drawn: {retriever: random}, others: {retriever: shuffled}}"
+
+
+def test_retrievals_are_made_beside_the_dataset_and_retrain_nothing(finished, tmp_path):
+    project = finished.clone(tmp_path / "project")
+    with open(project.folder / CONFIG, "a", encoding="utf-8") as file:
+        file.write(f"\n{ALTERNATIVES}\n")
+    assert project.planned("retrievals") == {"retrieval_words", "retrieval_neighbours", "retrievals"}
+    done = project.snakemake("retrievals")
+    assert done.returncode == 0, done.stdout[-4000:]
+    for name in ("words", "drawn", "others"):
+        assert (project.results(f"retrievals/{name}/neighbours/test/manifest.json")).is_file()
+    assert not {"train", "embed", "index", "neighbours"} & project.planned()

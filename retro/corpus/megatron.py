@@ -1,0 +1,132 @@
+"""Documents of a corpus that is tokens already: pairs of files, .bin and .idx, of Megatron-LM or NeMo."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from retro.corpus.files import SourceFile
+from retro.corpus.mmididx import TokenStore
+from retro.corpus.readers import Document, Malformed, Reader
+from retro.corpus.settings import SourceSettings
+from retro.corpus.tokenizers import Tokenizer
+from retro.errors import UserError
+
+
+def find(paths: str | list[str], source: str) -> list[Path]:
+    """Prefixes of the stores that a source names, each once, a pattern's and a folder's in sorted order.
+
+    A path is a prefix (with or without .bin or .idx), a folder, or a pattern such as `corpus/part_*`. Raises
+    `UserError` for one that names no store, or half of one.
+    """
+    found: dict[Path, None] = {}
+    for given in [paths] if isinstance(paths, str) else paths:
+        stem = given.removesuffix(".idx").removesuffix(".bin")
+        if os.path.isdir(given):
+            indexes = sorted(Path(given).glob("*.idx"))
+        elif glob.has_magic(given):
+            indexes = [Path(path) for path in sorted(glob.glob(f"{stem}.idx"))]
+        else:
+            indexes = [Path(f"{stem}.idx")]
+        prefixes = [path.with_name(path.name.removesuffix(".idx")) for path in indexes]
+        for path in (Path(f"{prefix}{end}") for prefix in prefixes for end in (".idx", ".bin")):
+            if not path.is_file():
+                raise UserError(
+                    f"source {source}: no such file: {path} (working folder {os.getcwd()}). A corpus of type megatron "
+                    f"is pairs of files, .bin and .idx: name what they have in common, a pattern or their folder."
+                )
+        if not prefixes:
+            raise UserError(f"source {source}: {given} names no .idx file (working folder {os.getcwd()}).")
+        found |= dict.fromkeys(prefixes)
+    if not found:
+        raise UserError(f"source {source}: its list of paths is empty.")
+    return list(found)
+
+
+class MegatronReader:
+    """Iterates over the documents of token stores, as `Reader` does over text: `ids` in place of text.
+
+    A document is `<store>-<number>`, and a group of its own. The EOD at its end is taken off (every document gets
+    one when it is stored again) and `without_eod` counts those that had none. Raises `UserError` for a document
+    that the tokenizer cannot have made: ids that are not its own, or EOD inside.
+    """
+
+    filtered = 0
+
+    def __init__(
+        self, source: SourceSettings, name: str, on_error: str, note: Callable[[dict], None], tokenizer: Tokenizer
+    ):
+        self.name, self.on_error, self.tokenizer, self._note = name, on_error, tokenizer, note
+        self.prefixes, self.ignored = find(source.path, name), []
+        ends = (".idx", ".bin")
+        paths = [Path(f"{prefix}{end}") for prefix in self.prefixes for end in ends]
+        self.files = [SourceFile(path, path.name, "megatron", path.stat().st_size) for path in paths]
+        self.bytes = sum(file.bytes for file in self.files)
+        self.done = self.records = self.skipped = self.without_eod = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        names = [prefix.name for prefix in self.prefixes]
+        if len(set(names)) < len(names):
+            names = [prefix.as_posix() for prefix in self.prefixes]
+        for prefix, name, index in zip(self.prefixes, names, self.files[::2], strict=True):
+            store, start = TokenStore(prefix), self.done
+            for number in range(len(store)):
+                self.records += 1
+                try:
+                    ids = self._ids(index, number, store[number])
+                except Malformed as error:
+                    if self.on_error == "stop":
+                        raise
+                    self.skipped += 1
+                    self._note(error.facts)
+                    continue
+                self.done = start + int(store.offsets[number + 1]) * store.tokens.itemsize
+                size = int(self.tokenizer.token_bytes[ids].sum())
+                document = f"{name}-{number}"
+                yield Document(document, "", document, document, size, str(prefix), number + 1, ids)
+            self.done = start + index.bytes + store.tokens.nbytes
+
+    def _ids(self, index: SourceFile, number: int, stored: np.ndarray) -> np.ndarray:
+        """A document's ids, int64, without EOD."""
+        ids = stored.astype(np.int64)
+        whose = "Name the tokenizer that made this corpus in dataset.tokenizer."
+        wrong = (ids < 0) | (ids >= self.tokenizer.vocab_size)
+        if stored.dtype.kind == "f":
+            wrong |= ids != stored
+        if wrong.any():
+            raise UserError(
+                f"{index.path}, document {number}: id {stored[wrong][0]}, but the vocabulary of the given tokenizer "
+                f"has {self.tokenizer.vocab_size} tokens. {whose}"
+            )
+        ends = len(ids) > 0 and ids[-1] == self.tokenizer.eod_id
+        self.without_eod += not ends
+        ids = ids[:-1] if ends else ids
+        inside = np.flatnonzero(ids == self.tokenizer.eod_id)
+        if len(inside):
+            reason = f"token {inside[0]} of the document is EOD (id {self.tokenizer.eod_id}), and more follows. {whose}"
+            raise Malformed(index, number, reason)
+        return ids
+
+
+def open_reader(
+    source: SourceSettings, name: str, on_error: str, note: Callable[[dict], None], tokenizer: Tokenizer
+) -> Reader | MegatronReader:
+    """The reader of a source: of text, or of tokens that `tokenizer` made."""
+    if source.type == "megatron":
+        return MegatronReader(source, name, on_error, note, tokenizer)
+    return Reader(source, name, on_error, note)
+
+
+def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Document], list[np.ndarray]]:
+    """The documents that are not empty, and the ids (int64, without EOD) of each."""
+    full = [each for each in documents if (len(each.ids) if each.ids is not None else each.text.strip())]
+    if full and full[0].ids is not None:
+        return full, [each.ids for each in full]
+    return full, tokenizer.encode_batch([each.text for each in full])
+
+
+def unended(reader: Reader | MegatronReader) -> dict[str, int]:
+    """For the manifest: how many documents of a token corpus had no EOD and were given one."""
+    return {"without_eod": reader.without_eod} if isinstance(reader, MegatronReader) else {}

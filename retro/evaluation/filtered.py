@@ -1,0 +1,118 @@
+"""leakage.csv: bits per byte of chunks by how much of them overlaps with other text (RETRO §2.6).
+
+`up to` rows hold the chunks of ratio r ≤ alpha, so that alpha 1 is all of them; `bucket` rows those of ratio above
+`over` and up to alpha (Norlund et al. 2023). `overlap` says with what: the training data, or what is shown.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from retro import errors
+from retro.artifacts import Manifest, read_manifest, write_text
+from retro.evaluation import tables
+from retro.evaluation.bits import Documents, bits_per_byte
+from retro.evaluation.bootstrap import by_unit, compare, resampled_sums
+from retro.evaluation.overlaps import ratio
+from retro.evaluation.settings import EvaluationSettings
+from retro.evaluation.summarise import measure
+from retro.recorded import Dataset
+
+STAGE = "retro.evaluation.filtered"
+ALPHAS = tuple(eighth / 8 for eighth in range(1, 9))
+COLUMNS = (
+    "run", "twin", "model", "seed", "retrieval", "split", "overlap", "kind", "over", "alpha", "chunks", "bytes",
+    "bits_per_byte", "bpb_low", "bpb_high", "difference_percent", "low", "high", "off_percent", "off_low", "off_high",
+)  # fmt: skip
+
+
+def slices(ratios: np.ndarray):
+    """(kind, over, alpha, bool [C]) of each row: cumulative, then buckets."""
+    for alpha in ALPHAS:
+        yield "up to", None, alpha, ratios <= alpha
+    for over, alpha in zip((-1.0, *ALPHAS[:-1]), ALPHAS, strict=True):
+        yield "bucket", max(over, 0.0), alpha, (ratios > over) & (ratios <= alpha)
+
+
+def kept(documents: Documents, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Sums over the chosen chunks of each document, [D], of `values` [C]."""
+    return np.add.reduceat(np.where(chosen, values, 0), documents.first)
+
+
+def interval(nats: np.ndarray, size: np.ndarray, units, resamplings: int, seed: int) -> tuple[float, float]:
+    """95 % interval of the bits per byte of documents, nats [D, S] and bytes [D], drawn by unit."""
+    sums = resampled_sums(by_unit(np.stack([nats.mean(1), size], 1), units), resamplings, seed)
+    real = sums[sums[:, 1] > 0]
+    if len(np.unique(real)) < 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(bits_per_byte(real[:, 0], real[:, 1]), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rows(dataset: Dataset, split: str, losses: list[Manifest], runs: dict, overlap: Manifest, settings):
+    """The rows of one split."""
+    measured = measure(dataset, split, losses, settings.bootstrap_unit)
+    records = dataset.store.chunks(dataset.rows(split))
+    documents, units, draw = measured.documents, measured.units, (settings.bootstrap, dataset.facts["seed"])
+    chunk = {
+        (m.settings["run"], m.settings["mode"]): np.nansum(m.array("losses.npy"), axis=1, dtype=np.float64)
+        for m in losses
+    }
+    for name in ("training", "shown"):
+        ratios = ratio(overlap.array(f"{name}.npy"), records["length"])
+        for kind, over, alpha, chosen in slices(ratios):
+            if not chosen.any():
+                continue
+            size = kept(documents, records["bytes"].astype(np.int64), chosen)
+            here = replace(measured, nats={key: kept(documents, nats, chosen) for key, nats in chunk.items()})
+            for entry in tables.entries(here, runs, pooled=True):
+                low, high = interval(entry.nats, size, units, *draw)
+                row = {
+                    "run": entry.run, "twin": entry.twin or "", "model": entry.model, "seed": tables.ALL,
+                    "retrieval": entry.retrieval, "split": split, "overlap": name, "kind": kind, "over": over,
+                    "alpha": alpha, "chunks": int(chosen.sum()), "bytes": int(size.sum()),
+                    "bits_per_byte": float(bits_per_byte(entry.nats.sum() / entry.nats.shape[1], size.sum())),
+                    "bpb_low": low, "bpb_high": high,
+                }  # fmt: skip
+                for theirs, keys in (
+                    (entry.twin_nats, ("difference_percent", "low", "high")),
+                    (entry.off_nats, ("off_percent", "off_low", "off_high")),
+                ):
+                    if theirs is not None and theirs.sum() > 0:
+                        inside = size > 0
+                        part = None if units is None else units[inside]
+                        found = compare(entry.nats[inside], theirs[inside], *draw, part)
+                        row |= dict(zip(keys, (found.percent, found.low, found.high), strict=True))
+                yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
+    parser.add_argument("--losses", required=True, nargs="+", type=Path, help="manifests of kind losses")
+    parser.add_argument("--overlap", required=True, nargs="+", type=Path, help="manifests of kind overlap")
+    parser.add_argument("--runs", required=True, type=json.loads, help="each run's twin and seed, as JSON")
+    parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
+    parser.add_argument("--output", required=True, type=Path, help="leakage.csv to write")
+    options = parser.parse_args()
+    dataset, settings = Dataset.open(options.config), EvaluationSettings(**options.settings)
+    losses = [read_manifest(path, "losses") for path in options.losses]
+    runs = {name: {"name": name, **facts} for name, facts in options.runs.items()}
+    for manifest in losses:
+        runs[manifest.settings["run"]]["architecture"] = manifest.settings["architecture"]
+    found = []
+    for path in options.overlap:
+        overlap = read_manifest(path, "overlap")
+        split = overlap.settings["split"]
+        here = [manifest for manifest in losses if manifest.settings["split"] == split]
+        found += rows(dataset, split, here, runs, overlap, settings)
+    write_text(options.output, tables.as_csv(COLUMNS, found))
+    print(f"{len(found)} rows → {options.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

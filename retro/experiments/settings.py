@@ -1,0 +1,43 @@
+"""Config section of the experiments."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from retro.settings import Settings
+
+Name = Literal["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]
+
+
+class ExperimentSettings(Settings):
+    """What `snakemake experiments` measures, on models that the config trains anyway."""
+
+    names: list[Name] = Field(
+        ["seeds", "neighbours", "database", "controls", "cost"],
+        description="Experiments: docs/evaluation.md says what each asks. Those left out by default need other runs.",
+    )
+    of: str | None = Field(
+        None, description="RETRO run that neighbours, database, controls and retrievers measure; default: the first."
+    )
+    k: list[int] = Field([0, 1, 2, 5, 10, 20], min_length=1, description="Neighbours a chunk is shown at evaluation.")
+    fractions: list[float] = Field(
+        [0.01, 0.05, 0.2, 0.5], description="Shares of the database's chunks that are kept, below 1; 1 is always shown."
+    )
+    fraction_seeds: list[int] = Field([1, 2, 3], min_length=1, description="Each share is drawn once for each seed.")
+    candidates: int = Field(
+        1000, gt=0, le=1000, description="Neighbours searched once, of which a smaller database keeps its share."
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, fractions):
+        if not all(0 < share < 1 for share in fractions):
+            raise ValueError("wanted shares above 0 and below 1")
+        return fractions
+
+    @field_validator("k")
+    @classmethod
+    def _counts(cls, counts):
+        if min(counts) < 0:
+            raise ValueError("wanted numbers of neighbours from 0 on")
+        return counts

@@ -1,0 +1,131 @@
+"""Trained models as folders that Hugging Face transformers loads.
+
+    python -m retro.interop.huggingface export --run results/open-book/runs/retro-s1 --output FOLDER
+
+    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+    AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+
+A GPT is written as a stock architecture where one computes the same (Llama, Arcee, GPT-NeoX, GPT-2), and then needs no
+trust_remote_code. Every other model brings the modules that compute it.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from retro import errors
+from retro.artifacts import Manifest, read_manifest, replacing, write_json, write_text
+from retro.corpus.tokenizers import Tokenizer
+from retro.errors import UserError
+from retro.interop import stock
+from retro.interop.states import read_state
+from retro.model.settings import ModelSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = {
+    "arcee": "ArceeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+
+
+def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
+    """Write the model in the folder `run`, with its tokenizer, to the folder `output`; return what it became.
+
+    Raises UserError if `output` holds something, or the model or its tokenizer cannot be read.
+    """
+    manifest = read_manifest(run / "model.json", "model")
+    manifest.check()
+    tokenizer = tokenizer or run / "../../tokenizer/manifest.json"
+    if not tokenizer.exists():
+        raise UserError(f"{tokenizer}: no such tokenizer; name its manifest.json with --tokenizer")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: holds files already; name an empty or new folder")
+    words = read_tokenizer(tokenizer, manifest)
+    settings = ModelSettings(**manifest.settings["model"])
+    architecture, recorded = manifest.settings["architecture"], manifest.settings["recorded"]
+    weights = read_state(manifest.file("model.safetensors"))
+    kind = stock.stock(settings) if architecture == "gpt" else None
+    names = ("vocab_size", "seq_length", "chunk_length", "retrieved_length")
+    lengths = {name: recorded[name] for name in names}
+    if kind:
+        config: dict[str, Any] = {"model_type": kind, "architectures": [CLASSES[kind]]}
+        config |= stock.config(kind, settings, recorded["vocab_size"], recorded["seq_length"])
+        weights = stock.state(kind, weights, settings)
+    else:
+        auto = {
+            "AutoConfig": "modeling_retro.RetroConfig",
+            "AutoModelForCausalLM": "modeling_retro.RetroForCausalLM",
+        }
+        config = {"model_type": "retro", "architectures": ["RetroForCausalLM"], "auto_map": auto}
+        config |= {"architecture": architecture, "model": settings.model_dump(mode="json"), **lengths}
+        config |= {"tie_word_embeddings": False, "use_cache": False}
+        weights = {f"retro.{name}": tensor for name, tensor in weights.items()}
+        copy_modules(output)
+    ends = {"eos_token_id": recorded["eod_id"], "pad_token_id": recorded["pad_id"], "bos_token_id": None}
+    with replacing(output / "model.safetensors") as temporary:
+        state = {name: tensor.contiguous() for name, tensor in sorted(weights.items())}
+        save_file(state, temporary, metadata={"format": "pt"})
+    words.save_pretrained(str(output))
+    write_json(output / "generation_config.json", {**ends, "use_cache": bool(kind)})
+    write_json(output / "config.json", {**config, **ends, "dtype": "float32"})
+    if kind:
+        return f"{architecture}, as {CLASSES[kind]}"
+    why = f" ({stock.why_not(settings)})" if architecture == "gpt" else ""
+    return f"{architecture}, with its modules{why}: load it with trust_remote_code=True"
+
+
+def read_tokenizer(path: Path, manifest: Manifest) -> Any:
+    """The tokenizer as transformers' PreTrainedTokenizerFast."""
+    from transformers import PreTrainedTokenizerFast
+
+    facts, recorded = read_manifest(path, "tokenizer"), manifest.settings["recorded"]
+    if facts.counts["vocab_size"] != recorded["vocab_size"]:
+        raise UserError(f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded['vocab_size']}")
+    theirs = getattr(Tokenizer.load(path)._engine, "tokenizer", None)
+    if theirs is None:
+        raise UserError(f"{path}: is a SentencePiece model, which is not exported; use tokenizer.type: huggingface")
+    eod = theirs.id_to_token(facts.counts["eod_id"])
+    pad = theirs.id_to_token(facts.counts["pad_id"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=theirs, eos_token=eod, pad_token=pad, model_max_length=recorded["seq_length"]
+    )
+
+
+def copy_modules(output: Path) -> None:
+    """Copy modeling_retro.py and every module of ours that it needs, their imports made relative, into `output`."""
+    left, done = [ROOT / "interop/modeling_retro.py"], set()
+    while left:
+        path = left.pop()
+        if path in done:
+            continue
+        done.add(path)
+        text = path.read_text(encoding="utf-8")
+        left += [ROOT / f"model/{name}.py" for name in re.findall(r"^from retro\.model\.(\w+) import", text, re.M)]
+        text = re.sub(r"^from retro\.model\.(\w+) import", r"from .\1 import", text, flags=re.M)
+        if re.search(r"^\s*(from|import) retro\b", text, re.M):
+            raise AssertionError(f"{path} imports more of the package than retro.model")
+        write_text(output / path.name, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    writing = commands.add_parser("export", help="write a folder for transformers")
+    writing.add_argument("--run", required=True, type=Path, help="folder of a trained model (model.json)")
+    writing.add_argument("--output", required=True, type=Path, help="a new folder")
+    writing.add_argument("--tokenizer", type=Path, help="the tokenizer's manifest.json; default: the dataset's")
+    options = parser.parse_args()
+    print(f"{options.output}: {export(options.run, options.output, options.tokenizer)}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,104 @@
+"""RETRO and GPT for Hugging Face transformers.
+
+`python -m retro.interop.huggingface export` writes a copy of this file into the folder it makes, beside copies of the
+modules that it imports, so that the folder needs torch, transformers and pydantic and nothing else.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from retro.model.chunks import ChunkGrid
+from retro.model.language_model import LanguageModel
+from retro.model.settings import ModelSettings
+
+
+class RetroConfig(PreTrainedConfig):
+    """Settings of the model (`model`), its architecture (gpt or retro) and the lengths it was built for."""
+
+    model_type = "retro"
+
+    def __init__(
+        self,
+        model: dict[str, Any] | None = None,
+        architecture: str = "retro",
+        vocab_size: int = 4096,
+        seq_length: int = 512,
+        chunk_length: int = 64,
+        retrieved_length: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        self.model, self.architecture = model or {}, architecture
+        self.vocab_size, self.seq_length = vocab_size, seq_length
+        self.chunk_length, self.retrieved_length = chunk_length, retrieved_length
+        super().__init__(**kwargs)
+
+
+class RetroForCausalLM(PreTrainedModel, GenerationMixin):
+    """The model with transformers' interface; made by `from_pretrained`, as weights come from a file only."""
+
+    config_class = RetroConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: RetroConfig) -> None:
+        super().__init__(config)
+        self.retro = LanguageModel(
+            ModelSettings(**config.model),
+            config.architecture,
+            vocab_size=config.vocab_size,
+            seq_length=config.seq_length,
+            chunk_length=config.chunk_length,
+            retrieved_length=config.retrieved_length,
+        )
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing: every weight is in the file."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The token table."""
+        return self.retro.embedding.tokens
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        neighbours: Tensor | None = None,
+        neighbour_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Logits [b, n, V] and, with labels, the mean loss.
+
+        input_ids int64 [b, n]. neighbours int64 [b, l, k, r]: for each chunk of the text that is whole (m tokens), k
+        neighbours of r tokens; the last chunks may be left out. neighbour_mask: bool, True = a real token. labels as
+        everywhere in transformers: input_ids themselves, -100 where nothing counts. Padding at the beginning would
+        move the chunks and raises ValueError.
+        """
+        if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+            raise ValueError("padding at the beginning moves the chunks; pad at the end (padding_side='right')")
+        if neighbours is not None:
+            neighbours, neighbour_mask = self._for_every_chunk(input_ids, neighbours, neighbour_mask)
+        logits = self.retro(input_ids, neighbours, neighbour_mask)  # (b, n, V)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def _for_every_chunk(self, tokens: Tensor, neighbours: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Neighbours and mask, missing ones for the chunks at the end that were given none."""
+        mask = torch.ones_like(neighbours, dtype=torch.bool) if mask is None else mask  # (b, l, k, r)
+        alignment = self.retro.settings.chunk_alignment
+        count = ChunkGrid.over(tokens.shape[1], self.retro.chunk_length, alignment).count
+        missing = max(0, count - neighbours.shape[1])
+        padding = (0, 0, 0, 0, 0, missing)
+        return F.pad(neighbours, padding), F.pad(mask, padding)  # (b, l, k, r) each
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The whole text at every step: there is no cache of keys and values here."""
+        names = ("attention_mask", "neighbours", "neighbour_mask")
+        return {"input_ids": input_ids, **{name: kwargs[name] for name in names if kwargs.get(name) is not None}}

@@ -1,0 +1,68 @@
+"""Stage: a BM25 index over the database's texts; its n-th chunk is the database's n-th."""
+
+import argparse
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from retro import errors, progress
+from retro.artifacts import read_manifest, write_manifest
+from retro.corpus.tokenizers import Tokenizer
+from retro.database.settings import read_section
+from retro.retrieval.bm25 import FILES, build
+from retro.retrieval.retrievers import open_store, texts
+from retro.retrieval.settings import IndexSettings
+
+STAGE = "retro.retrieval.bm25_index"
+BLOCK = 4096  # chunks decoded at a time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: index")
+    parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
+    parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    options = parser.parse_args()
+    settings, folder = read_section(IndexSettings, options.settings["index"], "index"), options.output.parent
+    tokenizer = Tokenizer.load(options.tokenizer)
+    store = open_store(options.tokens, options.chunks, tokenizer)
+    database = read_manifest(options.database, "database").array("database.npy")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def decoded():
+        with progress.bar(len(database), "bm25", "chunk") as shown:
+            for start in range(0, len(database), BLOCK):
+                part = database[start : start + BLOCK]
+                yield from texts(store, tokenizer, part)
+                shown.update(len(part))
+
+    with TemporaryDirectory(dir=folder, prefix=".bm25.") as temporary:
+        count = build(decoded(), Path(temporary), settings.bm25_k1, settings.bm25_b)
+        for name in FILES:
+            (Path(temporary) / name).replace(folder / name)
+    write_manifest(
+        options.output,
+        kind="index",
+        stage=STAGE,
+        files=[folder / name for name in FILES],
+        inputs=[options.database, options.tokenizer, *options.tokens, *options.chunks],
+        settings={
+            **options.settings,
+            "factory": f"BM25 (k1 {settings.bm25_k1}, b {settings.bm25_b})",
+            "why": "named in the config",
+            "exact": True,
+            "bm25s": metadata.version("bm25s"),
+        },
+        counts={"vectors": len(database), "words": count},
+    )
+    size = sum((folder / name).stat().st_size for name in FILES) / 1e6
+    print(f"{folder}: BM25, {len(database)} chunks, {count} different words, {size:.1f} MB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,159 @@
+"""Where a chunk's neighbours come from: dense, BM25, or a control, behind one call.
+
+Every retriever answers `find(positions, k, advance)` for positions in a split with ids int64 and scores
+float64 [n, k]. What it answers for a position depends on nothing else that is asked: blocks, shards and
+threads do not matter.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from retro.artifacts import Manifest, read_manifest
+from retro.corpus.tokenizers import Tokenizer
+from retro.database.store import ChunkStore
+from retro.errors import UserError
+from retro.retrieval.approximate import ApproximateSearch, open_index
+from retro.retrieval.bm25 import FILES, Bm25Search
+from retro.retrieval.controls import both, draw, others
+from retro.retrieval.exact import ExactSearch
+from retro.retrieval.exclusion import Exclusion
+from retro.retrieval.settings import IndexSettings
+from retro.retrieval.vectors import Vectors
+
+BM25_INDEX = FILES[0]
+Advance = Callable[[int], object] | None
+Found = tuple[np.ndarray, np.ndarray]
+
+
+class Retriever(Protocol):
+    """`about` says in the manifest what recall of its neighbours means; None: compare with exact search.
+    `complete`: nothing is missed, recall is 1 by construction.
+    """
+
+    about: str | None
+    complete: bool
+    fallen_back: int  # queries searched exactly because the index gave too few
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found: ...
+
+
+class Dense:
+    """The nearest vectors, by a faiss index or exactly."""
+
+    def __init__(
+        self, search: ExactSearch | ApproximateSearch, vectors: Vectors, exclusion: Exclusion, rows: np.ndarray
+    ):
+        """`rows`: global row of each position of the split."""
+        self.search, self.vectors, self.exclusion, self.rows = search, vectors, exclusion, rows
+        self.complete = isinstance(search, ExactSearch)
+        self.about = "exact search: 1 by construction" if self.complete else None
+
+    @property
+    def fallen_back(self) -> int:
+        return getattr(self.search, "fallen_back", 0)
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found:
+        here = self.rows[positions]
+        return self.search.search(self.vectors.read(here), k, self.exclusion.of(here), advance)
+
+
+class Shuffled:
+    """The nearest neighbours of another chunk of the split, without those either chunk may not have.
+
+    The scores stored are those with the chunk itself, not with the other.
+    """
+
+    about, complete = "a control: neighbours of another chunk", False
+
+    def __init__(self, dense: Dense, exact: ExactSearch, seed: int):
+        self.dense, self.exact = dense, exact
+        self.other = others(len(dense.rows), seed)
+
+    @property
+    def fallen_back(self) -> int:
+        return self.dense.fallen_back
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found:
+        dense = self.dense
+        here, there = dense.rows[positions], dense.rows[self.other[positions]]
+        barred = both(dense.exclusion.of(here), dense.exclusion.of(there))
+        ids, _ = dense.search.search(dense.vectors.read(there), k, barred, advance)
+        return ids, self.exact.score(dense.vectors.read(here), ids)
+
+
+class Random:
+    """Admissible chunks drawn evenly, in the order drawn, with their scores."""
+
+    about, complete = "a control: random chunks", False
+    fallen_back = 0
+
+    def __init__(self, exact: ExactSearch, vectors: Vectors, exclusion: Exclusion, rows: np.ndarray, seed: int):
+        self.exact, self.vectors, self.exclusion, self.rows, self.seed = exact, vectors, exclusion, rows, seed
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found:
+        here = self.rows[positions]
+        ids = draw(positions, self.exclusion.of(here), len(self.exact.database), k, self.seed)
+        if advance:
+            advance(len(positions))
+        return ids, self.exact.score(self.vectors.read(here), ids)
+
+
+class Lexical:
+    """The highest BM25 scores."""
+
+    about, complete = "exact BM25: 1 by construction", True
+    fallen_back = 0
+
+    def __init__(
+        self, search: Bm25Search, store: ChunkStore, tokenizer: Tokenizer, exclusion: Exclusion, rows: np.ndarray
+    ):
+        self.search, self.store, self.tokenizer = search, store, tokenizer
+        self.exclusion, self.rows = exclusion, rows
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found:
+        here = self.rows[positions]
+        return self.search.search(texts(self.store, self.tokenizer, here), k, self.exclusion.of(here), advance)
+
+
+def open_retriever(
+    name: str,
+    *,
+    rows: np.ndarray,
+    index: Manifest,
+    settings: IndexSettings,
+    exclusion: Exclusion,
+    exact: ExactSearch,
+    words: tuple[ChunkStore, Tokenizer] | None,
+    seed: int,
+    threads: int,
+) -> Retriever:
+    """The retriever of that name, for a split's `rows`; `index` is faiss's, or BM25's. `words` is needed for
+    bm25 alone. Raises `UserError` if the index is of another kind.
+    """
+    lexical = BM25_INDEX in index.facts["files"]
+    if lexical != (name == "bm25"):
+        raise UserError(f"{index.path}: not an index for retriever {name}. Run snakemake: it makes the one needed.")
+    if lexical:
+        return Lexical(Bm25Search(index.folder, threads), *words, exclusion, rows)
+    search, vectors = exact, exact.vectors
+    if name == "random":
+        return Random(exact, vectors, exclusion, rows, seed)
+    if not index.settings["exact"]:
+        search = ApproximateSearch(open_index(index.file("index.faiss"), settings), exact, settings)
+    dense = Dense(search, vectors, exclusion, rows)
+    return Shuffled(dense, exact, seed) if name == "shuffled" else dense
+
+
+def texts(store: ChunkStore, tokenizer: Tokenizer, rows: np.ndarray) -> list[str]:
+    """The text of each of the chunks at global `rows`."""
+    tokens, mask = store.tokens(rows)
+    return [tokenizer.decode(ids[real]) for ids, real in zip(tokens, mask, strict=True)]
+
+
+def open_store(tokens: list[Path], chunks: list[Path], tokenizer: Tokenizer) -> ChunkStore:
+    """The chunks of all sources, by the manifests of their tokens and chunk tables."""
+    length = read_manifest(chunks[0], "chunks").settings["chunk_length"]
+    return ChunkStore([path.parent.name for path in tokens], tokens, chunks, length, tokenizer.pad_id)

@@ -1,0 +1,166 @@
+"""Alternative retrievals of the dataset, for evaluation: other retrievers, encoders, indexes, exclusions.
+
+in     {D}/database, {D}/tokens, {D}/chunks, {D}/embeddings
+steps  what the overrides of a retrieval change: embed, index or bm25; then the neighbours of a split
+out    {D}/retrievals/<name>/neighbours/<split>, and beside it what was made for it
+"""
+
+
+rule words:
+    """Building the BM25 index over the database."""
+    input:
+        database=rules.assemble.output.manifest,
+        tokenizer=rules.train_tokenizer.output.manifest,
+        tokens=expand(rules.tokenize.output.manifest, source=SOURCES),
+        chunks=rules.assemble.input.chunks,
+        arrays=arrays(
+            rules.assemble.output.rows, rules.assemble.input.arrays, expand(rules.tokenize.output.bin, source=SOURCES)
+        ),
+    output:
+        files=[f"{D}/bm25/{name}" for name in BM25_FILES],
+        manifest=f"{D}/bm25/manifest.json",
+    log:
+        f"{D}/logs/bm25.log",
+    benchmark:
+        f"{D}/benchmarks/bm25.jsonl"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime="24h",
+    params:
+        code=code("retro.retrieval.bm25_index"),
+        settings=section(index=RETRIEVALS.built("", "bm25")),
+    shell:
+        "python -m retro.retrieval.bm25_index"
+        " --settings {params.settings:q}"
+        " --database {input.database:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
+        " --chunks {input.chunks:q}"
+        " --output {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+use rule words as retrieval_words with:
+    output:
+        files=[f"{D}/retrievals/{{retrieval}}/bm25/{name}" for name in BM25_FILES],
+        manifest=f"{D}/retrievals/{{retrieval}}/bm25/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/bm25.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/bm25.jsonl"
+    params:
+        code=code("retro.retrieval.bm25_index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "bm25")),
+
+
+use rule embed as retrieval_embed with:
+    input:
+        tokenizer=rules.embed.input.tokenizer,
+        tokens=rules.embed.input.tokens,
+        chunks=rules.embed.input.chunks,
+        arrays=rules.embed.input.arrays,
+        shards=[],
+    output:
+        embeddings=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/embeddings.npy",
+        manifest=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/embed/{{source}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/embed/{{source}}.jsonl"
+    params:
+        code=code("retro.database.embed"),
+        settings=lambda wildcards: section(
+            encoder=RETRIEVALS.facts[wildcards.retrieval]["encoder"], chunk_length=DATASET.chunk_length
+        ),
+        blocks=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/blocks",
+
+
+use rule index as retrieval_index with:
+    input:
+        database=rules.assemble.output.manifest,
+        embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
+        arrays=lambda wildcards: arrays(
+            rules.assemble.output.rows, embeddings_of(wildcards.retrieval, "embeddings.npy")
+        ),
+        trained=[],
+        shards=[],
+    output:
+        index=f"{D}/retrievals/{{retrieval}}/index/index.faiss",
+        manifest=f"{D}/retrievals/{{retrieval}}/index/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/index.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/index.jsonl"
+    params:
+        code=code("retro.retrieval.index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "index"), seed=DATASET.seed),
+
+
+use rule neighbours as retrieval_neighbours with:
+    input:
+        database=rules.assemble.output.manifest,
+        chunks=rules.assemble.input.chunks,
+        embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
+        index=lambda wildcards: RETRIEVALS.searched(wildcards.retrieval)[0],
+        tokenizer=lambda wildcards: RETRIEVALS.words(SOURCES, wildcards.retrieval)[:1],
+        tokens=lambda wildcards: RETRIEVALS.words(SOURCES, wildcards.retrieval)[1:],
+        arrays=lambda wildcards: arrays(
+            RETRIEVALS.searched(wildcards.retrieval)[1:],
+            embeddings_of(wildcards.retrieval, "embeddings.npy"),
+            rules.assemble.output.rows,
+            rules.assemble.input.arrays,
+        ),
+        shards=[],
+    output:
+        ids=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/ids.npy",
+        scores=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/scores.npy",
+        manifest=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/manifest.json",
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/neighbours/{{split}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/neighbours/{{split}}.jsonl"
+    params:
+        code=code("retro.retrieval.neighbours"),
+        settings=lambda wildcards: section(**RETRIEVALS.searching(wildcards.retrieval), seed=DATASET.seed),
+
+
+rule retrievals:
+    """The neighbours of the evaluated splits by every retrieval of the config."""
+    input:
+        retrieved(),
+
+
+rule indexes:
+    """Drawing what the indexes of the config's retrievals find, and at what cost."""
+    input:
+        config=rules.record.output.config,
+        neighbours=[f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in DENSE],
+        indexes=[RETRIEVALS.searched(name)[0] for name in DENSE],
+        arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in DENSE]),
+    output:
+        csv=f"{D}/figures/indexes.csv",
+        svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
+        png=f"{D}/figures/indexes.png",
+    log:
+        f"{D}/logs/indexes.log",
+    benchmark:
+        f"{D}/benchmarks/indexes.jsonl"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime="4h",
+    params:
+        code=code("retro.report.indexes"),
+        names=DENSE,
+        split=CONFIG.evaluate.splits[0],
+        folder=lambda wildcards, output: os.path.dirname(output.svg),
+    shell:
+        "python -m retro.report.indexes"
+        " --config {input.config:q}"
+        " --names {params.names:q}"
+        " --neighbours {input.neighbours:q}"
+        " --indexes {input.indexes:q}"
+        " --split {params.split}"
+        " --output-folder {params.folder:q}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,148 @@
+"""Overlap lengths are those of brute force, planted passages are found, and filtering adds up."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retro.artifacts import read_manifest, write_text
+from retro.evaluation.overlaps import common_run, ratio
+from retro.report.leakage import first, sentence
+from tests.evaluation.built import measure, stage, summarise
+
+
+def brute(chunk, neighbours):
+    """The longest run that a chunk shares with one of its neighbours, by trying all."""
+    best = 0
+    for neighbour in neighbours:
+        for start in range(len(chunk)):
+            for stop in range(start + best + 1, len(chunk) + 1):
+                run = chunk[start:stop]
+                if any(neighbour[at : at + len(run)] == run for at in range(len(neighbour) - len(run) + 1)):
+                    best = len(run)
+    return best
+
+
+def padded(lists, width):
+    tokens, real = np.zeros((len(lists), width), np.int64), np.zeros((len(lists), width), bool)
+    for row, tokens_of in enumerate(lists):
+        tokens[row, : len(tokens_of)], real[row, : len(tokens_of)] = tokens_of, True
+    return tokens, real
+
+
+small = st.lists(st.integers(0, 2), max_size=7)
+wide = st.lists(st.integers(0, 2), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(small, st.tuples(wide, wide, wide)), min_size=1, max_size=5))
+def test_runs_equal_brute_force(cases):
+    chunks, real = padded([chunk for chunk, _ in cases], 7)
+    near = [padded(neighbours, 12) for _, neighbours in cases]
+    found = common_run(chunks, real, np.stack([n for n, _ in near]), np.stack([s for _, s in near]))
+    assert found.tolist() == [brute(chunk, neighbours) for chunk, neighbours in cases]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_planted_run_is_found_whole(data):
+    m, r = 16, 32
+    length = data.draw(st.integers(0, m))
+    at, to = data.draw(st.integers(0, m - length)), data.draw(st.integers(0, r - length))
+    chunk, neighbours = np.arange(m), 100 + np.arange(2 * r).reshape(2, r)
+    neighbours[1, to : to + length] = chunk[at : at + length]
+    everything = np.ones((1, 2, r), bool)
+    assert common_run(chunk[None], np.ones((1, m), bool), neighbours[None], everything).tolist() == [length]
+
+
+def test_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(3)
+    chunks, near = rng.integers(0, 4, (20, 16)), rng.integers(0, 4, (20, 3, 32))
+    real, seen = rng.random(chunks.shape) < 0.9, rng.random(near.shape) < 0.9
+    whole = common_run(chunks, real, near, seen)
+    monkeypatch.setattr("retro.evaluation.overlaps.CELLS", 1)
+    assert np.array_equal(common_run(chunks, real, near, seen), whole)
+
+
+@pytest.fixture(scope="module")
+def overlap(dataset):
+    output = dataset.folder / "overlap/test/manifest.json"
+    given = ("--config", dataset.path, "--settings", json.dumps({"nearest": 10, "shown": 2, "retrieved_chunks": 2}))
+    stage("retro.evaluation.leakage", *given, "--split", "test", "--output", output)
+    return read_manifest(output, "overlap")
+
+
+@pytest.fixture(scope="module")
+def table(dataset, overlap):
+    losses = measure(dataset)
+    tables = summarise(dataset, losses)
+    runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
+    output = dataset.folder / "leakage.csv"
+    given = ("--config", dataset.path, "--losses", *losses.values(), "--overlap", overlap.path)
+    more = ("--runs", json.dumps(runs), "--settings", '{"bootstrap": 100, "bootstrap_unit": "group"}')
+    stage("retro.evaluation.filtered", *given, *more, "--output", output)
+    return read(output), read(tables[0])
+
+
+def read(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_each_overlap_is_with_its_own_text(dataset, overlap):
+    """Against brute force, on the real neighbours: the shown ones, and the nearest of the training chunks."""
+    rows, store = dataset.rows("test"), dataset.store
+    vectors = [dataset.manifest(f"embeddings/{s}/manifest.json").array("embeddings.npy") for s in dataset.sources]
+    vectors, train = np.concatenate(vectors).astype(np.float64), dataset.rows("train")
+    shown = dataset.neighbour_rows(np.array(dataset.neighbour_ids("test"))[:, :2])
+    for position in range(0, len(rows), 11):
+        tokens, real = store.tokens(rows[position])
+        scores = vectors[train] @ vectors[rows[position]]
+        near = train[np.lexsort((train, -np.round(scores, 12)))[:10]]
+        for name, neighbours in (("training", near), ("shown", shown[position])):
+            texts, seen = store.retrieved(neighbours, 2)
+            lists = [text[mask].tolist() for text, mask in zip(texts, seen, strict=True)]
+            assert overlap.array(f"{name}.npy")[position] == brute(tokens[real].tolist(), lists), name
+
+
+def test_an_open_book_overlaps_where_training_data_does_not(overlap):
+    assert overlap.counts["mean_ratio_shown"] != overlap.counts["mean_ratio_training"]
+
+
+def test_all_chunks_give_the_unfiltered_figure(table):
+    rows, summary = table
+    for row in rows:
+        if row["kind"] == "up to" and float(row["alpha"]) == 1:
+            whole = next(s for s in summary if s["retrieval"] == row["retrieval"] and s["source"] == "all")
+            assert row["bits_per_byte"] == whole["bits_per_byte"] and row["bytes"] == whole["bytes"]
+
+
+def test_buckets_add_up_and_curves_grow(table):
+    rows = [row for row in table[0] if row["retrieval"] == "on"]
+    for overlap in ("training", "shown"):
+        mine = [row for row in rows if row["overlap"] == overlap]
+        counts = [int(row["chunks"]) for row in mine if row["kind"] == "up to"]
+        assert counts == sorted(counts)
+        assert sum(int(row["chunks"]) for row in mine if row["kind"] == "bucket") == counts[-1]
+
+
+def test_the_section_is_drawn_and_says_what_remains(dataset, table, tmp_path):
+    part = tmp_path / "parts/leakage.html"
+    given = ("--table", dataset.folder / "leakage.csv", "--output-folder", tmp_path / "figures", "--part", part)
+    stage("retro.report.leakage", *given)
+    assert (tmp_path / "figures/leakage.png").stat().st_size > 0
+    assert "figure-leakage" in part.read_text() and "retrieval changes bits per byte" in part.read_text()
+
+
+def test_without_a_twin_the_section_says_nothing(tmp_path):
+    assert sentence(first([])) == ""
+    write_text(tmp_path / "leakage.csv", "run,twin,retrieval,split,overlap,kind\n")
+    given = ("--table", tmp_path / "leakage.csv", "--output-folder", tmp_path, "--part", tmp_path / "leakage.html")
+    stage("retro.report.leakage", *given)
+
+
+def test_ratio_is_of_the_chunks_own_tokens():
+    assert ratio(np.array([4, 4]), np.array([8, 4])).tolist() == [0.5, 1.0]

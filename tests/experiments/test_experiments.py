@@ -1,0 +1,153 @@
+"""Experiments: which conditions they need, smaller databases, and tables of what was measured."""
+
+import csv
+import io
+import json
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retro.artifacts import read_manifest
+from retro.config import load
+from retro.errors import UserError
+from retro.evaluation.conditions import Condition
+from retro.experiments.catalogue import CATALOGUE
+from retro.experiments.plan import conditions, fraction_name, fraction_of
+from retro.experiments.settings import ExperimentSettings
+from retro.report.parts import read_parts
+from retro.retrieval.subsample import first_kept, kept
+from tests.evaluation.built import build_dataset, measure, stage, write_run
+
+
+def test_every_condition_of_every_experiment_has_a_name():
+    for name in CATALOGUE:
+        for condition in conditions(name, ExperimentSettings(), ["bm25"], 2):
+            assert Condition.parse(condition).name == condition
+
+
+def test_the_number_trained_with_and_none_are_not_measured_twice():
+    assert conditions("neighbours", ExperimentSettings(), [], 2) == ["on+k1", "on+k5", "on+k10", "on+k20"]
+
+
+def test_names_of_fractions_are_read_back():
+    assert fraction_of(fraction_name(0.05, 2)) == (0.05, 2) and fraction_of("bm25") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 99), st.floats(0.05, 0.95), st.integers(1, 5))
+def test_sub_sampled_hits_are_those_of_the_smaller_database(seed, share, saved):
+    """With every chunk a candidate, the neighbours are what an index of only the kept chunks finds."""
+    rng = np.random.default_rng(seed)
+    database, queries = rng.normal(size=(40, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    scores = queries @ database.T
+    order = np.argsort(-scores, axis=1, kind="stable")
+    found, near = first_kept(order, np.take_along_axis(scores, order, 1), share, seed, saved)
+    there = np.flatnonzero(kept(np.arange(40), share, seed))
+    small = faiss.IndexFlatIP(8)
+    small.add(database[there])
+    _, ids = small.search(queries, saved)
+    assert np.array_equal(found, np.where(ids >= 0, there[ids] if len(there) else -1, -1))
+    assert (np.isneginf(near) == (found < 0)).all()
+
+
+def test_smaller_shares_are_parts_of_larger_ones():
+    ids = np.arange(20_000)
+    small, large = kept(ids, 0.1, 1), kept(ids, 0.3, 1)
+    assert not (small & ~large).any() and abs(small.mean() - 0.1) < 0.01 and abs(large.mean() - 0.3) < 0.01
+    assert not np.array_equal(small, kept(ids, 0.1, 2)) and not kept(np.array([-1]), 1.0, 1).any()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    dataset = build_dataset(tmp_path_factory.mktemp("experiments") / "words")
+    models = [write_run(dataset, name) for name in ("gpt-s1", "retro-s1")]
+    return dataset, models, measure(dataset)
+
+
+def subsampled(dataset, share, saved=4):
+    output = dataset.folder / f"fractions/database-{share}-s1/test/manifest.json"
+    given = ("--candidates", dataset.folder / "neighbours/test/manifest.json", "--output", output)
+    stage("retro.retrieval.subsample", "--settings", json.dumps({"share": share, "seed": 1, "saved": saved}), *given)
+    return output
+
+
+def table_of(made, name, *losses):
+    dataset, models, usual = made
+    folder = dataset.folder / "experiments"
+    runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
+    given = ("--config", dataset.path, "--runs", json.dumps(runs), "--settings", '{"bootstrap": 100}')
+    tables = ("--summary", folder / name / "summary.csv", "--comparison", folder / name / "comparison.csv")
+    stage("retro.evaluation.summarise", *given, "--losses", *usual.values(), *losses, *tables)
+    metrics = [path.parent / "metrics.jsonl" for path in models]
+    known = ("--config", dataset.path, "--models", *models, "--metrics", *metrics, "--comparison", tables[-1])
+    near = ("--neighbours", dataset.folder / "neighbours/test/manifest.json")
+    stage("retro.experiments.draw", "--name", name, *known, *near, "--output", folder / f"{name}.csv")
+    for kind in ("svg", "png"):
+        assert (folder / f"{name}.{kind}").stat().st_size > 0
+    return list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text())))
+
+
+def losses_of(made, condition, *more):
+    dataset, models, _ = made
+    output = models[1].parent / f"evaluation/test/{condition}/manifest.json"
+    given = ("--config", dataset.path, "--model", models[1], "--settings", "{}", "--split", "test")
+    stage("retro.evaluation.losses", *given, "--mode", condition, *more, "--output", output)
+    return output
+
+
+def test_more_neighbours_is_a_line_from_off_to_all(made):
+    rows = table_of(made, "neighbours", losses_of(made, "on+k1"), losses_of(made, "on+k4"))
+    assert [float(row["x"]) for row in rows] == [0, 1, 2, 4]
+    assert [row["retrieval"] for row in rows] == ["off", "on+k1", "on", "on+k4"]
+    assert len({row["bits_per_byte"] for row in rows}) == 4
+
+
+def test_a_smaller_database_is_measured_and_the_whole_one_ends_the_line(made):
+    path = subsampled(made[0], 0.5)
+    assert read_manifest(path).counts["holes"] > 0
+    rows = table_of(made, "database", losses_of(made, "database-0.5-s1", "--neighbours", path))
+    assert [float(row["x"]) for row in rows] == [0.5, 1.0]
+
+
+def test_controls_are_compared_with_retrieval_off(made):
+    extra = [losses_of(made, name) for name in ("on+neighbour", "on+continuation", "shuffled")]
+    rows = table_of(made, "controls", *extra)
+    assert [row["retrieval"] for row in rows] == ["on", "on+neighbour", "on+continuation", "shuffled", "random"]
+    assert all(row["off_percent"] for row in rows)
+
+
+@pytest.mark.parametrize(("name", "count"), [("seeds", 2), ("retrievers", 1), ("architecture", 1), ("cost", 2)])
+def test_what_needs_no_other_losses(made, name, count):
+    assert len(table_of(made, name)) == count
+
+
+def test_the_section_shows_each_experiment_and_a_page_takes_it(made):
+    folder = made[0].folder
+    for name in ("seeds", "cost"):
+        table_of(made, name)
+    tables = [folder / f"experiments/{name}.csv" for name in ("seeds", "cost")]
+    stage("retro.experiments.part", "--tables", *tables, "--output", folder / "parts/experiments.html")
+    parts = {part.name: part for part in read_parts([folder / "parts/experiments.html"])}
+    assert parts["experiments"].html.count("<figcaption>") == 2
+    assert parts["leakage"].html == "" and parts["leakage"].target == "snakemake leakage"
+
+
+def test_a_part_that_the_report_does_not_know_is_refused(tmp_path):
+    (tmp_path / "other.html").write_text("<p>")
+    with pytest.raises(UserError, match="other"):
+        read_parts([tmp_path / "other.html"])
+
+
+def test_too_few_candidates_are_refused(made):
+    with pytest.raises(UserError, match=r"experiments\.candidates"):
+        subsampled(made[0], 0.5, saved=50)
+
+
+def test_the_experiments_config_shares_the_default_runs():
+    ours, default = load("config/experiments.yaml"), load("config/config.yaml")
+    assert ours.dataset == default.dataset and len(ours.seeds) >= 2
+    mine = ours.expanded()
+    assert all(mine[name] == run for name, run in default.expanded().items())

@@ -1,0 +1,145 @@
+"""Exported folders: transformers loads them, and they compute what ours do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retro.artifacts import write_manifest
+from retro.corpus.tokenizers import Tokenizer
+from retro.errors import UserError
+from retro.interop.huggingface import export
+from retro.model.build import build_model
+from retro.model.settings import ModelSettings
+from tests.model.shapes import shake
+from tests.training.toy import EOD, VOCAB, write_tokenizer
+
+LENGTHS = {"vocab_size": VOCAB, "seq_length": 24, "chunk_length": 4, "retrieved_length": 8}
+SHAPE = {"layers": 3, "width": 16, "heads": 2, "cca_layers": (1, 3), "encoder_width": 8}
+LAYERNORM = {"norm": "layernorm", "bias": True, "positions": "learned", "encoder_positions": "rope"}
+STOCK = {
+    "ArceeForCausalLM": {},
+    "LlamaForCausalLM": {"activation": "swiglu", "ffn": 24, "kv_heads": 1, "tied": False, "bias": True},
+    "GPT2LMHeadModel": LAYERNORM | {"activation": "gelu_tanh"},
+    "GPTNeoXForCausalLM": {"norm": "layernorm", "bias": True, "rope_fraction": 0.5, "tied": False},
+}
+
+
+def make(folder, architecture, **fields):
+    """A run's folder with a shaken model, and that model."""
+    settings = ModelSettings(**SHAPE, **fields)
+    model = build_model(settings, architecture=architecture, seed=1, **LENGTHS)
+    shake(model, 1)
+    run = folder / "runs" / "run"
+    run.mkdir(parents=True)
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, run / "model.safetensors")
+    facts = {"architecture": architecture, "model": settings.model_dump(mode="json")}
+    write_manifest(
+        run / "model.json",
+        kind="model",
+        stage="retro.training.train",
+        files=[run / "model.safetensors"],
+        settings={**facts, "recorded": {**LENGTHS, "eod_id": EOD, "pad_id": EOD}},
+    )
+    write_tokenizer(folder / "tokenizer")
+    return run, model.eval()
+
+
+def tokens(batch=2, count=22):
+    return torch.randint(VOCAB, (batch, count), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_gpt_is_a_stock_architecture_where_one_matches(name, tmp_path):
+    run, ours = make(tmp_path, "gpt", **STOCK[name])
+    export(run, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.py"))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__name__ == name
+    wanted = ours(tokens())
+    largest = wanted.abs().max().item()  # they round norms and rotations in another order than ours
+    torch.testing.assert_close(theirs(input_ids=tokens()).logits, wanted, atol=1e-5 * max(1.0, largest), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("retro", {}),
+        ("retro", {"flavour": "copy-ready"}),
+        ("retro", {"flavour": "megatron"}),
+        ("gpt", {"norm": "layernorm", "bias": False}),
+    ],
+)
+def test_every_other_model_brings_its_modules(architecture, fields, tmp_path):
+    run, ours = make(tmp_path, architecture, **fields)
+    export(run, tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    x = tokens()
+    torch.testing.assert_close(theirs(input_ids=x).logits, ours(x), atol=1e-6, rtol=0)
+    loss = theirs(input_ids=x, labels=x).loss
+    wanted = torch.nn.functional.cross_entropy(ours(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+    torch.testing.assert_close(loss, wanted)
+    if architecture == "retro":
+        neighbours = torch.randint(VOCAB, (2, 6, 2, 8), generator=torch.Generator().manual_seed(4))
+        mask = torch.arange(8) < torch.tensor([8, 5])[:, None]  # (k, r)
+        mask = mask.expand(2, 6, 2, 8)
+        got = theirs(input_ids=x, neighbours=neighbours, neighbour_mask=mask).logits
+        torch.testing.assert_close(got, ours(x, neighbours, mask), atol=1e-6, rtol=0)
+        none = torch.zeros(2, 6, 2, 8, dtype=torch.bool)
+        none[:, :2] = True
+        got = theirs(input_ids=x, neighbours=neighbours[:, :2]).logits  # the other chunks have none
+        torch.testing.assert_close(got, ours(x, neighbours, none), atol=1e-6, rtol=0)
+
+
+def test_it_writes_as_ours_does(tmp_path):
+    run, ours = make(tmp_path, "retro")
+    export(run, tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    written = theirs.generate(tokens(1, 5), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    expected = tokens(1, 5)
+    for _ in range(8):
+        expected = torch.cat([expected, ours(expected)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, expected)
+    with pytest.raises(ValueError, match="padding at the beginning"):
+        theirs(input_ids=tokens(), attention_mask=torch.arange(22).expand(2, 22) > 2)
+
+
+def test_the_tokenizer_is_ours(tmp_path):
+    run, _ = make(tmp_path, "retro")
+    export(run, tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    ours = Tokenizer.load(tmp_path / "tokenizer/manifest.json")
+    text = "Zürich lies at 408 m,\n\n  by a lake."
+    assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()
+    assert theirs.eos_token_id == EOD and theirs.decode(theirs(text)["input_ids"]) == text
+
+
+def test_the_folder_needs_nothing_of_this_project(tmp_path):
+    run, ours = make(tmp_path, "retro")
+    export(run, tmp_path / "out")
+    script = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('out', trust_remote_code=True).eval()\n"
+        "assert not any(name == 'retro' or name.startswith('retro.') for name in sys.modules), 'imports the project'\n"
+        "print(model(input_ids=torch.arange(22)[None]).logits.sum().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(ours(torch.arange(22)[None]).sum().item(), abs=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    run, _ = make(tmp_path, "retro")
+    with pytest.raises(UserError, match="no such tokenizer"):
+        export(run, tmp_path / "out", tmp_path / "none.json")
+    assert not (tmp_path / "out").exists()
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["auto_map"]
+    with pytest.raises(UserError, match="holds files already"):
+        export(run, tmp_path / "out")
+    assert not list(Path(tmp_path).rglob("*.tmp"))

@@ -1,0 +1,192 @@
+"""Other retrievers than the dense one: BM25 against its formula, and controls against their definitions."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from retro.artifacts import read_manifest
+from retro.errors import UserError
+from retro.retrieval.bm25 import FILES, Bm25Search, build, first, words
+from retro.retrieval.controls import draw, others
+from retro.retrieval.exclusion import Barred, Rule, read_keys
+from retro.retrieval.retrievers import open_store, texts
+from tests.database.stages import stage
+from tests.retrieval.test_neighbours import bytes_of, case_of
+
+K1, B = 1.2, 0.6
+
+
+@pytest.fixture(scope="module")
+def bm25(corpus, tmp_path_factory):
+    """The manifest of a BM25 index of the corpus."""
+    output = tmp_path_factory.mktemp("bm25") / "manifest.json"
+    index_bm25(corpus, output)
+    return output
+
+
+def index_bm25(corpus, output):
+    stage(
+        "retro.retrieval.bm25_index",
+        settings={"index": {"bm25_k1": K1, "bm25_b": B}},
+        database=corpus.manifest("database"),
+        tokenizer=corpus.manifest("tokenizer"),
+        tokens=corpus.manifests("tokens"),
+        chunks=corpus.manifests("chunks"),
+        output=output,
+    )
+
+
+def neighbours(corpus, output, retriever, index=None, split="train", saved=5, exclude=("document",), **more):
+    lexical = {"tokenizer": corpus.manifest("tokenizer"), "tokens": corpus.manifests("tokens")}
+    stage(
+        "retro.retrieval.neighbours",
+        settings={"retriever": retriever, "neighbours": {"saved": saved, "exclude": exclude}, "index": {}, "seed": 1},
+        split=split,
+        database=corpus.manifest("database"),
+        chunks=corpus.manifests("chunks"),
+        embeddings=corpus.manifests("embeddings"),
+        index=index or corpus.manifest("index"),
+        output=output,
+        **(lexical if retriever == "bm25" else {}),
+        **more,
+    )
+    return read_manifest(output, "neighbours")
+
+
+def all_texts(corpus, name):
+    """The text of each chunk listed in an array of the database's manifest."""
+    from retro.corpus.tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.load(corpus.manifest("tokenizer"))
+    store = open_store(corpus.manifests("tokens"), corpus.manifests("chunks"), tokenizer)
+    return texts(store, tokenizer, read_manifest(corpus.manifest("database")).array(name))
+
+
+def formula(query: str, documents: list[str]) -> np.ndarray:
+    """BM25 as Lucene computes it, without its constant factor k1 + 1, in float64."""
+    counts = [Counter(words(text)) for text in documents]
+    lengths = np.array([sum(count.values()) for count in counts])
+    scores = np.zeros(len(documents))
+    for word in words(query):
+        tf = np.array([count[word] for count in counts], float)
+        df = int((tf > 0).sum())
+        idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+        scores += idf * tf / (tf + K1 * (1 - B + B * lengths / lengths.mean()))
+    return scores
+
+
+def test_bm25_neighbours_are_those_of_the_formula(corpus, bm25, tmp_path):
+    """Ids differ from the formula's only between chunks whose scores are equal up to rounding."""
+    manifest = neighbours(corpus, tmp_path / "manifest.json", "bm25", bm25, split="test")
+    ids, allowed = manifest.array("ids.npy"), case_of(corpus, "test", ["document"]).admissible()
+    database, queries = all_texts(corpus, "database.npy"), all_texts(corpus, "test.npy")
+    for row, query in enumerate(queries):
+        scores = np.where(allowed[row], formula(query, database), -np.inf)
+        np.testing.assert_allclose(scores[ids[row]], np.sort(scores)[::-1][:5], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(manifest.array("scores.npy")[row], scores[ids[row]], rtol=1e-3)
+    assert manifest.counts["recall"]["5"] == 1 and "BM25" in manifest.settings["factory"]
+    assert manifest.counts["holes"] == 0
+
+
+def test_the_same_bm25_index_and_neighbours_are_made_again(corpus, bm25, tmp_path):
+    index_bm25(corpus, tmp_path / "again/manifest.json")
+    for name in (*FILES, "manifest.json"):
+        again = (tmp_path / "again" / name).read_bytes()
+        assert again == (bm25.parent / name).read_bytes() or name == "manifest.json"
+    one = neighbours(corpus, tmp_path / "one/manifest.json", "bm25", bm25)
+    two = neighbours(corpus, tmp_path / "two/manifest.json", "bm25", bm25, threads=2, block=17)
+    assert bytes_of(one.path) == bytes_of(two.path)
+
+
+def test_equal_scores_are_ordered_by_id_and_holes_only_left_where_nothing_is(tmp_path):
+    build(["a b", "b a", "c", "a b", "d"], tmp_path, K1, B)
+    search = Bm25Search(tmp_path)
+    nothing = Barred([])
+    assert search.search(["a b"], 5, nothing)[0].tolist() == [[0, 1, 3, 2, 4]]
+    assert search.search(["unheard of"], 3, nothing)[0].tolist() == [[0, 1, 2]]
+    rule = Rule(np.array([7, 7, 8, 9, 7], np.uint64))
+    ids, scores = search.search(["a b"], 3, Barred([(rule, rule.look_up(np.array([7], np.uint64)))]))
+    assert ids.tolist() == [[3, 2, -1]] and scores[0, 1] == 0 and scores[0, 2] == -np.inf
+
+
+def test_first_is_a_stable_sort():
+    random = np.random.default_rng(0)
+    for size in (1, 3, 50):
+        scores = random.integers(0, 4, size).astype(np.float32)
+        scores[random.random(size) < 0.3] = -np.inf
+        order = np.argsort(-scores, kind="stable")
+        wanted = order[scores[order] > -np.inf]
+        for k in (1, 2, 7, 60):
+            assert first(scores, k).tolist() == wanted[:k].tolist()
+
+
+def test_words_of_any_script():
+    assert words("The Ｃat's 2nd STRASSE, Straße!") == ["the", "cat", "s", "2nd", "strasse", "strasse"]
+    assert words("東京タワー") == ["東", "京", "タ", "ワ", "ー"]
+    assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert words(" … —") == []
+
+
+def test_random_neighbours_are_admissible_different_and_even(corpus, tmp_path):
+    manifest = neighbours(corpus, tmp_path / "a/manifest.json", "random", saved=20)
+    ids, case = manifest.array("ids.npy"), case_of(corpus, "train", ["document"])
+    assert case.admissible()[np.arange(len(ids))[:, None], ids].all()
+    assert all(len(set(row)) == 20 for row in ids.tolist())
+    expected = ids.size / len(case.vectors)
+    drawn = np.bincount(ids.reshape(-1), minlength=len(case.vectors))
+    assert ((drawn - expected) ** 2 / expected).sum() < 1.5 * len(case.vectors)  # chi-squared: its mean is N
+    wanted = np.take_along_axis(case.scores(), ids.astype(int), 1) / 2.0**50
+    assert (manifest.array("scores.npy") == wanted.astype(np.float16)).all()
+    assert manifest.counts["recall"] == {} and "control" in manifest.counts["recall_of"]
+    again = neighbours(corpus, tmp_path / "b/manifest.json", "random", saved=20, block=13)
+    assert bytes_of(again.path) == bytes_of(manifest.path)
+
+
+def test_random_neighbours_of_a_chunk_with_hardly_any_admissible():
+    keys = np.zeros(4000, np.uint64)
+    keys[[3, 70, 3999]] = [1, 2, 3]
+    rule = Rule(keys)
+    barred = Barred([(rule, rule.look_up(np.array([0, 9], np.uint64)))])
+    found = draw(np.arange(2), barred, len(keys), 5, seed=1)
+    assert sorted(found[0].tolist()) == [-1, -1, 3, 70, 3999] and found[0, 3:].tolist() == [-1, -1]
+    assert (found[1] >= 0).all()
+
+
+def test_shuffled_neighbours_are_those_of_another_chunk(corpus, tmp_path):
+    """Found by brute force for the other chunk, without what either may not have."""
+    manifest = neighbours(corpus, tmp_path / "a/manifest.json", "shuffled", exclude=("group",))
+    ids, case = manifest.array("ids.npy"), case_of(corpus, "train", ["document", "group"])
+    other = others(len(ids), 1)
+    allowed, scores = case.admissible() & case.admissible()[other], case.scores()[other]
+    for row in range(len(ids)):
+        places = np.flatnonzero(allowed[row])
+        assert ids[row].tolist() == sorted(places, key=lambda place: (-int(scores[row, place]), place))[:5]
+    again = neighbours(corpus, tmp_path / "b/manifest.json", "shuffled", exclude=("group",), threads=2, block=11)
+    assert bytes_of(again.path) == bytes_of(manifest.path)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 1000])
+def test_a_shuffle_has_no_fixed_point(count):
+    found = others(count, seed=5)
+    assert sorted(found.tolist()) == list(range(count)) and (found != np.arange(count)).all()
+
+
+def test_a_single_chunk_cannot_be_shuffled():
+    with pytest.raises(UserError, match="no other chunk"):
+        others(1, seed=5)
+
+
+def test_an_index_of_another_kind_is_refused(corpus, bm25, tmp_path):
+    with pytest.raises(UserError, match="not an index for retriever dense"):
+        neighbours(corpus, tmp_path / "manifest.json", "dense", bm25)
+
+
+def test_documents_are_excluded_whatever_the_retriever(corpus, bm25, tmp_path):
+    keys = read_keys("document", corpus.manifests("chunks"))
+    listed = read_manifest(corpus.manifest("database"))
+    database, rows = listed.array("database.npy"), listed.array("train.npy")
+    for name, index in {"bm25": bm25, "random": None, "shuffled": None}.items():
+        ids = neighbours(corpus, tmp_path / name / "manifest.json", name, index).array("ids.npy")
+        assert (keys[database][ids] != keys[rows][:, None]).all()

@@ -1,0 +1,97 @@
+"""One job, or three, or eight that share the work: the same bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from retro.artifacts import read_manifest
+from retro.database.shards import bounds, shard_name
+from retro.errors import UserError
+from tests.database.stages import stage
+
+COUNTS = (3, 8)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def in_shards(module: str, count: int, output: Path, suffix: str = ".json", more=None, **options) -> None:
+    """Run the shards of a stage, in whatever order, then the job that joins them."""
+    files = [output.parent / "shards" / f"{number}-of-{count}{suffix}" for number in range(count)]
+    for path in files[::-1]:
+        stage(module, **options, **(more or {}), shard=path.stem, output=path)
+    stage(module, **options, shards=files, output=output)
+    assert not list((output.parent / "shards").glob("*/*.npy")), "finished blocks are removed"
+
+
+def test_blocks_are_shared_out_without_gap_or_overlap():
+    for rows in (0, 1, 16, 100, 1000):
+        for shards in (1, 2, 3, 8, 50):
+            parts = [bounds(rows, 16, shard_name(f"{number}-of-{shards}")) for number in range(shards)]
+            assert sum(parts, []) == bounds(rows, 16)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_embeddings(corpus, tmp_path, count):
+    options = corpus.embed_options("main")
+    whole = options.pop("output").parent
+    del options["blocks"]
+    in_shards("retro.database.embed", count, tmp_path / "manifest.json", **options, block=8)
+    assert contents(tmp_path)["embeddings.npy"] == contents(whole)["embeddings.npy"]
+    assert (
+        read_manifest(tmp_path / "manifest.json").facts["settings"] == read_manifest(whole / "manifest.json").settings
+    )
+
+
+def index_options(corpus, name: str, **more) -> dict:
+    return {
+        "settings": {"index": {"factory": name, "nprobe": 2}, "seed": 1},
+        "database": corpus.manifest("database"),
+        "embeddings": corpus.manifests("embeddings"),
+        "block": 16,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["Flat", "IVF8,SQ8", "OPQ4_16,IVF4_HNSW4,PQ4x4", "IVF8,PQ8x4fs,RFlat", "HNSW8", "SQ8"])
+def test_indexes(corpus, tmp_path, name, count):
+    options = index_options(corpus, name)
+    stage("retro.retrieval.index", **options, output=tmp_path / "one/manifest.json")
+    trained = tmp_path / "many/shards/trained.faiss"
+    stage("retro.retrieval.index", **options, part="train", output=trained)
+    more = {"part": "add"}
+    options["trained"] = [trained]
+    in_shards("retro.retrieval.index", count, tmp_path / "many/manifest.json", ".faiss", more, **options)
+    one, many = contents(tmp_path / "one"), contents(tmp_path / "many")
+    assert one["index.faiss"] == many["index.faiss"] and one["manifest.json"] == many["manifest.json"]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["Flat", "IVF8,SQ8"])
+def test_neighbours(corpus, tmp_path, name, count):
+    options = index_options(corpus, name)
+    stage("retro.retrieval.index", **options, output=tmp_path / "index/manifest.json")
+    options |= {"split": "train", "chunks": corpus.manifests("chunks"), "index": tmp_path / "index/manifest.json"}
+    options["settings"]["neighbours"] = {"saved": 5}
+    stage("retro.retrieval.neighbours", **options, output=tmp_path / "one/manifest.json")
+    in_shards("retro.retrieval.neighbours", count, tmp_path / "many/manifest.json", **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+def test_a_lost_block_and_shards_of_different_inputs_are_named(corpus, tmp_path):
+    options = corpus.embed_options("main")
+    del options["blocks"], options["output"]
+    notes = [tmp_path / f"shards/{number}-of-2.json" for number in range(2)]
+    for path in notes:
+        stage("retro.database.embed", **options, block=8, shard=path.stem, output=path)
+    kept = notes[1].read_text(encoding="utf-8")
+    notes[1].write_text(kept.replace("numpy float32", "torch float16 cuda"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"1-of-2.json: made_from is .* cannot be joined"):
+        stage("retro.database.embed", **options, shards=notes, output=tmp_path / "manifest.json")
+    notes[1].write_text(kept, encoding="utf-8")
+    next((tmp_path / "shards/1-of-2").glob("*.npy")).unlink()
+    with pytest.raises(UserError, match=r"block of rows .* is missing. Delete .*1-of-2\.json"):
+        stage("retro.database.embed", **options, shards=notes, output=tmp_path / "manifest.json")
+    assert not (tmp_path / "manifest.json").exists()
