@@ -43,15 +43,13 @@ def hours(flops: float, speed: float) -> str:
     return f"{flops / speed / 3600:,.3g}" if speed else "-"
 
 
-def speeds(options: argparse.Namespace) -> dict[str, float]:
-    """Operations a second that are reached, on all CPU cores and on all GPUs."""
-    return {
-        "cpu": options.cores * options.core_gflops * 1e9,
-        "gpu": options.gpus * options.gpu_tflops * 1e12 * options.utilisation,
-    }
+def speeds(options: argparse.Namespace, work: str = "training") -> dict[str, float]:
+    """Operations a second that are reached at a kind of work, on all CPU cores and on all GPUs."""
+    each = options.gpu_search_tflops if work == "search" else options.gpu_tflops * options.utilisation
+    return {"cpu": options.cores * options.core_gflops * 1e9, "gpu": options.gpus * each * 1e12}
 
 
-def facts(plan: estimates.Plan, speed: dict[str, float]) -> dict:
+def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
     """Everything the table says, as numbers in bytes, operations and hours."""
     return {
         "counts": {**vars(plan.counts), "chunks": plan.counts.chunks, "padding_share": plan.padding},
@@ -60,7 +58,7 @@ def facts(plan: estimates.Plan, speed: dict[str, float]) -> dict:
         "memory_bytes": {**plan.memory, **{f"train/{model.name}": model.memory for model in plan.models}},
         "flops": plan.flops,
         "hours": {
-            name: {kind: flops / value / 3600 for kind, value in speed.items() if value}
+            name: {kind: flops / value / 3600 for kind, value in speeds(options, name).items() if value}
             for name, flops in plan.flops.items()
         },
         "models": [vars(model) for model in plan.models],
@@ -84,7 +82,7 @@ def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
                *([f"train {model.name}", size(model.memory)] for model in plan.models)]),
         "",
         table([["Work", "operations", "hours, CPU", "hours, GPU"],
-               *([name, f"{flops:.3g}", hours(flops, speed["cpu"]), hours(flops, speed["gpu"])]
+               *([name, f"{flops:.3g}", *(hours(flops, each) for each in speeds(options, name).values())]
                  for name, flops in plan.flops.items())]),
         "",
         table([["Run", "parameters", "operations a token", "tokens", "hours, CPU", "hours, GPU"],
@@ -93,7 +91,7 @@ def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
                   hours(each.flops_per_token * each.tokens, speed["gpu"])] for each in plan.models)]),
         "",
         f"CPU: {options.cores} cores x {options.core_gflops:g} GFLOP/s. GPU: {options.gpus} x {options.gpu_tflops:g} "
-        f"TFLOP/s x {options.utilisation:g} reached.",
+        f"TFLOP/s x {options.utilisation:g} reached, in search {options.gpu_search_tflops:g} TFLOP/s each.",
         "Memory of training: one process that holds the whole model and one micro batch.",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -136,6 +134,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=8, help="GPUs")
     parser.add_argument("--gpu-tflops", type=float, default=989, help="peak TFLOP/s of a GPU (H100, bf16, dense)")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.add_argument(
+        "--gpu-search-tflops",
+        type=float,
+        default=1.3,
+        help="TFLOP/s, or look-ups, a GPU reaches in search (memory-bound)",
+    )
     parser.add_argument("--json", action="store_true", help="numbers as JSON")
     parser.add_argument("--check", action="store_true", help="compare with the finished run of the config")
     return parser
@@ -147,7 +151,7 @@ def main() -> None:
     plan = estimates.make(settings, count(settings, options))
     rows = compare(plan, Path(settings.results) / settings.dataset.name) if options.check else []
     if options.json:
-        print(json.dumps({**facts(plan, speeds(options)), **({"check": rows} if rows else {})}, indent=1))
+        print(json.dumps({**facts(plan, options), **({"check": rows} if rows else {})}, indent=1))
         return
     print(text(plan, options))
     if rows:
