@@ -100,9 +100,7 @@ def test_preemption_and_time_limits_cost_nothing_but_time(ran, tmp_path):
     assert project.results(WEIGHTS).read_bytes() == calm.results(WEIGHTS).read_bytes()
     states = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True, text=True).stdout.split()
     assert "TIMEOUT" in states
-    tell(
-        f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights"
-    )
+    tell(f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights")
 
 
 def test_two_nodes_give_the_loss_curve_of_one_process(ran, tmp_path):
