@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report archive test test-slurm test-container test-faults check bench bench-model bench-database image clean
+.PHONY: help run report archive test test-slurm test-faults check bench bench-model bench-database image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,9 +30,6 @@ archive: .venv/installed  ## everything another machine needs to make this run a
 
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, time out, are preempted; two-node training
 	@$(ACTIVE) python -m pytest tests/slurm
-
-test-container: .venv/installed-dev  ## an Apptainer image, built and used; the Dockerfile by a real builder
-	@$(ACTIVE) python -m pytest tests/container
 
 test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
 	@$(ACTIVE) python -m pytest tests/faults

@@ -37,7 +37,7 @@ def compared(experiment):
 rule candidates:
     """Finding many candidates for each {wildcards.split} chunk, once for all sizes of the database."""
     input:
-        **dict(rules.neighbours.input.items()),
+        **{name: files for name, files in rules.neighbours.input.items() if name != "shards"},
     output:
         ids=f"{D}/candidates/{{split}}/ids.npy",
         scores=f"{D}/candidates/{{split}}/scores.npy",
@@ -66,6 +66,7 @@ rule candidates:
         " --chunks {input.chunks:q}"
         " --embeddings {input.embeddings:q}"
         " --index {input.index:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

@@ -40,7 +40,7 @@ def test_a_failing_job_is_said_to_fail_and_where_its_log_is(ran, tmp_path):
         corpus.write("{not json\n")
     done = project.snakemake("all", "--jobs", "6", "--retries", "0")
     assert done.returncode != 0
-    assert "tiny.jsonl:52" in done.stdout, done.stdout[-4000:]
+    assert "tiny.jsonl, line 52" in done.stdout, done.stdout[-4000:]
     assert "slurm_logs" in done.stdout
     tell("a job that fails: exit status and message reach the user, with file and line of the bad record")
 
@@ -100,9 +100,7 @@ def test_preemption_and_time_limits_cost_nothing_but_time(ran, tmp_path):
     assert project.results(WEIGHTS).read_bytes() == calm.results(WEIGHTS).read_bytes()
     states = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True, text=True).stdout.split()
     assert "TIMEOUT" in states
-    tell(
-        f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights as undisturbed"
-    )
+    tell(f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights")
 
 
 def test_two_nodes_give_the_loss_curve_of_one_process(ran, tmp_path):
