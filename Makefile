@@ -28,7 +28,7 @@ test: .venv/installed-dev  ## the test-suite
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
 	@$(ACTIVE) python -m retro.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
 
-test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, time out, are preempted; two-node training
+test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm
 
 test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
