@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retro.training.parallel import Cut, chunk_sizes
+from retro.training.parts import Cut, chunk_sizes
 from retro.training.weights import read_tensors
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
