@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report archive test test-slurm test-container test-faults check bench bench-model bench-database image clean
+.PHONY: help run report archive test test-slurm test-faults check bench bench-model bench-database image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,11 +28,8 @@ test: .venv/installed-dev  ## the test-suite
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
 	@$(ACTIVE) python -m retro.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
 
-test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, time out, are preempted; two-node training
+test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm
-
-test-container: .venv/installed-dev  ## an Apptainer image, built and used; the Dockerfile by a real builder
-	@$(ACTIVE) python -m pytest tests/container
 
 test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
 	@$(ACTIVE) python -m pytest tests/faults

@@ -46,8 +46,8 @@ Everything to make this dataset, its models and its report again.
     make run CONFIG=config/archived.yaml     # sets up .venv from the locks in envs/, then text to report
     .venv/bin/python -m retro.archive check expected.json {folder}
 
-`expected.json` lists the sha256 of every artifact of the original run, with versions and thread counts; `made/` holds its
-report, recorded config and manifests. Made with Python {python} on {machine}, torch {torch}, faiss {faiss}.
+`expected.json` lists the sha256 of every artifact of the original run, with versions and thread counts; `made/` holds
+its report, recorded config and manifests. Made with Python {python} on {machine}, torch {torch}, faiss {faiss}.
 {missing}"""
 
 
@@ -186,8 +186,8 @@ def compare(path: Path, folder: Path) -> None:
     if bad:
         versions = json.dumps(next(iter(wanted["artifacts"].values()))["versions"])
         raise UserError(
-            f"{folder}: {bad} of {len(wanted['artifacts'])} artifacts differ. Weights are the same only with the same versions "
-            f"({versions}), thread counts and kind of processor ({wanted['machine']})."
+            f"{folder}: {bad} of {len(wanted['artifacts'])} artifacts differ. Weights are the same only with the same "
+            f"versions ({versions}), thread counts and kind of processor ({wanted['machine']})."
         )
     print(f"{folder}: all {len(wanted['artifacts'])} artifacts are the same.", file=sys.stderr)
 

@@ -5,6 +5,7 @@ so that a changed key reruns what read it and nothing else.
 """
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ class DatasetSettings(Settings):
     shards: int = Field(
         1,
         gt=0,
-        description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each "
-        "split) are divided into. What is made does not depend on it.",
+        description="Jobs that embedding (of each source), the index and the neighbours (of each split) are "
+        "divided into. What is made does not depend on it.",
     )
     duplicates: DuplicateSettings = Field(
         DuplicateSettings(),
@@ -85,8 +86,8 @@ class DatasetSettings(Settings):
                 f"dataset.tokenizer: {{type: gpt2, path: vocab.json, merges: merges.txt}}"
             )
         for name in self.sources:
-            if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name[0] in "._-":
-                raise ValueError(f"source name {name!r}: letters, digits and . _ - only")
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"source name {name!r}: letters, digits and . _ - only, a letter or digit first")
         return self
 
 
@@ -160,8 +161,8 @@ class Config(Settings):
                 twin = runs.get(run.twin)
                 if twin is None or twin.architecture != "gpt":
                     raise ValueError(f"run {name!r}: twin {run.twin!r} is not a gpt run of this config")
-            if not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
-                raise ValueError(f"run name {name!r}: letters, digits and . _ - only")
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"run name {name!r}: letters, digits and . _ - only, a letter or digit first")
             if run.freeze and (run.architecture != "retro" or run.start is None):
                 raise ValueError(f"run {name!r}: freeze: base is for a retro run that has `from`")
             seen, at = [name], run.start
@@ -312,5 +313,12 @@ def from_snakemake(given: dict[str, Any]) -> Config:
 def files_of(name: str, source: SourceSettings) -> list[str]:
     """The files a source is read from, in the order they are read."""
     if source.type == "megatron":
-        return [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
-    return [str(file.path) for file in files.find(source.path, name)[0]]
+        found = [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
+    else:
+        found = [str(file.path) for file in files.find(source.path, name)[0]]
+    for path in found:
+        if set(path) & set("{}"):
+            raise UserError(
+                f"source {name!r}: {path!r} has braces, which Snakemake reads as a pattern. Rename the file."
+            )
+    return found

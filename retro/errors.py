@@ -1,5 +1,6 @@
 """Errors a user can act on, and the frame every stage's `main` runs in."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ def run(main: Callable[[], None]) -> None:
             raise
         if isinstance(error, OSError) and error.filename is None and error.errno is None:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = ". Make room and run again: what was finished is kept." if full else ""
+        print(f"error: {error}{way_out}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)

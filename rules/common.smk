@@ -14,7 +14,7 @@ import retro.report
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
-from retro.experiments.plan import fraction_of
+from retro.experiments.plan import conditions, fraction_of
 from retro.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
 from retro.retrievals import Retrievals
@@ -43,6 +43,9 @@ FIGURES = ["loss", "bpb", "sections", "cost", "neighbours"]
 FIRST_RETRO = next((name for name, run in RUNS.items() if run["architecture"] == "retro" and run["twin"]), None)
 RETRIEVAL_NAMES = list(CONFIG.retrievals)
 RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
+
+EXPERIMENTS = CONFIG.experiments
+MEASURED = EXPERIMENTS.of or (FIRST_RETRO and FIRST_RETRO.removesuffix(f"-s{RUNS[FIRST_RETRO]['seed']}"))
 
 
 wildcard_constraints:
@@ -168,3 +171,18 @@ def parts():
     """Sections of the report that other stages write: leakage always, the others once they were made."""
     made = {path.as_posix() for path in Path(f"{D}/parts").glob("*.html")}
     return sorted(made | {f"{D}/parts/leakage.html"})
+
+
+def compared(experiment):
+    """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
+    if experiment not in ["neighbours", "database", "controls", "retrievers"]:
+        return losses()
+    runs = [f"{MEASURED}-s{seed}" for seed in CONFIG.seeds] if MEASURED else []
+    wanted = {*runs, *(RUNS[run]["twin"] for run in runs)}
+    usual = [path for path in losses() if path.removeprefix(f"{D}/runs/").partition("/")[0] in wanted]
+    return usual + [
+        f"{D}/runs/{run}/evaluation/{split}/{condition}/manifest.json"
+        for run in runs
+        for split in CONFIG.evaluate.splits[:1]
+        for condition in conditions(experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"])
+    ]

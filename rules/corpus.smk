@@ -5,11 +5,14 @@ steps  train_tokenizer, then tokenize, one job a source
 out    {D}/tokenizer, {D}/tokens/<source>
 """
 
+# Sources that the tokenizer is trained on: none where it is given, so that a new source changes nothing of the others.
+LEARNED_FROM = {name: each for name, each in READ.items() if each["train"] and DATASET.tokenizer.type == "bpe"}
+
 
 rule train_tokenizer:
-    """Training the tokenizer on the train split."""
+    """Training the tokenizer on the train split, or taking the given one."""
     input:
-        sources=[file for name in SOURCES if DATASET.sources[name].train for file in SOURCE_FILES[name]],
+        sources=[file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]],
         given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
     output:
         files=[f"{D}/tokenizer/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
@@ -25,7 +28,7 @@ rule train_tokenizer:
     params:
         code=code("retro.corpus.train_tokenizer"),
         settings=section(
-            sources={name: source for name, source in READ.items() if source["train"]},
+            sources=LEARNED_FROM,
             **{key: WHOLE[key] for key in ["tokenizer", "split", "seed", "on_error"]},
         ),
     shell:

@@ -5,11 +5,6 @@ steps  many candidates once, smaller databases from them; losses; comparison, ta
 out    {D}/experiments/<experiment>.csv, .svg, .png, {D}/parts/experiments.html
 """
 
-from retro.experiments.plan import conditions
-
-EXPERIMENTS = CONFIG.experiments
-MEASURED = EXPERIMENTS.of or (FIRST_RETRO and FIRST_RETRO.removesuffix(f"-s{RUNS[FIRST_RETRO]['seed']}"))
-
 
 wildcard_constraints:
     experiment="|".join(
@@ -19,25 +14,10 @@ wildcard_constraints:
     draw=r"\d+",
 
 
-def compared(experiment):
-    """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
-    if experiment not in ["neighbours", "database", "controls", "retrievers"]:
-        return losses()
-    runs = [f"{MEASURED}-s{seed}" for seed in CONFIG.seeds] if MEASURED else []
-    wanted = {*runs, *(RUNS[run]["twin"] for run in runs)}
-    usual = [path for path in losses() if path.removeprefix(f"{D}/runs/").partition("/")[0] in wanted]
-    return usual + [
-        f"{D}/runs/{run}/evaluation/{split}/{condition}/manifest.json"
-        for run in runs
-        for split in CONFIG.evaluate.splits[:1]
-        for condition in conditions(experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"])
-    ]
-
-
 rule candidates:
     """Finding many candidates for each {wildcards.split} chunk, once for all sizes of the database."""
     input:
-        **dict(rules.neighbours.input.items()),
+        **{name: files for name, files in rules.neighbours.input.items() if name != "shards"},
     output:
         ids=f"{D}/candidates/{{split}}/ids.npy",
         scores=f"{D}/candidates/{{split}}/scores.npy",
@@ -66,6 +46,7 @@ rule candidates:
         " --chunks {input.chunks:q}"
         " --embeddings {input.embeddings:q}"
         " --index {input.index:q}"
+        " --duplicates {input.duplicates:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

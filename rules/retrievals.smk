@@ -111,6 +111,7 @@ use rule neighbours as retrieval_neighbours with:
             rules.assemble.output.rows,
             rules.assemble.input.arrays,
         ),
+        duplicates=duplicates("exclude"),
         shards=[],
     output:
         ids=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/ids.npy",

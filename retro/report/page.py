@@ -14,6 +14,7 @@ from retro.report import story
 from retro.report.pages import render
 from retro.report.parts import read_parts
 from retro.report.read import ALL, LABELS, Row, read_csv, read_runs, where
+from retro.report.shares import by_split
 from retro.report.svg import inline_svg
 from retro.report.words import interval, percent
 
@@ -65,6 +66,7 @@ def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
         "recall": dict(sorted(manifest.counts.get("recall", {}).items(), key=lambda item: int(item[0]))),
         "recall_of": manifest.counts.get("recall_of"),
         "scores": manifest.counts.get("first_score_quantiles", {}),
+        "shares": by_split(dataset) if len(dataset.sources) > 1 else {},
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from retro.artifacts import read_manifest
 from retro.recorded import Dataset
 from retro.report import palette, style
+from retro.report.shares import shares
 
 PAIRS = 20_000
 BINS = 60
@@ -35,17 +36,6 @@ def random_scores(dataset: Dataset, split: str) -> np.ndarray | None:
     left = rows[rng.integers(len(rows), size=PAIRS)]
     right = dataset.database[rng.integers(len(dataset.database), size=PAIRS)]
     return np.einsum("nd,nd->n", vectors(left), vectors(right))
-
-
-def shares(dataset: Dataset, ids: np.ndarray) -> dict[str, float]:
-    """Share of neighbours that each source provides, largest first; `none found` for holes."""
-    rows = dataset.neighbour_rows(ids).reshape(-1)
-    real = rows[rows >= 0]
-    counts = np.bincount(dataset.store.source(real), minlength=len(dataset.sources))
-    found = {name: float(count) / len(rows) for name, count in zip(dataset.sources, counts, strict=True) if count}
-    if len(real) < len(rows):
-        found["none found"] = 1 - len(real) / len(rows)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> None:

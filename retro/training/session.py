@@ -15,7 +15,7 @@ from retro.training.blend import Blend
 from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.distribution import World
 from retro.training.metrics import Metrics
-from retro.training.parallel import Parts
+from retro.training.parts import Parts
 from retro.training.samples import Samples
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.training.validation import Validation

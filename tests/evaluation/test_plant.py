@@ -2,19 +2,22 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from retro.corpus.split import split_of
+from retro.database.tables import SPLITS
 from retro.evaluation.decoding import Sampler
 from retro.evaluation.plant import measure
 from retro.evaluation.writer import Writer
 from retro.training.batches import Batcher
-from tests.evaluation.built import LENGTH, M, build_dataset, make_model, stage, write_run
+from tests.evaluation.built import LENGTH, M, build_dataset, configure, make_model, stage, write_run
 
 DATA = Path(__file__).parents[2] / "data"
-NEW = "7,519,264 sq km"
+POINT, FACT = re.compile(r"highest point: [^\d\n]+ ([\d,]+) m\n"), "7,319"
 
 
 def pages(file: str, count: int) -> list[dict]:
@@ -40,29 +43,32 @@ def train(dataset, steps: int = 250) -> torch.nn.Module:
 
 
 def test_a_planted_fact_lowers_the_loss_of_its_continuation(tmp_path, capsys):
-    book = {"atlas": pages("factbook.jsonl.gz", 40), "atlas-old": pages("factbook_2015.jsonl.gz", 40)}
+    atlas, others = pages("factbook.jsonl.gz", 40), pages("factbook_2015.jsonl.gz", 40)
+    rules = configure(tmp_path / "rules").dataset
+    drawn = [split_of(each["group"], each["id"], True, rules.split, rules.seed) for each in atlas]
+    held = [each for each, split in zip(atlas, drawn, strict=True) if SPLITS[split] == "test"]
+    page = next(each for each in held if POINT.search(each["text"]))
+    book = {"atlas": atlas, "atlas-old": [each for each in others if each["group"] != page["group"]]}
+    at = POINT.search(page["text"]).start(1)
+    text = page["text"][:at] + FACT + page["text"][POINT.search(page["text"]).end(1) :]
+    assert all(FACT not in each["text"] for records in book.values() for each in records)
     old = build_dataset(tmp_path / "old", book)
-    held = {old.store.document(int(row))["id"] for row in old.rows("test")}
-    page = next(each for each in book["atlas"] if each["id"] in held)
-    before, _, rest = page["text"].partition("total: ")
-    text = f"{before}total: {NEW}" + rest[rest.index("\n") :]
-    assert all(NEW not in each["text"] for records in book.values() for each in records)
     new = build_dataset(tmp_path / "new", book | {"planted": [{**page, "id": "planted", "text": text}]})
     write_run(old, "retro-s1", train(old))
-    run, size = old.folder / "runs/retro-s1", len(old.tokenizer.encode_batch([before])[0])
-    # From so far before the fact that it stands inside the window, after its first chunk.
-    start = len(old.tokenizer.decode(old.tokenizer.encode_batch([before])[0][: size // M * M - M]))
-    stretch = text[start : text.index(NEW) + len(NEW) + 40]
+    run = old.folder / "runs/retro-s1"
+    # Begin a chunk before the fact, so that what this chunk finds is read when the fact is.
+    before = old.tokenizer.encode_batch([text[: at - 1]])[0]
+    stretch = text[len(old.tokenizer.decode(before[:-M])) : at + len(FACT) + 40]
     writers = {"old": Writer(run), "new": Writer(run, database=new.path)}
-    made = {name: measure(writer, stretch, NEW, True) for name, writer in writers.items()}
+    made = {name: measure(writer, stretch, FACT, True) for name, writer in writers.items()}
     assert "planted" in made["new"]["found"] and "planted" not in made["old"]["found"]
     assert made["new"]["fact_bits"] < 0.7 * made["old"]["fact_bits"]
     assert made["new"]["bits_per_byte"] < made["old"]["bits_per_byte"]
-    off = measure(writers["new"], stretch, NEW, False)
-    assert off == {**measure(writers["old"], stretch, NEW, False)}
+    off = measure(writers["new"], stretch, FACT, False)
+    assert off == {**measure(writers["old"], stretch, FACT, False)}
 
     file, output = tmp_path / "documents.jsonl", tmp_path / "figures.json"
-    file.write_text(json.dumps({"text": stretch, "fact": NEW}) + "\n")
+    file.write_text(json.dumps({"text": stretch, "fact": FACT}) + "\n")
     given = ("--run", run, "--database", new.path, "--documents", file, "--output", output)
     stage("retro.evaluation.plant", *given)
     assert json.loads(output.read_text())[0]["new"] == made["new"]

@@ -87,7 +87,7 @@ def test_a_failed_upstream_does_not_present_an_old_report(finished, tmp_path):
         corpus.write("{not json\n")
     done = go_on(project)
     assert done.returncode != 0
-    assert "tiny.jsonl:52" in done.stdout and "Open in a browser" not in done.stdout, done.stdout[-3000:]
+    assert "tiny.jsonl, line 52" in done.stdout and "Open in a browser" not in done.stdout, done.stdout[-3000:]
     assert project.run("python", "-m", "retro.verify", "results/tiny").returncode == 1
     tell("a corpus broken after a good run: the old report is not shown, verify says that it is stale")
 

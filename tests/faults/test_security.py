@@ -107,9 +107,10 @@ def test_nothing_that_executes_data():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not imported & {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}, path
+        assert not imported & {"cPickle", "dill", "joblib", "marshal", "shelve"}, path
         for name, words in calls(tree):
             found += 1
+            assert not name.startswith("pickle."), (path, name)  # its exceptions may be caught
             assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"), (path, name)
             assert words.get("shell") != "True", (path, name)
             assert words.get("allow_pickle", "False") == "False", (path, name)

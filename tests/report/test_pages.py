@@ -149,3 +149,15 @@ def test_pieces_join_to_the_text_and_count_every_token(report):
     for cut in range(1, len(ids)):  # a chunk may begin or end within a character
         assert sum(count for _, count in split_pieces(tokenizer, ids[:cut])) == cut
         assert sum(count for _, count in split_pieces(tokenizer, ids[cut:])) == len(ids) - cut
+
+
+def test_the_report_says_which_sources_neighbours_come_from(report, page):
+    dataset = report.dataset
+    rows = page.partition('<table id="neighbour-sources">')[2].partition("</table>")[0].split("<tr><td>")[1:]
+    assert [row.partition("<")[0] for row in rows] == ["train", "valid", "test"]
+    for row in rows:
+        ids = dataset.neighbour_ids(row.partition("<")[0])
+        source = dataset.store.source(dataset.database[ids[ids >= 0]])
+        for number, name in enumerate(dataset.sources):
+            share = (source == number).sum() / ids.size
+            assert (f"{name} {100 * share:.1f} %" in row) == (share > 0)

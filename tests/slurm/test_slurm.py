@@ -1,8 +1,5 @@
 """The pipeline on a real SLURM of three nodes: what it makes, and what it survives."""
 
-import json
-import math
-import shutil
 import subprocess
 
 from tests.slurm.cluster import wait
@@ -40,7 +37,7 @@ def test_a_failing_job_is_said_to_fail_and_where_its_log_is(ran, tmp_path):
         corpus.write("{not json\n")
     done = project.snakemake("all", "--jobs", "6", "--retries", "0")
     assert done.returncode != 0
-    assert "tiny.jsonl:52" in done.stdout, done.stdout[-4000:]
+    assert "tiny.jsonl, line 52" in done.stdout, done.stdout[-4000:]
     assert "slurm_logs" in done.stdout
     tell("a job that fails: exit status and message reach the user, with file and line of the bad record")
 
@@ -100,35 +97,4 @@ def test_preemption_and_time_limits_cost_nothing_but_time(ran, tmp_path):
     assert project.results(WEIGHTS).read_bytes() == calm.results(WEIGHTS).read_bytes()
     states = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True, text=True).stdout.split()
     assert "TIMEOUT" in states
-    tell(
-        f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights as undisturbed"
-    )
-
-
-def test_two_nodes_give_the_loss_curve_of_one_process(ran, tmp_path):
-    project = ran.clone(tmp_path / "project")
-    (project.folder / "config/nodes.yaml").write_text(
-        "preset: config/tiny.yaml\ntrain: {log_interval: 1}\nresources: {nodes: 2, gpus: 0}\n", encoding="utf-8"
-    )
-    one = project.clone(tmp_path / "one")
-    shutil.rmtree(project.results("runs"))
-    shutil.rmtree(one.results("runs"))
-    done = project.snakemake(f"results/tiny/{WEIGHTS}", "--jobs", "2", config="config/nodes.yaml")
-    assert done.returncode == 0, done.stdout[-8000:]
-    (one.folder / "config/one.yaml").write_text(
-        "preset: config/tiny.yaml\ntrain: {log_interval: 1}\n", encoding="utf-8"
-    )
-    alone = one.run(
-        "python", "-m", "snakemake", f"results/tiny/{WEIGHTS}", "--cores", "1", "--configfile", "config/one.yaml"
-    )
-    assert alone.returncode == 0, alone.stdout[-8000:]
-
-    def curve(place):
-        lines = place.results("runs/retro-s1/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
-
-    both = list(zip(curve(project), curve(one), strict=True))
-    assert len(both) >= 10
-    assert all(math.isclose(ours, theirs, rel_tol=1e-5) for ours, theirs in both)
-    assert "2 processes" in log(project, "retro-s1") or "2 x" in log(project, "retro-s1")
-    tell(f"training on two nodes: the loss of {len(both)} steps equals one process's within 1e-5")
+    tell(f"a training preempted once and stopped by {states.count('TIMEOUT')} time limit(s): the same weights")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -36,10 +37,10 @@ class Project:
                 shutil.copy2(source, target)
         return cls(folder)
 
-    def clone(self, folder: Path) -> "Project":
+    def clone(self, folder: Path) -> Self:
         """A copy with everything made so far, time stamps kept."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Project(folder)
+        return type(self)(folder)
 
     def command(self, *words: str, config: str = "config/tiny.yaml") -> list[str]:
         return [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", "2", *words]

@@ -1,0 +1,159 @@
+"""Disk, memory and floating-point operations of every stage, by formula, from counts and a config."""
+
+import math
+from dataclasses import dataclass, field
+
+import faiss
+
+from retro.config import Config
+from retro.corpus.mmididx import token_dtype
+from retro.database.tables import CHUNK, DOCUMENT
+from retro.model.count import flops_per_token, parameters
+from retro.model.settings import ModelSettings
+from retro.planning.counts import Counts
+from retro.retrieval import exact, factory, neighbours
+from retro.training.checkpoints import KEPT
+
+# MB of a process beside what is counted below, mostly libraries: from runs on Linux, x86-64, without a GPU.
+BASE = {"static": 70, "embed": 400, "neighbours": 295, "train": 375}
+MINILM = {"layers": 6, "width": 384, "ffn": 1536, "parameters": 22_713_216}
+WORD_PIECES = 1.1  # word pieces of the encoder for each token of a chunk
+ITERATIONS = 10  # of k-means when an index of inverted lists is trained (faiss)
+
+
+@dataclass
+class Model:
+    """A run: parameters, operations a token, tokens it trains on, bytes of memory."""
+
+    name: str
+    parameters: int
+    flops_per_token: float
+    tokens: float
+    memory: float
+    checkpoints: int  # that lie in its folder at the end
+
+
+@dataclass
+class Plan:
+    """`disk` and `memory`: bytes by artifact and by job; `flops` by kind of work."""
+
+    counts: Counts
+    factory: str
+    padding: float
+    width: int
+    disk: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    models: list[Model] = field(default_factory=list)
+
+
+def index_bytes(name: str, width: int, vectors: float) -> float:
+    """The size of index.faiss, which is also the memory that searching it wants."""
+    index = factory.build(name, width)
+    size, graph = 0.0, 0.0
+    for layer in factory.layers(index):
+        if isinstance(layer, faiss.IndexIVF):
+            size = vectors * (layer.code_size + 8) + layer.nlist * width * 4
+            graph = layer.nlist * 300 if "_HNSW" in name else 0
+            break
+    else:
+        size = vectors * next(layer.code_size for layer in factory.layers(index) if hasattr(layer, "code_size"))
+        graph = vectors * 300 if name.startswith("HNSW") else 0
+    rotation = width * width * 4 if name.startswith(("OPQ", "PCA")) else 0
+    return size + graph + rotation + (256 * width * 4 if "PQ" in name else 0) + 45
+
+
+def search_flops(name: str, width: int, vectors: float, queries: float, nprobe: int, ef: int) -> float:
+    """Operations of all queries: the coarse quantizer, then the lists visited; table look-ups count one each."""
+    lists = next((each.nlist for each in factory.layers(factory.build(name, width)) if hasattr(each, "nlist")), 0)
+    if not lists:
+        return 2.0 * queries * vectors * width
+    coarse = 2 * width * (32 * max(ef, nprobe) if "_HNSW" in name else lists)
+    seen = vectors * min(nprobe, lists) / lists
+    parts = next((each.pq.M for each in factory.layers(factory.build(name, width)) if hasattr(each, "pq")), 0)
+    scan = seen * parts + 2 * 256 * width if parts else seen * 2 * width
+    return queries * (coarse + scan)
+
+
+def embed_flops(config: Config, chunks: float) -> float:
+    """Forward pass of MiniLM over every chunk; the static encoder's adds; other encoders count as MiniLM."""
+    if config.dataset.encoder.type == "static":
+        return chunks * config.dataset.chunk_length * 2 * 8
+    length = min(config.dataset.chunk_length * WORD_PIECES, config.dataset.encoder.max_word_pieces)
+    d, ffn = MINILM["width"], MINILM["ffn"]
+    return chunks * length * MINILM["layers"] * 2 * (4 * d * d + 2 * d * ffn + 2 * length * d)
+
+
+def activations(model: ModelSettings, architecture: str, counts: Counts, config: Config, train: dict) -> float:
+    """Bytes that one micro batch of training keeps, float32, without recomputation."""
+    samples, m = config.dataset.samples, config.dataset.chunk_length
+    tokens = (train.get("micro_batch_size") or samples.global_batch_size) * samples.seq_length
+    each = model.layers * (12 * model.width + 2 * model.ffn_dim) + 3 * counts.vocab_size
+    total = tokens * each
+    if architecture == "retro":
+        read = tokens * train["neighbours_used"] * train["retrieved_chunks"]  # neighbour tokens
+        total += read * model.encoder_layers * (12 * model.encoder_dim + 2 * model.encoder_ffn_dim)
+        total += len(model.cca_at) * (read * 2 * model.width + 3 * tokens * model.cca_head_count * read / tokens * m)
+    return total * (2 if train["precision"] == "bf16" else 4)
+
+
+def make(config: Config, counts: Counts) -> Plan:
+    """The plan of a config with these counts."""
+    dataset, K, m = config.dataset, config.dataset.neighbours.saved, config.dataset.chunk_length
+    width = dataset.encoder.width if dataset.encoder.type == "static" else MINILM["width"]
+    queries = sum(counts.splits[split] for split in ("train", "valid", "test"))
+    name = dataset.index.factory
+    if name == "auto":
+        name = factory.choose(int(counts.database), int(queries), width)[0]
+    plan = Plan(counts, name, counts.padding(m), width)
+    chunks, vectors = counts.chunks, counts.database
+    index = index_bytes(name, width, vectors)
+    stored = width * (2 if dataset.encoder.dtype == "float16" else 4)
+    plan.disk = {
+        "tokenizer": 28.0 * (counts.vocab_size - 256) if dataset.tokenizer.type == "bpe" else 2.0e6,
+        "tokens": counts.tokens * token_dtype(counts.vocab_size).itemsize
+        + counts.documents * (20 + DOCUMENT.itemsize)
+        + counts.lines,
+        "chunks": chunks * CHUNK.itemsize,
+        "embeddings": chunks * stored,
+        "database": 8 * (vectors + queries),
+        "index": index,
+        "neighbours": queries * K * ((4 if vectors < 2**31 else 8) + 2),
+    }
+    plan.flops = {
+        "embedding": embed_flops(config, chunks),
+        "search": search_flops(name, width, vectors, queries, dataset.index.nprobe, dataset.index.ef_search),
+    }
+    _memory(plan, config, index)
+    for run, facts in config.expanded().items():
+        model, train = ModelSettings(**facts["model"]), facts["train"]
+        architecture, read = facts["architecture"], m * train["retrieved_chunks"]
+        shape = {"vocab_size": counts.vocab_size, "seq_length": dataset.samples.seq_length, "chunk_length": m}
+        count = parameters(model, architecture, **shape, retrieved_length=read)
+        flops = flops_per_token(
+            model, architecture=architecture, **shape, retrieved_length=read, neighbours=train["neighbours_used"]
+        )
+        memory = BASE["train"] * 1e6 + 16 * count + activations(model, architecture, counts, config, train)
+        samples = dataset.samples.of(train["samples_share"]).train_samples
+        kept = min(KEPT, math.ceil(samples / dataset.samples.global_batch_size / train["checkpoint_interval"]))
+        plan.models.append(Model(run, count, flops, samples * dataset.samples.seq_length, memory, kept))
+    plan.disk["models"] = sum(4 * model.parameters for model in plan.models)
+    plan.disk["checkpoints"] = sum(12 * model.checkpoints * model.parameters for model in plan.models)
+    plan.flops["training"] = sum(model.flops_per_token * model.tokens for model in plan.models)
+    return plan
+
+
+def _memory(plan: Plan, config: Config, index: float) -> None:
+    """Memory of the embedding and search jobs, and of each training process without sharding."""
+    static = config.dataset.encoder.type == "static"
+    plan.memory["index"] = index
+    plan.memory["embed"] = BASE["static"] * 1e6 if static else BASE["embed"] * 1e6 + 4 * MINILM["parameters"]
+    largest = max(plan.counts.splits[split] for split in ("train", "valid", "test"))
+    largest = min(largest, neighbours.BLOCK)  # queries at once
+    plan.memory["neighbours"] = BASE["neighbours"] * 1e6 + largest * plan.width * 4
+    if plan.factory == "Flat":
+        seen = min(plan.counts.database, exact.BLOCK)
+        scores = min(largest, exact.QUERIES) * seen * 4 * config.resources.search_threads
+        plan.memory["neighbours"] += scores + seen * plan.width * 4
+    else:
+        plan.memory["neighbours"] += index

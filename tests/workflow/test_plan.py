@@ -1,0 +1,18 @@
+"""The planner against what the tiny pipeline made."""
+
+import json
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("words", [[], ["--sample"]], ids=["recorded", "sampled"])
+def test_the_disk_is_foreseen(finished, words):
+    done = finished.run(sys.executable, "-m", "retro.plan", "config/tiny.yaml", "--check", "--json", *words)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    rows = {row["what"]: row for row in found["check"]}
+    disk = {what: row["ratio"] for what, row in rows.items() if what.startswith("disk: ")}
+    assert len(disk) == 10
+    assert disk == {what: pytest.approx(1, abs=0.15) for what in disk}
+    assert rows["disk: embeddings"]["found"] > 1e6
