@@ -4,6 +4,7 @@ snakemake --cores all                                   the default, config/conf
 snakemake --cores all --configfile config/tiny.yaml     another config
 snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
 snakemake experiments --cores all                       more questions to the trained models (config/experiments.yaml)
+snakemake qa --configfile config/qa.yaml --cores all     questions answered, by models fine-tuned to (config/qa.yaml)
 snakemake --workflow-profile profiles/slurm             on a cluster
 """
 
@@ -25,6 +26,7 @@ include: "rules/training.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
 include: "rules/experiments.smk"
+include: "rules/qa.smk"
 
 
 rule all:

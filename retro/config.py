@@ -20,6 +20,7 @@ from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
+from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import RetrievalSettings, check
 from retro.settings import Settings
@@ -143,6 +144,7 @@ class Config(Settings):
     seeds: list[int] = Field([1], min_length=1, description="Each run is trained once for each seed.")
     evaluate: EvaluationSettings = Field(EvaluationSettings(), description="How runs are compared.")
     experiments: ExperimentSettings = Field(ExperimentSettings(), description="What `snakemake experiments` measures.")
+    qa: QuestionSettings = Field(QuestionSettings(), description="Question answering: what `snakemake qa` does.")
     generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.

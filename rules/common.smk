@@ -186,3 +186,18 @@ def compared(experiment):
         for split in CONFIG.evaluate.splits[:1]
         for condition in conditions(experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"])
     ]
+
+
+def questions():
+    """The file of questions, which the default config has none of."""
+    if CONFIG.qa.questions is None:
+        raise WorkflowError("qa.questions: the config names no questions. Take config/qa.yaml, or give a file.")
+    return CONFIG.qa.questions
+
+
+def answered():
+    """Answers of the first RETRO run and its twin, fine-tuned (first) and not, in every mode of retrieval."""
+    questions()
+    runs = [FIRST_RETRO, RUNS[FIRST_RETRO]["twin"]] if FIRST_RETRO else list(RUNS)[:1]
+    modes_of = {run: ["none"] if RUNS[run]["architecture"] == "gpt" else ["on", "off"] for run in runs}
+    return [f"{D}/qa/{run}{tuned}.{mode}.jsonl" for run in runs for tuned in ["-qa", ""] for mode in modes_of[run]]

@@ -1,4 +1,4 @@
-"""Answers to scores: exact match, F1 and retrieval's recall, with 95 % intervals over groups, and paired differences."""
+"""Answers to scores: exact match, F1, retrieval's recall, and paired differences, with 95 % intervals over groups."""
 
 import argparse
 import csv

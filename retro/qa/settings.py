@@ -15,18 +15,20 @@ class QuestionSettings(Settings):
         [], description="Files to fine-tune on: of questions, or of instruction, input and output."
     )
     splits: list[str] = Field(["test"], description="Splits whose questions are answered; none are fine-tuned on.")
-    neighbours_used: int = Field(5, gt=0, description="Neighbours a question sees.")
+    neighbours_used: int = Field(3, gt=0, description="Neighbours a question sees.")
     candidates: int = Field(400, gt=0, description="Chunks found for a question, before titles reorder them.")
     title_weight: float = Field(
         1.0, ge=0, description="What the similarity of question and page title adds to a chunk's own."
     )
     answer_tokens: int = Field(24, gt=0, description="Tokens of an answer at most.")
-    examples: int = Field(6000, gt=0, description="Examples fine-tuned on, in all, with repetition.")
+    examples: int = Field(4000, gt=0, description="Examples fine-tuned on, in all, with repetition.")
     batch_size: int = Field(16, gt=0, description="Examples an optimizer step.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate of fine-tuning.")
     warmup_samples: int = Field(300, ge=0, description="Examples of linear warm-up; then cosine down to a tenth.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
-    neighbour_dropout: float = Field(0.1, ge=0, le=1, description="Chance that an example sees no neighbours.")
+    neighbour_dropout: float = Field(
+        0.1, ge=0, le=1, description="Chance that an example sees no neighbours; 1: retrieval off."
+    )
     checkpoint_interval: int = Field(50, gt=0, description="Steps between checkpoints of fine-tuning.")
     bootstrap: int = Field(10_000, gt=0, description="Resamplings of groups for the 95 % intervals.")
 

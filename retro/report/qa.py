@@ -1,0 +1,112 @@
+"""The report's section Question answering: figure qa.svg/png and its HTML, from qa.csv and qa-differences.csv."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from markupsafe import Markup
+
+from retro import errors
+from retro.artifacts import write_text
+from retro.report import palette, style
+from retro.report.read import LABELS, Row, read_csv
+from retro.report.svg import figure
+
+STAGE = "retro.report.qa"
+EXAMPLES = 12
+CAPTION = (
+    "Share of questions about held-out countries answered word for word, with 95 % intervals over countries. Models read "
+    "the question alone (off, GPT) or with what a search for it found (on)."
+)
+HEAD = Markup(
+    '<div class="wide"><table><tr><th>model</th><th class="n">questions</th><th class="n">exact match, %</th>'
+    '<th class="n">95 % interval</th><th class="n">F1, %</th><th class="n">95 % interval</th>'
+    '<th class="n">answer in the first neighbour, %</th></tr>\n'
+)
+LINE = Markup("<tr><td>{}</td>" + '<td class="n">{}</td>' * 6 + "</tr>\n")
+GAIN = Markup("<li>{}: {} points of exact match {}.</li>\n")
+ASKED = Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n")
+
+
+def label(row: Row) -> str:
+    """Which model, and whether it was fine-tuned."""
+    return f"{LABELS[row['retrieval']]}, {'fine-tuned' if row['run'].endswith('-qa') else 'as trained'}"
+
+
+def bounds(row: Row, name: str) -> str:
+    """An interval in words, nothing where there is none."""
+    if row[f"{name}_low"] is None:
+        return ""
+    return f"({row[f'{name}_low']:.1f} … {row[f'{name}_high']:.1f})".replace("-", "−")
+
+
+def draw(rows: list[Row], folder: Path) -> None:
+    """A bar of exact match for each model and mode."""
+    with style.figure(folder, "qa", 1.1 + 0.36 * max(len(rows), 3)) as (_, axes):
+        for position, row in enumerate(rows):
+            value, low, high = (row[f"exact_match{end}"] for end in ("", "_low", "_high"))
+            axes.barh(position, value, color=palette.COLOURS[row["retrieval"]], height=0.7)
+            edge = value
+            if low is not None:
+                style.whisker(axes, low, high, position)
+                edge = max(high, value)
+            axes.text(edge, position, f"  {value:.1f} %", va="center")
+        axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+        style.bars(axes)
+        axes.set_xlim(0, None)
+        axes.margins(x=0.16)
+        axes.set_xlabel("exact match, %; right is better")
+
+
+def table(rows: list[Row]) -> Markup:
+    """The rows of qa.csv as HTML."""
+    found = [HEAD]
+    for row in rows:
+        recall = "" if row["recall@1"] is None else f"{row['recall@1']:.0f}"
+        em, f1 = f"{row['exact_match']:.1f}", f"{row['f1']:.1f}"
+        cells = (f"{row['questions']:.0f}", em, bounds(row, "exact_match"), f1, bounds(row, "f1"), recall)
+        found.append(LINE.format(label(row), *cells))
+    return Markup("").join([*found, Markup("</table></div>\n")])
+
+
+def gains(rows: list[Row]) -> Markup:
+    """What fine-tuning and retrieval add, as a list."""
+    found = []
+    for row in rows:
+        what = {"fine-tuning": "fine-tuning", "retrieval": "retrieval on against off"}[row["kind"]]
+        value = f"{row['exact_match']:+.1f}".replace("-", "−")
+        found.append(GAIN.format(f"{label(row)}, {what}", value, bounds(row, "exact_match")))
+    return Markup("<ul>\n{}</ul>\n").format(Markup("").join(found))
+
+
+def examples(path: Path) -> Markup:
+    """The first answers of a file, as they are."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:EXAMPLES]
+    shown = [ASKED.format(line["prompt"], " / ".join(line["answers"]), line["prediction"]) for line in lines]
+    head = Markup('<div class="wide"><table><tr><th>question</th><th>answer</th><th>found</th></tr>\n')
+    return Markup("").join([head, *shown, Markup("</table></div>\n")])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scores", required=True, type=Path, help="qa.csv")
+    parser.add_argument("--differences", required=True, type=Path, help="qa-differences.csv")
+    parser.add_argument("--answers", required=True, type=Path, help="answers of which the first are shown")
+    parser.add_argument("--output-folder", required=True, type=Path, help="where qa.svg and .png go")
+    parser.add_argument("--part", required=True, type=Path, help="parts/qa.html to write")
+    options = parser.parse_args()
+    rows = read_csv(options.scores)
+    draw(rows, options.output_folder)
+    parts = [
+        figure(options.output_folder / "qa.svg", CAPTION),
+        gains(read_csv(options.differences)),
+        table(rows),
+        Markup("<details><summary>The first answers</summary>{}</details>\n").format(examples(options.answers)),
+    ]
+    write_text(options.part, Markup("").join(parts))
+    print(f"{len(rows)} rows → {options.part}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

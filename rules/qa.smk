@@ -1,0 +1,142 @@
+"""Question answering: models fine-tuned to answer, their answers, scores. The config's `qa` says which questions.
+
+in     {D}/runs/<run>, the database and index, files of questions and instructions
+steps  fine-tune the first RETRO run and its twin; answer, tuned or not, retrieval on and off; score; the section
+out    {D}/runs/<run>-qa, {D}/qa/<run>.<retrieval>.jsonl, {D}/qa.csv, {D}/figures/qa.svg, {D}/parts/qa.html
+"""
+
+
+wildcard_constraints:
+    answering="|".join(re.escape(name) for run in RUNS for name in (f"{run}-qa", run)),
+    retrieved="on|off|none",
+
+
+rule finetune:
+    """Fine-tuning {wildcards.run} to answer."""
+    input:
+        config=rules.record.output.config,
+        model=rules.train.output.model,
+        weights=arrays(rules.train.output.weights),
+        index=arrays(rules.index.output.index),
+        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
+        instructions=CONFIG.qa.instructions,
+    output:
+        weights=f"{D}/runs/{{run}}-qa/model.safetensors",
+        model=f"{D}/runs/{{run}}-qa/model.json",
+    log:
+        f"{D}/logs/finetune/{{run}}.log",
+    benchmark:
+        f"{D}/benchmarks/finetune/{{run}}.jsonl"
+    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"]
+    resources:
+        mem_mb=8000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.qa.finetune"),
+        settings=canonical(CONFIG.qa.finetune_facts()),
+        checkpoints=f"{D}/runs/{{run}}-qa/checkpoints",  # undeclared: they survive failures and retries
+        # Not what a cluster cuts `threads` down to: it is part of what makes the bytes.
+        threads=lambda wildcards: RUNS[wildcards.run]["train"]["threads"],
+    shell:
+        "python -m retro.qa.finetune"
+        " --config {input.config:q}"
+        " --model {input.model:q}"
+        " --settings {params.settings:q}"
+        " --checkpoints {params.checkpoints:q}"
+        " --output {output.model:q}"
+        " --threads {params.threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule answer:
+    """Answering questions: {wildcards.answering}, retrieval {wildcards.retrieved}."""
+    input:
+        config=rules.record.output.config,
+        model=f"{D}/runs/{{answering}}/model.json",
+        weights=arrays(f"{D}/runs/{{answering}}/model.safetensors"),
+        index=arrays(rules.index.output.index),
+        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
+        questions=lambda wildcards: questions(),
+    output:
+        answers=f"{D}/qa/{{answering}}.{{retrieved}}.jsonl",
+    log:
+        f"{D}/logs/answer/{{answering}}.{{retrieved}}.log",
+    benchmark:
+        f"{D}/benchmarks/answer/{{answering}}.{{retrieved}}.jsonl"
+    threads: RESOURCES.evaluate_threads
+    resources:
+        mem_mb=8000,
+        runtime="4h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.qa.answer"),
+        settings=canonical(CONFIG.qa.answer_facts()),
+    shell:
+        "python -m retro.qa.answer"
+        " --config {input.config:q}"
+        " --model {input.model:q}"
+        " --settings {params.settings:q}"
+        " --questions {input.questions:q}"
+        " --retrieval {wildcards.retrieved}"
+        " --output {output.answers:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule score:
+    """Scoring the answers."""
+    input:
+        answers=lambda wildcards: answered(),
+    output:
+        scores=report(f"{D}/qa.csv", caption="../docs/captions/qa.rst", category="Question answering"),
+        differences=report(f"{D}/qa-differences.csv", caption="../docs/captions/qa.rst", category="Question answering"),
+    log:
+        f"{D}/logs/score.log",
+    benchmark:
+        f"{D}/benchmarks/score.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.qa.score"),
+        bootstrap=CONFIG.qa.bootstrap,
+    shell:
+        "python -m retro.qa.score"
+        " --answers {input.answers:q}"
+        " --bootstrap {params.bootstrap}"
+        " --scores {output.scores:q}"
+        " --differences {output.differences:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule qa:
+    """Answers scored, and drawn for the report; the next `snakemake` puts them in it."""
+    input:
+        scores=rules.score.output.scores,
+        differences=rules.score.output.differences,
+        answers=lambda wildcards: answered()[:1],
+    output:
+        svg=report(f"{D}/figures/qa.svg", caption="../docs/captions/qa.rst", category="Question answering"),
+        png=f"{D}/figures/qa.png",
+        part=f"{D}/parts/qa.html",
+    log:
+        f"{D}/logs/qa.log",
+    benchmark:
+        f"{D}/benchmarks/qa.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.qa"),
+        folder=lambda wildcards, output: os.path.dirname(output.svg),
+    shell:
+        "python -m retro.report.qa"
+        " --scores {input.scores:q}"
+        " --differences {input.differences:q}"
+        " --answers {input.answers:q}"
+        " --output-folder {params.folder:q}"
+        " --part {output.part:q}"
+        " 2>&1 | tee {log:q}"
