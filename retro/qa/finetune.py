@@ -134,13 +134,14 @@ class Session:
         loss = self.model(tokens, neighbours, mask, targets).sum() / (targets >= 0).sum()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        found = float(loss.detach())
+        if not (math.isfinite(found) and torch.isfinite(norm)):
             raise UserError(
-                f"step {self.step + 1}: loss {float(loss)}, gradient norm {float(norm)}, wanted finite numbers. Lower "
-                f"qa.lr ({self.settings.lr}); nothing of this step was kept."
+                f"step {self.step + 1}: loss {found}, gradient norm {float(norm.detach())}, wanted finite numbers. "
+                f"Lower qa.lr ({self.settings.lr}); nothing of this step was kept."
             )
         self.optimizer.step()
-        self.step, self.loss = self.step + 1, float(loss.detach())
+        self.step, self.loss = self.step + 1, found
 
 
 def fit(session: Session, laid: list[Laid], seed: int, dataset: Dataset) -> None:

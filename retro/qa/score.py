@@ -17,13 +17,13 @@ from retro.qa.metrics import exact_match, f1
 
 STAGE = "retro.qa.score"
 SCORES = ("exact_match", "f1")
-RECALLS = (1, 5)
 SEED = 0
 
 
 def read(path: Path) -> list[dict]:
     """Lines that `retro.qa.answer` wrote."""
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as file:
+        found = [json.loads(line) for line in file]  # str.splitlines would also cut at separators inside a text
     if not found:
         raise UserError(f"{path}: no answers. Delete it and run snakemake qa.")
     return found
@@ -46,15 +46,16 @@ def intervals(values: np.ndarray, groups: list[str], resamplings: int) -> list[t
 
 
 def row_of(lines: list[dict], resamplings: int) -> dict[str, object]:
-    """A row of qa.csv, in percent."""
+    """A row of qa.csv, in percent. recall@1, recall@k: an answer in the first, in one of the neighbours shown."""
     first = lines[0]
     row = {key: first[key] for key in ("run", "retrieval", "split")} | {"questions": len(lines)}
     groups = [line["group"] for line in lines]
     for name, each in zip(SCORES, intervals(100 * scored(lines), groups, resamplings), strict=True):
         row |= {name: each[0], f"{name}_low": each[1], f"{name}_high": each[2]}
     ranks = [line["rank"] for line in lines]
-    for k in RECALLS:
-        row[f"recall@{k}"] = "" if None in ranks else 100 * float(np.mean([0 <= rank < k for rank in ranks]))
+    if None not in ranks:
+        row["recall@1"] = 100 * float(np.mean([rank == 0 for rank in ranks]))
+        row["recall@k"] = 100 * float(np.mean([rank >= 0 for rank in ranks]))
     return row
 
 
@@ -103,9 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     all_lines = [read(path) for path in options.answers]
     bounds = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
-    recalls = [f"recall@{k}" for k in RECALLS]
     rows = [row_of(lines, options.bootstrap) for lines in all_lines]
-    write(options.scores, rows, ["run", "retrieval", "split", "questions", *bounds, *recalls])
+    write(options.scores, rows, ["run", "retrieval", "split", "questions", *bounds, "recall@1", "recall@k"])
     gains = differences(all_lines, options.bootstrap)
     write(options.differences, gains, ["run", "retrieval", "kind", *bounds])
     for row in rows:

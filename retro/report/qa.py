@@ -16,8 +16,8 @@ from retro.report.svg import figure
 STAGE = "retro.report.qa"
 EXAMPLES = 12
 CAPTION = (
-    "Share of questions about held-out countries answered word for word, with 95 % intervals over countries. Models read "
-    "the question alone (off, GPT) or with what a search for it found (on)."
+    "Share of questions about held-out countries answered word for word, with 95 % intervals over countries. Models "
+    "read the question alone (off, GPT) or with what a search for it found (on)."
 )
 HEAD = Markup(
     '<div class="wide"><table><tr><th>model</th><th class="n">questions</th><th class="n">exact match, %</th>'
@@ -82,7 +82,8 @@ def gains(rows: list[Row]) -> Markup:
 
 def examples(path: Path) -> Markup:
     """The first answers of a file, as they are."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:EXAMPLES]
+    with open(path, encoding="utf-8") as file:
+        lines = [json.loads(line) for line, _ in zip(file, range(EXAMPLES), strict=False)]
     shown = [ASKED.format(line["prompt"], " / ".join(line["answers"]), line["prediction"]) for line in lines]
     head = Markup('<div class="wide"><table><tr><th>question</th><th>answer</th><th>found</th></tr>\n')
     return Markup("").join([head, *shown, Markup("</table></div>\n")])

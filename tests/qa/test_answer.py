@@ -1,0 +1,174 @@
+"""Answers, scores and the section of the report: from questions to HTML."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from retro.artifacts import write_text
+from retro.errors import UserError
+from retro.qa import score
+from retro.qa.decode import answers
+from retro.qa.files import read
+from retro.qa.lookup import QuestionLookup
+from retro.qa.prompts import given, padded, stack
+from retro.report.read import read_csv
+from retro.training.load import load_model
+from tests.evaluation.built import stage
+
+SETTINGS = {"splits": ["test"], "answer_tokens": 8, "candidates": 8, "neighbours_used": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def answered(dataset, questions, tmp_path_factory):
+    """Answers of both untrained runs, by mode."""
+    folder, found = tmp_path_factory.mktemp("answers"), {}
+    for name, mode in (("retro-s1", "on"), ("retro-s1", "off"), ("gpt-s1", "none")):
+        model = dataset.folder / "runs" / name / "model.json"
+        found[mode] = folder / f"{mode}.jsonl"
+        given_ = ("--config", dataset.path, "--model", model, "--settings", json.dumps(SETTINGS))
+        given_ += ("--questions", questions, "--retrieval", mode, "--output", found[mode])
+        stage("retro.qa.answer", *given_)
+    return found
+
+
+def test_questions_of_held_out_places_are_answered(answered, dataset, questions):
+    wanted = [each.id for each in read(questions, dataset) if each.split == "test"]
+    for mode, path in answered.items():
+        lines = score.read(path)
+        assert [line["id"] for line in lines] == wanted and {line["split"] for line in lines} == {"test"}
+        assert all(bool(line["neighbours"]) == (mode == "on") for line in lines)
+        assert all((line["rank"] is None) == (mode != "on") for line in lines)
+
+
+def test_retrieval_finds_the_other_edition(answered):
+    ranks = [line["rank"] for line in score.read(answered["on"])]
+    assert np.mean([rank >= 0 for rank in ranks]) > 0.5
+
+
+def test_a_gpt_retrieves_nothing(dataset, questions, tmp_path):
+    given_ = ("--config", dataset.path, "--model", dataset.folder / "runs/gpt-s1/model.json", "--settings", "{}")
+    with pytest.raises(UserError, match="retrieves nothing"):
+        stage("retro.qa.answer", *given_, "--questions", questions, "--retrieval", "on", "--output", tmp_path / "a")
+
+
+def test_batches_do_not_change_answers(dataset):
+    model, _ = load_model(dataset.folder / "runs/retro-s1/model.json", dataset)
+    lookup = QuestionLookup(dataset, 2, 8, 1.0)
+    prompts = [f"Question: What is the total area in {place}: Economy?\nAnswer:" for place in ("Alba", "Borea", "Cera")]
+    prompts.append("Area?")  # of another length
+    seen = [given((text,), dataset, lookup.k, 2) for text in ("Total area: 1 sq km", "coast", "river 2", "wheat")]
+    seen[1] = None
+    one, all_ = (answers(model, dataset, prompts, seen, 8, size) for size in (1, 4))
+    assert one == all_ and len({*one}) > 1
+
+
+def test_a_page_can_be_barred_and_titles_decide(dataset):
+    lookup = QuestionLookup(dataset, 3, 12, 1.0)
+    question = "What is the total area in Alba: Economy?"
+    found = [dataset.store.document(int(row))["id"] for row in lookup([question])[0]]
+    assert found[0].endswith("alba-economy")
+    barred = [dataset.store.document(int(row))["id"] for row in lookup([question], [found[0]])[0] if row >= 0]
+    assert found[0] not in barred and barred
+
+
+def test_prompts_fill_chunks_and_keep_their_end(dataset):
+    short, long = padded("Area?", dataset, 8), padded("coast river " * 80 + "Area?", dataset, 8)
+    assert len(short) % 16 == 0 and short[0] == dataset.tokenizer.pad_id
+    assert len(long) == 48 and dataset.tokenizer.decode(long).endswith("Area?")
+    passages = given(("coast " * 60,), dataset, 3, 2)
+    tokens, mask = stack([passages, None], 2)
+    assert tokens.shape == (2, 2, 3, 32) and not mask[1].any() and mask[0, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "wanted a JSON object"),
+        ('{"text": "x"}', "neither question nor instruction"),
+        ('{"question": " ", "answers": ["x"]}', "wanted a text"),
+        ('{"question": "x", "answers": []}', "wanted texts"),
+        ('{"question": "x", "answers": "y"}', "wanted texts"),
+        ('{"instruction": "x"}', "wanted texts"),
+    ],
+)
+def test_bad_lines_are_named(dataset, tmp_path, line, said):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"question": "x", "answers": ["y"]}\n' + line + "\n")
+    with pytest.raises(UserError, match=f"bad.jsonl, line 2: .*{said}"):
+        read(path, dataset)
+
+
+def test_instructions_and_given_passages(dataset, tmp_path):
+    path = tmp_path / "given.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps({"instruction": "Say it.", "input": "A page.", "output": "It.", "group": "g"}) + "\n")
+        file.write(json.dumps({"question": "Who?", "answers": ["I"], "contexts": ["One.", "Two."]}) + "\n")
+    first, second = read(path, dataset)
+    assert first.prompt == "Say it.\nAnswer:" and first.contexts == ("A page.",) and first.answers == ("It.",)
+    assert second.prompt == "Question: Who?\nAnswer:" and second.contexts == ("One.", "Two.")
+
+
+def lines_of(run, retrieval, right):
+    """Answers to two questions of each of four places; `right`: which are correct."""
+    return [
+        {
+            "run": run,
+            "retrieval": retrieval,
+            "split": "test",
+            "id": str(i),
+            "group": str(i // 2),
+            "prompt": "<b>?",
+            "answers": ["yes"],
+            "prediction": "Yes." if good else "<i>yes\u2028</i>",
+            "rank": (0 if good else 1) if retrieval == "on" else None,
+        }
+        for i, good in enumerate(right)
+    ]
+
+
+def test_scores_differences_and_report(tmp_path):
+    all_right, half, none = [True] * 8, [True, False] * 4, [False] * 8
+    table = {
+        ("retro-s1-qa", "on"): all_right,
+        ("retro-s1-qa", "off"): half,
+        ("retro-s1", "on"): none,
+        ("gpt-s1", "none"): none,
+    }
+    paths = []
+    for (run, mode), right in table.items():
+        paths.append(tmp_path / f"{run}.{mode}.jsonl")
+        write_text(paths[-1], "".join(json.dumps(line) + "\n" for line in lines_of(run, mode, right)))
+    scores, differences = tmp_path / "qa.csv", tmp_path / "differences.csv"
+    given_ = ("--answers", *paths, "--bootstrap", 200, "--scores", scores, "--differences", differences)
+    stage("retro.qa.score", *given_)
+    rows = read_csv(scores)
+    assert [row["exact_match"] for row in rows] == [100, 50, 0, 0]
+    assert [row["exact_match_low"] for row in rows][:2] == [100, 50]  # each place has as many right
+    assert rows[0]["recall@1"] == 100 and rows[2]["recall@1"] == 0 and rows[2]["recall@k"] == 100
+    assert rows[1]["recall@1"] is None
+    gains = {(row["run"], row["kind"]): row["exact_match"] for row in read_csv(differences)}
+    assert gains == {("retro-s1-qa", "fine-tuning"): 100, ("retro-s1-qa", "retrieval"): 50}
+    part = tmp_path / "parts/qa.html"
+    given_ = ("--scores", scores, "--differences", differences, "--answers", paths[2])
+    stage("retro.report.qa", *given_, "--output-folder", tmp_path / "figures", "--part", part)
+    html = part.read_text()
+    assert "&lt;b&gt;?" in html and "<i>yes" not in html and 'id="figure-qa"' in html
+    assert (tmp_path / "figures/qa.png").stat().st_size > 5000
+
+
+def test_intervals_are_of_groups_and_paired():
+    rng = np.random.default_rng(0)
+    groups = [str(i // 10) for i in range(200)]
+    values = np.repeat(rng.random(20) < 0.5, 10).astype(float)[:, None]
+    mean, low, high = score.intervals(values, groups, 2000)[0]
+    assert mean == values.mean() and high - low > 0.3  # as 20 draws, not as 200
+    assert np.isnan(score.intervals(values, ["one"] * 200, 10)[0][1])
+
+
+def test_answers_to_other_questions_are_not_compared():
+    ours, theirs = lines_of("a-qa", "none", [True] * 4), lines_of("a", "none", [True] * 6)
+    with pytest.raises(UserError, match="different questions"):
+        score.differences([ours, theirs], 10)
