@@ -1,8 +1,8 @@
 """The finished tiny pipeline, and the summary that `make test-faults` ends with."""
 
+from tests.told import TOLD
 from tests.workflow.conftest import finished  # noqa: F401
 
-TOLD = []
 # What a run must give again, byte for byte.
 BYTES = [
     "tokenizer/tokenizer.json",
@@ -16,10 +16,6 @@ BYTES = [
     "runs/retro-s1/evaluation/test/on/losses.npy",
     "comparison.csv",
 ]
-
-
-def tell(line: str) -> None:
-    TOLD.append(line)
 
 
 def differing(project, undisturbed) -> list[str]:

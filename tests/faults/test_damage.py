@@ -2,7 +2,8 @@
 
 import json
 
-from tests.faults.conftest import differing, go_on, tell
+from tests.faults.conftest import differing, go_on
+from tests.told import tell
 
 READ_BY_TRAINING = ("tokenizer", "tokens", "chunks", "database", "neighbours/train", "neighbours/valid")
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.faults.conftest import differing, go_on, tell
+from tests.faults.conftest import differing, go_on
+from tests.told import tell
 from tests.workflow.conftest import Project
 
 needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

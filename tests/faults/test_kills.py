@@ -8,7 +8,8 @@ import time
 import psutil
 import pytest
 
-from tests.faults.conftest import differing, go_on, tell
+from tests.faults.conftest import differing, go_on
+from tests.told import tell
 from tests.workflow.conftest import Project, kill_group
 
 KILLS = 30

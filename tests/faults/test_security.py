@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.conftest import go_on, tell
+from tests.faults.conftest import go_on
+from tests.told import tell
 from tests.workflow.conftest import ROOT, Project
 
 HOSTILE = [

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, install
+from tests.told import TOLD, tell
 from tests.workflow.conftest import Project, finished  # noqa: F401
-
-TOLD = []
-
-
-def tell(line: str) -> None:
-    """A line of the summary that `make test-slurm` ends with."""
-    TOLD.append(line)
 
 
 def pytest_terminal_summary(terminalreporter):

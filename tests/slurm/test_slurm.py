@@ -3,7 +3,7 @@
 import subprocess
 
 from tests.slurm.cluster import wait
-from tests.slurm.conftest import tell
+from tests.told import tell
 
 WEIGHTS = "runs/retro-s1/model.safetensors"
 LONG = "config/long.yaml"
