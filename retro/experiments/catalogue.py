@@ -65,6 +65,6 @@ CATALOGUE = {
         "Cost", "points",
         "Would the arithmetic have been better spent on a larger or longer trained GPT?",
         "Bits per byte against the arithmetic of the training: further down and further left is better.",
-        "FLOP of the training", True,
+        "FLOP of the training",
     ),
 }  # fmt: skip
