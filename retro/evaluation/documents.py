@@ -25,8 +25,8 @@ def rows(dataset: Dataset, split: str, losses: list[Manifest]):
         array = manifest.array("losses.npy")
         if len(array) != len(positions):
             raise UserError(
-                f"{manifest.path}: losses of {len(array)} chunks, the {split} split has {len(positions)}. Delete it and "
-                f"run snakemake again."
+                f"{manifest.path}: losses of {len(array)} chunks, the {split} split has {len(positions)}. Delete it "
+                f"and run snakemake again."
             )
         columns.append(bits_per_byte(documents.nats(array), documents.bytes.clip(1)))
     for number in track(range(len(documents)), len(documents), f"documents of {split}", "document"):
