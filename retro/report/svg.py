@@ -34,8 +34,8 @@ def inline_svg(path: Path, name: str) -> Markup:
 
 
 def figure(path: Path, caption: str, name: str | None = None) -> Markup:
-    """A figure with its caption, which is escaped: <figure id="figure-NAME">. `name`, by default the file's, is unique on
-    a page.
+    """A figure with its caption, which is escaped: <figure id="figure-NAME">. `name`, by default the file's, is unique
+    on a page.
     """
     name = name or path.stem
     drawn = inline_svg(path, name)
