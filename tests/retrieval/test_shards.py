@@ -7,6 +7,7 @@ import pytest
 from retro.artifacts import read_manifest
 from retro.database.shards import bounds, shard_name
 from retro.errors import UserError
+from retro.retrieval import index
 from tests.database.stages import stage
 
 COUNTS = (3, 8)
@@ -56,9 +57,15 @@ def index_options(corpus, name: str, **more) -> dict:
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["Flat", "IVF8,SQ8", "OPQ4_16,IVF4_HNSW4,PQ4x4", "IVF8,PQ8x4fs,RFlat", "HNSW8", "SQ8"])
-def test_indexes(corpus, tmp_path, name, count):
+def test_indexes(corpus, tmp_path, name, count, monkeypatch):
+    """Written in parts of 32 vectors or whole, by one job or by many."""
     options = index_options(corpus, name)
     stage("retro.retrieval.index", **options, output=tmp_path / "one/manifest.json")
+    if count == 3:
+        monkeypatch.setattr(index, "PART", 32)
+        stage("retro.retrieval.index", **options, output=tmp_path / "parts/manifest.json")
+        assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+        assert [path.name for path in (tmp_path / "parts").iterdir()] == sorted(contents(tmp_path / "one"))
     trained = tmp_path / "many/shards/trained.faiss"
     stage("retro.retrieval.index", **options, part="train", output=trained)
     more = {"part": "add"}
