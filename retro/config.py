@@ -1,18 +1,16 @@
-"""The whole config: read, merged with its preset, validated, and cut into the sections that stages read.
+"""The whole config: its sections, validated, and cut into what stages read.
 
 Imported by the Snakefile and the command-line tools only. A stage is given its own section as canonical JSON,
 so that a changed key reruns what read it and nothing else.
 """
 
-import copy
 import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from retro.artifacts import read_json
+from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
@@ -26,7 +24,6 @@ from retro.retrievals import RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
 
-PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -180,8 +177,8 @@ class Config(Settings):
         """Every model to train: name (`<run>-s<seed>`) to its resolved facts."""
         found = {}
         for name, run in self.runs.items():
-            model = ModelSettings(**_merged(self._model, run.model))
-            train = TrainSettings(**_merged(self.train.facts(), run.train))
+            model = ModelSettings(**merged(self._model, run.model))
+            train = TrainSettings(**merged(self.train.facts(), run.train))
             for seed in self.seeds:
                 found[f"{name}-s{seed}"] = {
                     "name": f"{name}-s{seed}",
@@ -202,18 +199,15 @@ class Config(Settings):
         return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
 
-RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
-
-
 def load(path: str | Path) -> Config:
     """Read a config file. Raises `UserError` with one line for each wrong key."""
-    return parse(_read(Path(path)), str(path))
+    return parse(read(Path(path)), str(path))
 
 
 def parse(raw: dict[str, Any], where: str = "config") -> Config:
     """Validate a config mapping, its preset merged underneath."""
-    raw = _with_presets(raw, where)
-    _refuse_recorded(raw, where)
+    raw = with_presets(raw, where)
+    refuse_recorded(raw, where)
     try:
         config = Config(**raw)
         config._model = raw.get("model") or {}
@@ -237,79 +231,12 @@ def explain(error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
-def _with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """`raw` laid on its preset, and that on its own, as far as they go."""
-    name = raw.get("preset")
-    if name is None:
-        return raw
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-        raise UserError(f"{where}: preset: no file {path}; presets: {', '.join(known)}")
-    if path in seen:
-        raise UserError(f"{where}: preset: {path} leads back to itself")
-    return _merged(_with_presets(_read(path), str(path), (*seen, path)), raw)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: wanted a mapping of sections, found {type(raw).__name__}.")
-    return raw
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, mapping by mapping."""
-    result = copy.deepcopy(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else copy.deepcopy(value)
-    return result
-
-
-def _refuse_recorded(raw: dict[str, Any], where: str) -> None:
-    """A training section may not set what preprocessing decided: name both values and the two ways out."""
-    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
-    places = [("train", raw.get("train")), ("model", raw.get("model"))]
-    for name, run in runs.items():
-        if isinstance(run, dict):
-            places += [(f"runs.{name}.{key}", run.get(key)) for key in ("train", "model")]
-    for place, section in places:
-        if not isinstance(section, dict):
-            continue
-        for key in sorted(RECORDED_KEYS & section.keys()):
-            decided = _decided(raw, key)
-            raise UserError(
-                f"{where}: {place}.{key} is decided by preprocessing: {decided}, wanted {section[key]!r}. Either "
-                f"remove it from {place}, or change it in the dataset section and let what depends on it be "
-                f"made again."
-            )
-
-
-def _decided(raw: dict[str, Any], key: str) -> str:
-    """Where and as what a key that training must not set is decided."""
-    dataset = raw.get("dataset") if isinstance(raw.get("dataset"), dict) else {}
-    recorded = Path(raw.get("results", "results")) / str(dataset.get("name", "dataset")) / "config.json"
-    if recorded.is_file():
-        facts = read_json(recorded)
-        value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
-        return f"recorded as {value!r} in {recorded}"
-    section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
-    value = (section or {}).get(key, "its default")
-    return f"{value!r} in the dataset section"
-
-
 def from_snakemake(given: dict[str, Any]) -> Config:
     """The config Snakemake was given: a whole file, or overrides of config/config.yaml."""
     default = PRESETS.parent / "config.yaml"
     if "preset" in given or "sources" in (given.get("dataset") or {}):
         return parse(dict(given))
-    return parse(_merged(_read(default), dict(given)), str(default))
+    return parse(merged(read(default), dict(given)), str(default))
 
 
 def files_of(name: str, source: SourceSettings) -> list[str]:

@@ -74,6 +74,31 @@ rule summarise:
         " 2>&1 | tee {log:q}"
 
 
+rule documents:
+    """Listing the bits per byte of every evaluated document."""
+    input:
+        config=rules.record.output.config,
+        losses=losses(),
+    output:
+        table=f"{D}/documents.csv",
+    log:
+        f"{D}/logs/documents.log",
+    benchmark:
+        f"{D}/benchmarks/documents.jsonl"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="4h",
+    params:
+        code=code("retro.evaluation.documents"),
+    shell:
+        "python -m retro.evaluation.documents"
+        " --config {input.config:q}"
+        " --losses {input.losses:q}"
+        " --output {output.table:q}"
+        " 2>&1 | tee {log:q}"
+
+
 rule overlap:
     """Measuring how much of {wildcards.split} stands in the training data and in its neighbours."""
     input:

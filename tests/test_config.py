@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retro import config, config_docs
+from retro import config, config_docs, config_layers
 from retro.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,7 +13,7 @@ GOOD = {"dataset": {"name": "d", "sources": {"a": {"path": "a.jsonl"}}}}
 
 
 def merged(**sections):
-    return config._merged(GOOD, sections)
+    return config_layers.merged(GOOD, sections)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)

@@ -63,8 +63,8 @@ CATALOGUE = {
     ),
     "cost": Experiment(
         "Cost", "points",
-        "Would the arithmetic have been better spent on a larger or longer trained GPT?",
+        "What does the gain cost, and what would another model have made of as much arithmetic?",
         "Bits per byte against the arithmetic of the training: further down and further left is better.",
-        "FLOP of the training", True,
+        "FLOP of the training",
     ),
 }  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 from retro.experiments.catalogue import Experiment
 from retro.report import palette, style
 from retro.report.read import Row
-from retro.report.words import percent, short
+from retro.report.words import percent
 
 
 def draw(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
@@ -25,7 +25,8 @@ def _bars(name: str, rows: list[Row], folder: Path) -> None:
             return
         for position, row in enumerate(rows):
             value, low, high = (row[key] for key in against)
-            colour = palette.COLOURS.get(row["retrieval"], palette.COLOURS["on"])
+            kind = "random" if row["retrieval"] == "shuffled" else row["retrieval"]  # both are controls
+            colour = palette.COLOURS.get(kind, palette.COLOURS["on"])
             axes.barh(position, value, color=colour, height=0.7)
             edge = max(value, 0)
             if low is not None:
@@ -76,10 +77,10 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
         if name == "database":
             axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
             axes.minorticks_off()
+        if name == "neighbours":
+            axes.set_xticks(xs)
         if name == "cost":
-            axes.set_xticks([row["x"] for row in rows], [short(row["x"]) for row in rows])
-            axes.minorticks_off()
-            axes.margins(x=0.3)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes.set(xlabel=experiment.x, ylabel="bits per byte")
 
 

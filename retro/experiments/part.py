@@ -44,7 +44,7 @@ def main() -> None:
     for path in options.tables:
         experiment = CATALOGUE[path.stem]
         found.append(Markup("<h3>{}</h3>\n<p>{}</p>\n").format(experiment.title, experiment.question))
-        found.append(figure(path.with_suffix(".svg"), experiment.caption))
+        found.append(figure(path.with_suffix(".svg"), experiment.caption, f"experiment-{path.stem}"))
         rows = read_csv(path)
         found.append(Markup("<details><summary>{} rows</summary>{}</details>\n").format(len(rows), table(rows)))
     write_text(options.output, Markup("").join(found))

@@ -18,8 +18,8 @@ OVERLAPS = {"training": "Overlap with the training data", "shown": "Overlap with
 MODES = {"none": "GPT", "off": "RETRO, retrieval off", "on": "RETRO, retrieval on"}
 CAPTION = (
     "Bits per byte of the chunks whose longest common run of tokens is at most a share of the chunk; below, how many "
-    "chunks that are: at the left end, where next to nothing can be copied, a remaining gap between blue and grey is "
-    "more than copying."
+    "chunks that are: a gap between blue and grey that remains at the left end is no copying of long passages; short "
+    "runs, of up to an eighth of a chunk, can still be copied there."
 )
 HEAD = (
     "<tr><th>overlap with</th><th>share of the chunk</th><th>retrieval</th>"

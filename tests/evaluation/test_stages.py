@@ -96,6 +96,18 @@ def test_summary_and_comparison(dataset, losses):
     assert {row["source"] for row in sections} == {"atlas"}
 
 
+def test_each_document_has_its_bits_per_byte(dataset, losses):
+    output = dataset.folder / "documents.csv"
+    stage("retro.evaluation.documents", "--config", dataset.path, "--losses", *losses.values(), "--output", output)
+    rows = read(output)
+    assert len({row["document"] for row in rows}) == len(rows)
+    for mode, run in (("none", "gpt-s1"), ("on", "retro-s1")):
+        bits = sum(float(row[f"{run} {mode}"]) * int(row["bytes"]) for row in rows)
+        counts = read_manifest(losses[mode]).counts
+        assert bits / counts["bytes"] == pytest.approx(counts["bits_per_byte"], abs=1e-6)
+        assert sum(int(row["tokens"]) for row in rows) == counts["tokens"]
+
+
 def test_losses_of_another_split_are_refused(dataset, losses, tmp_path):
     facts = json.loads(losses["on"].read_text())
     facts["settings"]["split"] = "valid"

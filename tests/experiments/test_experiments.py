@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import faiss
 import numpy as np
@@ -131,7 +132,10 @@ def test_the_section_shows_each_experiment_and_a_page_takes_it(made):
     tables = [folder / f"experiments/{name}.csv" for name in ("seeds", "cost")]
     stage("retro.experiments.part", "--tables", *tables, "--output", folder / "parts/experiments.html")
     parts = {part.name: part for part in read_parts([folder / "parts/experiments.html"])}
-    assert parts["experiments"].html.count("<figcaption>") == 2
+    html = parts["experiments"].html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert html.count("<figcaption>") == 2 and len(ids) == len(set(ids))
+    assert all("experiment-" in name for name in ids), "the page has figures of the same names"
     assert parts["leakage"].html == "" and parts["leakage"].target == "snakemake leakage"
 
 

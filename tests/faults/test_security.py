@@ -1,6 +1,7 @@
 """Names and texts that would like to be executed."""
 
 import ast
+import json
 import shutil
 from pathlib import Path
 
@@ -78,8 +79,6 @@ def test_a_results_folder_with_a_space_and_a_quote(finished, tmp_path):
 def test_markup_in_a_corpus_stays_text(tmp_path):
     project = Project.create(tmp_path / "project")
     corpus = project.folder / "data/tiny.jsonl"
-    import json
-
     lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     evil = "<script>alert('pwned')</script><img src=x onerror=alert(1)> "
     for record in lines:

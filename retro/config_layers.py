@@ -1,0 +1,82 @@
+"""What a config file says before it is validated: read, laid on its presets, and free of what preprocessing decides."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retro.artifacts import read_json
+from retro.errors import UserError
+from retro.training.settings import SampleSettings
+
+PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
+# Keys that a training section may not set.
+RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
+
+
+def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """`raw` laid on its preset, and that on its own, as far as they go."""
+    name = raw.get("preset")
+    if name is None:
+        return raw
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        raise UserError(f"{where}: preset: no file {path}; presets: {', '.join(known)}")
+    if path in seen:
+        raise UserError(f"{where}: preset: {path} leads back to itself")
+    return merged(with_presets(read(path), str(path), (*seen, path)), raw)
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: wanted a mapping of sections, found {type(raw).__name__}.")
+    return raw
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping."""
+    result = copy.deepcopy(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def refuse_recorded(raw: dict[str, Any], where: str) -> None:
+    """A training section may not set what preprocessing decided: name both values and the two ways out."""
+    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
+    places = [("train", raw.get("train")), ("model", raw.get("model"))]
+    for name, run in runs.items():
+        if isinstance(run, dict):
+            places += [(f"runs.{name}.{key}", run.get(key)) for key in ("train", "model")]
+    for place, section in places:
+        if not isinstance(section, dict):
+            continue
+        for key in sorted(RECORDED_KEYS & section.keys()):
+            decided = _decided(raw, key)
+            raise UserError(
+                f"{where}: {place}.{key} is decided by preprocessing: {decided}, wanted {section[key]!r}. Either "
+                f"remove it from {place}, or change it in the dataset section and let what depends on it be "
+                f"made again."
+            )
+
+
+def _decided(raw: dict[str, Any], key: str) -> str:
+    """Where and as what a key that training must not set is decided."""
+    dataset = raw.get("dataset") if isinstance(raw.get("dataset"), dict) else {}
+    recorded = Path(raw.get("results", "results")) / str(dataset.get("name", "dataset")) / "config.json"
+    if recorded.is_file():
+        facts = read_json(recorded)
+        value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
+        return f"recorded as {value!r} in {recorded}"
+    section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
+    value = (section or {}).get(key, "its default")
+    return f"{value!r} in the dataset section"
