@@ -11,6 +11,8 @@ from retro.retrieval import index
 from tests.database.stages import stage
 
 COUNTS = (3, 8)
+NAMES = ["Flat", "IVF8,SQ8", "IVF8,Flat", "IVF8,RaBitQ", "OPQ4_16,IVF4_HNSW4,PQ4x4", "IVF8,FlatDedup", "IVF8,PQ8x4fs,RFlat",
+         "HNSW8", "SQ8"]  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,7 +58,7 @@ def index_options(corpus, name: str, **more) -> dict:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", ["Flat", "IVF8,SQ8", "OPQ4_16,IVF4_HNSW4,PQ4x4", "IVF8,PQ8x4fs,RFlat", "HNSW8", "SQ8"])
+@pytest.mark.parametrize("name", NAMES)
 def test_indexes(corpus, tmp_path, name, count, monkeypatch):
     """Written in parts of 32 vectors or whole, by one job or by many."""
     options = index_options(corpus, name)
