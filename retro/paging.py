@@ -4,7 +4,9 @@ Pages of a mapped file stay in a process once they were touched, and count as it
 elsewhere: a job that reads a whole file that way looks, to a scheduler with a memory limit, as big as the file.
 """
 
+import ctypes
 import mmap
+from pathlib import Path
 
 import numpy as np
 
@@ -21,3 +23,16 @@ def release(*arrays: np.ndarray) -> None:
             array = array.base
         if isinstance(array, np.ndarray):
             array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def release_file(path: Path) -> None:
+    """Hand back the pages of a file that a library has mapped, wherever it did."""
+    maps, name = Path("/proc/self/maps"), str(path.resolve())
+    if not maps.exists():
+        return
+    libc = ctypes.CDLL(None)
+    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
+        place, *_, mapped = line.split(maxsplit=5)
+        if mapped == name:
+            start, stop = (int(part, 16) for part in place.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

@@ -1,7 +1,7 @@
 """Corpus: documents to tokens.
 
 in     the sources of the config
-steps  train_tokenizer, then tokenize, one job a source
+steps  train_tokenizer, then tokenize, one job a source (tokenize_shard: part of it)
 out    {D}/tokenizer, {D}/tokens/<source>
 """
 
@@ -39,11 +39,45 @@ rule train_tokenizer:
         " 2>&1 | tee {log:q}"
 
 
-rule tokenize:
-    """Tokenizing {wildcards.source}."""
+rule tokenize_shard:
+    """Tokenizing shard {wildcards.shard} of {wildcards.source}."""
     input:
         sources=lambda wildcards: SOURCE_FILES[wildcards.source],
         tokenizer=rules.train_tokenizer.output.manifest,
+    output:
+        # Its own token store lies beside it, undeclared, until it is joined.
+        note=temp(f"{D}/tokens/{{source}}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/tokenize/{{source}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/tokenize/{{source}}.{{shard}}.jsonl"
+    threads: RESOURCES.tokenize_threads
+    resources:
+        mem_mb=4000,
+        runtime="12h",
+    params:
+        code=code("retro.corpus.tokenize"),
+        settings=lambda wildcards: section(
+            name=wildcards.source,
+            source=READ[wildcards.source],
+            **{key: WHOLE[key] for key in ["split", "seed", "on_error"]},
+        ),
+    shell:
+        "python -m retro.corpus.tokenize"
+        " --settings {params.settings:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --shard {wildcards.shard}"
+        " --output {output.note:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule tokenize:
+    """Tokenizing {wildcards.source}; with shards, joining them."""
+    input:
+        sources=lambda wildcards: SOURCE_FILES[wildcards.source],
+        tokenizer=rules.train_tokenizer.output.manifest,
+        shards=shards(f"{D}/tokens/{{source}}"),
     output:
         bin=f"{D}/tokens/{{source}}/tokens.bin",
         idx=f"{D}/tokens/{{source}}/tokens.idx",
@@ -70,6 +104,7 @@ rule tokenize:
         "python -m retro.corpus.tokenize"
         " --settings {params.settings:q}"
         " --tokenizer {input.tokenizer:q}"
+        " --shards {input.shards:q}"
         " --output {output.manifest:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

@@ -9,10 +9,11 @@ import numpy as np
 
 from retro.corpus.files import SourceFile
 from retro.corpus.mmididx import TokenStore
-from retro.corpus.readers import Document, Malformed, Reader
+from retro.corpus.readers import RECORDS, Document, Malformed, Reader, Sharded
 from retro.corpus.settings import SourceSettings
 from retro.corpus.tokenizers import Tokenizer
 from retro.errors import UserError
+from retro.paging import release
 
 
 def find(paths: str | list[str], source: str) -> list[Path]:
@@ -45,7 +46,7 @@ def find(paths: str | list[str], source: str) -> list[Path]:
     return list(found)
 
 
-class MegatronReader:
+class MegatronReader(Sharded):
     """Iterates over the documents of token stores, as `Reader` does over text: `ids` in place of text.
 
     A document is `<store>-<number>`, and a group of its own. The EOD at its end is taken off (every document gets
@@ -56,15 +57,22 @@ class MegatronReader:
     filtered = 0
 
     def __init__(
-        self, source: SourceSettings, name: str, on_error: str, note: Callable[[dict], None], tokenizer: Tokenizer
+        self,
+        source: SourceSettings,
+        name: str,
+        on_error: str,
+        note: Callable[[dict], None],
+        tokenizer: Tokenizer,
+        shard: tuple[int, int] | None,
     ):
+        super().__init__(shard)
         self.name, self.on_error, self.tokenizer, self._note = name, on_error, tokenizer, note
         self.prefixes, self.ignored = find(source.path, name), []
         ends = (".idx", ".bin")
         paths = [Path(f"{prefix}{end}") for prefix in self.prefixes for end in ends]
         self.files = [SourceFile(path, path.name, "megatron", path.stat().st_size) for path in paths]
         self.bytes = sum(file.bytes for file in self.files)
-        self.done = self.records = self.skipped = self.without_eod = 0
+        self.done = self.skipped = self.without_eod = 0
 
     def __iter__(self) -> Iterator[Document]:
         names = [prefix.name for prefix in self.prefixes]
@@ -73,7 +81,12 @@ class MegatronReader:
         for prefix, name, index in zip(self.prefixes, names, self.files[::2], strict=True):
             store, start = TokenStore(prefix), self.done
             for number in range(len(store)):
+                mine = self.mine()
                 self.records += 1
+                if not mine:
+                    continue
+                if number % RECORDS == 0:
+                    release(store.tokens)
                 try:
                     ids = self._ids(index, number, store[number])
                 except Malformed as error:
@@ -111,12 +124,17 @@ class MegatronReader:
 
 
 def open_reader(
-    source: SourceSettings, name: str, on_error: str, note: Callable[[dict], None], tokenizer: Tokenizer
+    source: SourceSettings,
+    name: str,
+    on_error: str,
+    note: Callable[[dict], None],
+    tokenizer: Tokenizer,
+    shard: tuple[int, int] | None = None,
 ) -> Reader | MegatronReader:
-    """The reader of a source: of text, or of tokens that `tokenizer` made."""
+    """The reader of a source, or of a shard of it: of text, or of tokens that `tokenizer` made."""
     if source.type == "megatron":
-        return MegatronReader(source, name, on_error, note, tokenizer)
-    return Reader(source, name, on_error, note)
+        return MegatronReader(source, name, on_error, note, tokenizer, shard)
+    return Reader(source, name, on_error, note, shard)
 
 
 def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Document], list[np.ndarray]]:

@@ -13,6 +13,7 @@ from retro.corpus.files import Damaged, SourceFile
 from retro.corpus.settings import SourceSettings
 from retro.errors import UserError
 
+RECORDS = 1024  # consecutive records, a block: what one shard of a source reads before the next one's turn
 BOM = b"\xef\xbb\xbf"
 ROWS = 256  # rows of a parquet file in memory at once
 TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number",
@@ -48,7 +49,26 @@ class Malformed(UserError):
         self.facts = {"file": str(file.path), "line": line, "reason": reason}
 
 
-class Reader:
+class Sharded:
+    """Which records are looked at: with a shard (i, N) every N-th block of `RECORDS`, from the i-th on.
+
+    `records` counts all records passed, `block` is the number of the last one's block.
+    """
+
+    def __init__(self, shard: tuple[int, int] | None):
+        self.shard, self.records = shard or (0, 1), 0
+
+    @property
+    def block(self) -> int:
+        return (self.records - 1) // RECORDS
+
+    def mine(self) -> bool:
+        """Whether the next record is this shard's."""
+        number, shards = self.shard
+        return self.records // RECORDS % shards == number
+
+
+class Reader(Sharded):
     """Iterates over the documents of a source in a fixed order, one document in memory at a time.
 
     Malformed records raise `Malformed`, a `UserError` (`on_error="stop"`), or are counted in `skipped` and
@@ -62,11 +82,13 @@ class Reader:
         name: str,
         on_error: str = "stop",
         note: Callable[[dict], None] | None = None,
+        shard: tuple[int, int] | None = None,
     ):
+        super().__init__(shard)
         self.source, self.name, self.on_error = source, name, on_error
         self.files, self.ignored = files.find(source.path, name)
         self.bytes = sum(file.bytes for file in self.files)
-        self.done = self.records = self.filtered = self.skipped = 0
+        self.done = self.filtered = self.skipped = 0
         self._note = note or (lambda facts: None)
 
     def __iter__(self) -> Iterator[Document]:
@@ -74,7 +96,10 @@ class Reader:
             read = {"jsonl": self._read_json_lines, "parquet": self._read_parquet, "txt": self._read_text}
             start = self.done
             for line, record in read[file.kind](file):
+                mine = self.mine()
                 self.records += 1
+                if not mine:
+                    continue
                 try:
                     if isinstance(record, Malformed):
                         raise record
@@ -143,12 +168,15 @@ class Reader:
             line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
                 empty = False
-                yield number, _parse(file, number, line)
+                yield number, _parse(file, number, line) if self.mine() else None
         if empty:
             yield 1, Malformed(file, 1, "the file is empty")
 
     def _read_text(self, file: SourceFile) -> Iterator[tuple[int, Any]]:
         """One document; its line ends become line feeds."""
+        if not self.mine():
+            yield 1, None
+            return
         fields = self.source.fields
         data = file.path.read_bytes().removeprefix(BOM)
         try:

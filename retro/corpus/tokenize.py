@@ -2,8 +2,8 @@
 
 import argparse
 import json
+import shutil
 import sys
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,20 +11,21 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from retro import artifacts, errors, progress
+from retro import artifacts, errors, progress, provenance
+from retro.corpus.document_table import Table
 from retro.corpus.megatron import encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
-from retro.corpus.split import key_hash, split_of
+from retro.corpus.split import split_of
+from retro.corpus.token_shards import Ledger, join
 from retro.corpus.tokenizers import Tokenizer, use_threads
-from retro.database.tables import DOCUMENT, SPLITS
+from retro.database.shards import shard_name
 from retro.errors import UserError
 from retro.settings import Settings
 
 STAGE = "retro.corpus.tokenize"
 FILES = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
-BATCH_DOCUMENTS = 1024
 BATCH_BYTES = 4_000_000
 
 
@@ -38,118 +39,86 @@ class TokenizeSettings(Settings):
     on_error: Literal["stop", "skip"] = "stop"
 
 
-def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of limited size, at least one in each."""
+def batches(reader: Reader) -> Iterator[tuple[int, list[Document]]]:
+    """Documents of one block of records in lists of limited size, and the block's number."""
     batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += document.bytes
-        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield batch
+    size = block = 0
+    for document in reader:
+        if batch and (reader.block != block or size >= BATCH_BYTES):
+            yield block, batch
             batch, size = [], 0
+        batch.append(document)
+        size, block = size + document.bytes, reader.block
     if batch:
-        yield batch
+        yield block, batch
 
 
-class Table:
-    """Collects documents.npy and documents.jsonl; holds some forty bytes a document in memory."""
-
-    def __init__(self, lines):
-        self.lines, self.offset = lines, 0
-        self.columns = {"group": array("Q"), "bytes": array("q"), "split": array("B"), "offset": array("q")}
-        self.ids, self.lengths = array("Q"), array("q")
-
-    def add(self, document: Document, split: int, tokens: int) -> None:
-        facts = {"id": document.id, "group": document.group, "title": document.title}
-        line = (json.dumps(facts, ensure_ascii=False) + "\n").encode()
-        row = {
-            "group": key_hash(document.group),
-            "bytes": document.bytes,
-            "split": split,
-            "offset": self.offset,
-        }
-        for name, value in row.items():
-            self.columns[name].append(value)
-        self.ids.append(key_hash(document.id))
-        self.lengths.append(tokens)
-        self.lines.write(line)
-        self.offset += len(line)
-
-    def array(self) -> np.ndarray:
-        """The table, dtype DOCUMENT, one row a document."""
-        table = np.empty(len(self.ids), DOCUMENT)
-        for name, values in self.columns.items():
-            table[name] = values
-        return table
-
-    def counts(self) -> dict:
-        """documents, tokens, bytes and duplicate ids, in all and by split."""
-        table, lengths = self.array(), np.array(self.lengths, np.int64)
-
-        def of(rows: np.ndarray) -> dict:
-            return {
-                "documents": int(rows.sum()),
-                "tokens": int(lengths[rows].sum()),
-                "bytes": int(table["bytes"][rows].sum()),
-            }
-
-        return {
-            **of(np.ones(len(table), bool)),
-            "duplicate_ids": len(table) - len(np.unique(np.array(self.ids, np.uint64))),
-            "by_split": {name: of(table["split"] == number) for number, name in enumerate(SPLITS)},
-        }
+def tokenize(
+    settings: TokenizeSettings, tokenizer: Tokenizer, reader: Reader, writer: TokenWriter, table: Table
+) -> Iterator[tuple[int, int]]:
+    """Store what the reader reads; yields, after each batch, its block and how many documents were empty."""
+    with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
+        for block, batch in batches(reader):
+            full, encoded = encode(batch, tokenizer)
+            for document, ids in zip(full, encoded, strict=True):
+                split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
+                writer.add(np.append(ids, tokenizer.eod_id))
+                table.add(document, split, len(ids) + 1)
+            bar.update(reader.done - bar.n)
+            yield block, len(batch) - len(full)
+        bar.update(reader.bytes - bar.n)
 
 
-def tokenize(settings: TokenizeSettings, tokenizer: Tokenizer, folder: Path) -> tuple[Reader, dict]:
-    """Write the store and its tables into `folder`; returns the reader, run dry, and the counts."""
-    empty = 0
+def write(
+    settings: TokenizeSettings,
+    tokenizer: Tokenizer,
+    folder: Path,
+    notes: list[Path] = (),
+    shard: tuple[int, int] | None = None,
+) -> tuple[Reader, dict]:
+    """Write the store and its tables into `folder`: of the source, of a shard of it, or of the shards with these
+    notes, joined. Returns the reader and the counts.
+    """
     with (
         artifacts.replacing(folder / "skipped.jsonl") as skipped,
-        open(skipped, "w", encoding="utf-8") as notes,
+        open(skipped, "wb") as remarks,
         artifacts.replacing(folder / "documents.jsonl") as listed,
         open(listed, "wb") as lines,
         TokenWriter(folder / "tokens", token_dtype(tokenizer.vocab_size)) as writer,
     ):
-        reader = open_reader(
-            settings.source,
-            settings.name,
-            settings.on_error,
-            lambda facts: notes.write(json.dumps(facts, ensure_ascii=False) + "\n"),
-            tokenizer,
-        )
-        table = Table(lines)
-        with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
-            for batch in batches(iter(reader)):
-                full, encoded = encode(batch, tokenizer)
-                empty += len(batch) - len(full)
-                for document, ids in zip(full, encoded, strict=True):
-                    split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
-                    writer.add(np.append(ids, tokenizer.eod_id))
-                    table.add(document, split, len(ids) + 1)
-                bar.update(reader.done - bar.n)
-            bar.update(reader.bytes - bar.n)
-        counts = {
-            **table.counts(),
-            "empty": empty,
-            "filtered": reader.filtered,
-            "skipped": reader.skipped,
-            "files": len(reader.files),
-            "ignored_files": len(reader.ignored),
-            **unended(reader),
-        }
-        if not counts["documents"]:
-            raise UserError(nothing(settings, reader, empty))
+        table, ledger = Table(lines), Ledger()
+
+        def remark(facts: dict) -> None:
+            line = (json.dumps(facts, ensure_ascii=False) + "\n").encode()
+            remarks.write(line)
+            ledger.add(reader.block, remarks=len(line))
+
+        reader = open_reader(settings.source, settings.name, settings.on_error, remark, tokenizer, shard)
+        if notes:
+            counts = join(notes, writer, table, remarks)
+        else:
+            empty = documents = offset = 0
+            for block, without_text in tokenize(settings, tokenizer, reader, writer, table):
+                ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
+                documents, offset, empty = len(table.ids), table.offset, empty + without_text
+            counts = {"empty": empty, "filtered": reader.filtered, "skipped": reader.skipped, **unended(reader)}
+        if not table.ids and not shard:
+            raise UserError(nothing(settings, reader, counts))
         writer.finish()
         artifacts.write_array(folder / "documents.npy", table.array())
-    return reader, counts
+        if shard:
+            artifacts.write_array(folder / "ids.npy", np.array(table.ids, np.uint64))
+            artifacts.write_array(folder / "ledger.npy", ledger.array())
+            return reader, counts
+    return reader, {**table.counts(), **counts, "files": len(reader.files), "ignored_files": len(reader.ignored)}
 
 
-def nothing(settings: TokenizeSettings, reader: Reader, empty: int) -> str:
+def nothing(settings: TokenizeSettings, reader: Reader, counts: dict) -> str:
     """Why no document is left."""
+    records = sum(counts[name] for name in ("empty", "filtered", "skipped"))
     return (
-        f"source {settings.name}: no documents left of {reader.records} records in {len(reader.files)} "
-        f"files: {empty} empty, {reader.filtered} left out by keep, {reader.skipped} malformed. "
+        f"source {settings.name}: no documents left of {records} records in {len(reader.files)} "
+        f"files: {counts['empty']} empty, {counts['filtered']} left out by keep, {counts['skipped']} malformed. "
         f"Correct dataset.sources.{settings.name} in the config."
     )
 
@@ -159,6 +128,8 @@ def main() -> None:
     parser.add_argument("--settings", required=True, help="JSON: source, name, split, seed, on_error")
     parser.add_argument("--tokenizer", required=True, type=Path, help="the tokenizer's manifest")
     parser.add_argument("--output", required=True, type=Path, help="the manifest to write")
+    parser.add_argument("--shard", type=shard_name, help="do this part only, --output is its note")
+    parser.add_argument("--shards", nargs="*", default=[], type=Path, help="notes of all shards: join them")
     parser.add_argument("--threads", type=int, default=1, help="the same files for any number")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
@@ -167,11 +138,17 @@ def main() -> None:
     except (ValidationError, ValueError, TypeError) as error:
         raise UserError(f"--settings: {error}") from None
     arguments.output.unlink(missing_ok=True)
-    tokenizer, folder = Tokenizer.load(arguments.tokenizer), arguments.output.parent
+    tokenizer = Tokenizer.load(arguments.tokenizer)
+    folder = arguments.output.with_suffix("") if arguments.shard else arguments.output.parent
     for left in folder.glob(".*.tmp"):  # by a run that was killed
         left.unlink()
-    reader, counts = tokenize(settings, tokenizer, folder)
-    # Threads are not recorded: they change no byte, and so should make nothing that follows stale.
+    reader, counts = write(settings, tokenizer, folder, arguments.shards, arguments.shard)
+    if arguments.shard:
+        made_from = {"settings": settings.facts(), "tokenizer": artifacts.sha256(arguments.tokenizer)}
+        made_from |= {"code": provenance.digest(STAGE), "versions": provenance.versions()}
+        artifacts.write_json(arguments.output, {"shard": arguments.shard, "made_from": made_from, "counts": counts})
+        return
+    # Threads and shards are not recorded: they change no byte, and so should make nothing that follows stale.
     artifacts.write_manifest(
         arguments.output,
         kind="tokens",
@@ -182,6 +159,8 @@ def main() -> None:
         counts=counts,
         seed=settings.seed,
     )
+    for note in arguments.shards:
+        shutil.rmtree(note.with_suffix(""))
     if reader.ignored:
         names = ", ".join(file.name for file in reader.ignored[:5])
         print(f"tokens of {settings.name}: {len(reader.ignored)} files not read: {names} …", file=sys.stderr)

@@ -7,59 +7,81 @@ false`). It never holds a chunk that is evaluated.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from retro import errors
-from retro.artifacts import Manifest, read_manifest, write_array, write_manifest
+from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
 from retro.database.clusters import by_chunk
 from retro.database.tables import SPLITS
 from retro.errors import UserError
+from retro.paging import release
 
 STAGE = "retro.database.assemble"
 TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 LISTS = ("database", "train", "valid", "test")
+BLOCK = 1 << 20  # chunks looked at together
 
 
-def assemble(
+def select(
     tables: list[np.ndarray], uses: list[dict[str, bool]], dropped: list[np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
-    """Global rows int64, ascending, of each of `LISTS`, from the sources' chunk tables and their `database`
-    flags. `dropped`: for each chunk of each source, 1 to leave it out of train, 2 of the database, 3 of both.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Global rows int64, ascending, of each of `LISTS`, block by block, from the sources' chunk tables and their
+    `database` flags. `dropped`: for each chunk of each source, 1 to leave it out of train, 2 of the database, 3 of
+    both.
     """
-    dropped = dropped or [np.zeros(len(table), np.uint8) for table in tables]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in LISTS}
     offset = 0
-    for table, use, gone in zip(tables, uses, dropped, strict=True):
-        split = np.asarray(table["split"])
-        found["train"].append(np.flatnonzero((split == TRAIN) & (gone & 1 == 0)) + offset)
-        for number, name in ((VALID, "valid"), (TEST, "test")):
-            found[name].append(np.flatnonzero(split == number) + offset)
-        if use["database"]:
-            found["database"].append(np.flatnonzero(((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0)) + offset)
+    for number, (table, use) in enumerate(zip(tables, uses, strict=True)):
+        for start in range(0, len(table), BLOCK):
+            split = np.array(table["split"][start : start + BLOCK])
+            gone = dropped[number][start : start + BLOCK] if dropped else np.zeros(len(split), np.uint8)
+            chosen = {
+                "database": use["database"] & ((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0),
+                "train": (split == TRAIN) & (gone & 1 == 0),
+                "valid": split == VALID,
+                "test": split == TEST,
+            }
+            yield {name: np.flatnonzero(chosen[name]) + (offset + start) for name in LISTS}
+            release(table)
         offset += len(table)
-    return {name: np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64) for name, parts in found.items()}
 
 
-def check(rows: dict[str, np.ndarray], counts: dict[str, dict[str, int]]) -> None:
-    """Refuse an empty train split or database; warn of an empty valid or test split."""
+def write(folder: Path, counts: dict[str, int], parts: Iterator[dict[str, np.ndarray]]) -> list[Path]:
+    """Write each list, of `counts` rows, as <name>.npy; the files."""
+    files, done = {name: folder / f"{name}.npy" for name in LISTS}, dict.fromkeys(LISTS, 0)
+    with ExitStack() as stack:
+        lists = {
+            name: stack.enter_context(growing_array(path, (counts[name],), np.int64)) for name, path in files.items()
+        }
+        for part in parts:
+            for name, rows in part.items():
+                lists[name][done[name] : done[name] + len(rows)] = rows
+                done[name] += len(rows)
+            release(*lists.values())
+    return list(files.values())
+
+
+def check(rows: dict[str, int], counts: dict[str, dict[str, int]]) -> None:
+    """Refuse an empty train split or database; warn of an empty valid or test split. `rows`: chunks of each list."""
     table = "; ".join(
         f"{name}: " + ", ".join(f"{split} {count}" for split, count in by_split.items())
         for name, by_split in counts.items()
     )
-    if not len(rows["train"]):
+    if not rows["train"]:
         raise UserError(
             f"the train split has no chunk (chunks by source: {table}). Lower dataset.split.valid and "
             f".test, or add documents to a source with train: true."
         )
-    if not len(rows["database"]):
+    if not rows["database"]:
         raise UserError(
             f"the retrieval database is empty (chunks by source: {table}). Set database: true for a source "
             f"whose train split, or open book, has documents."
         )
     for name in ("valid", "test"):
-        if not len(rows[name]):
+        if not rows[name]:
             print(
                 f"warning: the {name} split has no chunk (chunks by source: {table}); evaluating it will "
                 f"be refused. Raise dataset.split.{name}, or split by document, to fill it.",
@@ -94,13 +116,12 @@ def main() -> None:
     manifests = [read_manifest(path, "chunks") for path in options.chunks]
     _check_uses(manifests, names, uses)
     dropped = by_chunk("dropped.npy", options.duplicates[0], options.chunks) if options.duplicates else None
-    rows = assemble([manifest.array("chunks.npy") for manifest in manifests], uses, dropped)
-    by_source = {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)}
-    check(rows, by_source)
-    files = [options.output.parent / f"{name}.npy" for name in LISTS]
-    for name, path in zip(LISTS, files, strict=True):
-        write_array(path, rows[name])
-    counts = {name: len(rows[name]) for name in LISTS}
+    chosen = ([manifest.array("chunks.npy") for manifest in manifests], uses, dropped)
+    counts = dict.fromkeys(LISTS, 0)
+    for part in select(*chosen):
+        counts = {name: counts[name] + len(rows) for name, rows in part.items()}
+    check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
+    files = write(options.output.parent, counts, select(*chosen))
     write_manifest(
         options.output,
         kind="database",

@@ -8,6 +8,7 @@ source or with its longest document.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database.hashing import mix
 from retro.database.tables import CHUNK, DOCUMENT, SPLITS
 from retro.errors import UserError
+from retro.paging import release
 
 STAGE = "retro.database.chunk"
 BLOCK = 1 << 16  # chunks at a time
@@ -37,24 +39,56 @@ def text_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return mix(np.add.reduceat(mixed, starts) + lengths.astype(np.uint64))
 
 
-def cut(store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray) -> None:
-    """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents."""
-    chunk_offsets = offsets_of(store, length)
+def cut(
+    store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray
+) -> np.ndarray:
+    """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents; how many
+    chunks each of `SPLITS` has.
+    """
+    offsets, splits = offsets_of(store, length), np.zeros(len(SPLITS), np.int64)
     with progress.bar(len(table), "chunk", "chunk") as shown:
-        for begin in range(0, len(table), BLOCK):
-            rows = np.arange(begin, min(begin + BLOCK, len(table)))
-            document = np.searchsorted(chunk_offsets, rows, side="right") - 1
-            start = store.offsets[document] + (rows - chunk_offsets[document]) * length
-            lengths = np.minimum(store.offsets[document + 1] - start, length)
-            tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
-            block = np.empty(len(rows), CHUNK)
-            block["start"], block["document"], block["length"] = start, document, lengths
-            block["split"], block["group"] = documents["split"][document], documents["group"][document]
-            block["text"] = text_hashes(tokens, lengths)
-            block["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
-            table[begin : begin + len(rows)] = block
-            shown.update(len(rows))
-    correct_bytes(table, chunk_offsets, documents["bytes"])
+        for first, end in document_blocks(offsets):
+            begin, stop = offsets[first], offsets[end]
+            for start in range(begin, stop, BLOCK):
+                rows = np.arange(start, min(start + BLOCK, stop))
+                table[start : start + len(rows)] = chunks(store, documents, token_bytes, length, offsets, rows)
+                release(store.tokens)
+            part = table[begin:stop]
+            correct_bytes(part, offsets[first : end + 1] - begin, documents["bytes"][first:end])
+            splits += np.bincount(part["split"], minlength=len(SPLITS))
+            shown.update(len(part))
+            release(table, documents)
+    return splits
+
+
+def document_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of documents of about `BLOCK` chunks, at least one document in each; `offsets` are `offsets_of` them."""
+    first = 0
+    while first < len(offsets) - 1:
+        end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1)
+        yield first, end
+        first = end
+
+
+def chunks(
+    store: TokenStore,
+    documents: np.ndarray,
+    token_bytes: np.ndarray,
+    length: int,
+    offsets: np.ndarray,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """The chunks of consecutive `rows` of the table, bytes as their tokens have them."""
+    document = np.searchsorted(offsets, rows, side="right") - 1
+    start = store.offsets[document] + (rows - offsets[document]) * length
+    lengths = np.minimum(store.offsets[document + 1] - start, length)
+    tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
+    made = np.empty(len(rows), CHUNK)
+    made["start"], made["document"], made["length"] = start, document, lengths
+    made["split"], made["group"] = documents["split"][document], documents["group"][document]
+    made["text"] = text_hashes(tokens, lengths)
+    made["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
+    return made
 
 
 def offsets_of(store: TokenStore, length: int) -> np.ndarray:
@@ -101,6 +135,7 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
         raise UserError(f"{table}: document {empty[0]} has text but no tokens. Make the token store again.")
     for begin in range(0, len(store.tokens), 1 << 24):
         highest = int(store.tokens[begin : begin + (1 << 24)].max(initial=0))
+        release(store.tokens)
         if highest >= len(token_bytes):
             raise UserError(
                 f"{manifest.folder / 'tokens.bin'}: token id {highest}, but the tokenizer has "
@@ -121,15 +156,14 @@ def main() -> None:
     store = TokenStore(manifest.file("tokens.bin").with_suffix(""))
     documents = manifest.array("documents.npy")
     _check(manifest, store, documents, tokenizer.token_bytes)
-    path, chunks = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
-    with growing_array(path, (chunks,), CHUNK) as table:
-        cut(store, documents, tokenizer.token_bytes, length, table)
-        splits = np.bincount(table["split"], minlength=len(SPLITS))
+    path, count = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
+    with growing_array(path, (count,), CHUNK) as table:
+        splits = cut(store, documents, tokenizer.token_bytes, length, table)
     tokens = len(store.tokens)
     counts = {
-        "chunks": chunks,
+        "chunks": count,
         "tokens": tokens,
-        "padding_share": round(1 - tokens / (chunks * length), 6) if chunks else 0.0,
+        "padding_share": round(1 - tokens / (count * length), 6) if count else 0.0,
         "by_split": dict(zip(SPLITS, splits.tolist(), strict=True)),
     }
     write_manifest(
@@ -143,8 +177,7 @@ def main() -> None:
     )
     shares = ", ".join(f"{name} {count}" for name, count in counts["by_split"].items() if count)
     print(
-        f"{options.output.parent}: {chunks} chunks of {length} tokens ({shares}), "
-        f"{counts['padding_share']:.1%} padding",
+        f"{options.output.parent}: {count} chunks of {length} tokens ({shares}), {counts['padding_share']:.1%} padding",
         file=sys.stderr,
     )
 

@@ -52,22 +52,26 @@ def write_note(path: Path, shard: tuple[int, int], blocks: Blocks, made_from: di
     write_json(path, {"shard": list(shard), "block": size, **facts})
 
 
+def read_notes(notes: list[Path], but: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """What the notes say. Raises `UserError` if the shards are not all, or differ in more than the keys `but`."""
+    facts = [read_json(path) for path in notes]
+    for path, found in zip(notes, facts, strict=True):
+        for key, wanted in facts[0].items():
+            if key not in ("shard", *but) and found.get(key) != wanted:
+                raise UserError(
+                    f"{path}: {key} is {found.get(key)}, but that of {notes[0]} is {wanted}. Shards made by different "
+                    f"versions, devices or inputs cannot be joined: delete both files and run snakemake again."
+                )
+    if [found["shard"] for found in facts] != [[number, len(notes)] for number in range(len(notes))]:
+        raise UserError(f"{notes[0].parent}: shards {[found['shard'] for found in facts]}, wanted all, in order.")
+    return facts
+
+
 class Joined:
     """The finished blocks of all shards, in order. Raises `UserError` if the shards do not belong together."""
 
     def __init__(self, notes: list[Path], rows: int):
-        facts = [read_json(path) for path in notes]
-        first = facts[0]
-        for path, found in zip(notes, facts, strict=True):
-            for key in ("made_from", "block", "row_shape", "dtype"):
-                if found[key] != first[key]:
-                    raise UserError(
-                        f"{path}: {key} is {found[key]}, but that of {notes[0]} is {first[key]}. Shards made by "
-                        f"different versions, devices or inputs cannot be joined: delete both files and run "
-                        f"snakemake again."
-                    )
-        if [found["shard"] for found in facts] != [[number, len(notes)] for number in range(len(notes))]:
-            raise UserError(f"{notes[0].parent}: shards {[found['shard'] for found in facts]}, wanted all, in order.")
+        first = read_notes(notes)[0]
         self.made_from, self.row_shape = first["made_from"], tuple(first["row_shape"])
         descr = first["dtype"]
         self.dtype = np.dtype(descr if isinstance(descr, str) else [tuple(field) for field in descr])

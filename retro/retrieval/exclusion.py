@@ -12,6 +12,7 @@ import numpy as np
 from retro.artifacts import read_manifest
 from retro.database.clusters import by_chunk
 from retro.database.hashing import mix
+from retro.paging import release
 
 
 def rules_of(exclude: list[str]) -> list[str]:
@@ -27,6 +28,7 @@ def read_keys(rule: str, manifests: list[Path]) -> np.ndarray:
     for number, path in enumerate(manifests):
         table = read_manifest(path, "chunks").array("chunks.npy")
         parts.append(key_of(rule, number, table["document"], table["group"], table["text"]))
+        release(table)
     return np.concatenate(parts)
 
 

@@ -5,7 +5,9 @@ With shards, one job trains, one a shard adds, and one joins (IVF indexes; other
 """
 
 import argparse
+import itertools
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -18,12 +20,14 @@ from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
 from retro.errors import UserError
-from retro.retrieval import factory, gpu
+from retro.retrieval import factory, gpu, inverted
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
 STAGE = "retro.retrieval.index"
 BLOCK = 1 << 16  # vectors added at a time
+PART = 1 << 17  # vectors whose inverted lists are in memory together, or
+PARTS = 64  # such a share of a database that has more
 
 
 def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
@@ -67,12 +71,29 @@ def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSetti
     return fill(trained, vectors, database, bounds(len(database), BLOCK), settings)
 
 
-def join(parts: list[Path]) -> faiss.Index:
-    """One index of the parts, in order: the same bytes as if all had been added in one job."""
-    index = faiss.read_index(str(parts[0]))
-    for path in parts[1:]:
-        index.merge_from(faiss.read_index(str(path)), index.ntotal)  # empties the part, so it cannot be mapped
-    return index
+def write(index: faiss.Index, path: Path) -> None:
+    """Write an index file, whole or not at all."""
+    with replacing(path) as temporary:
+        faiss.write_index(index, str(temporary))
+
+
+def write_in_parts(
+    trained: faiss.Index, vectors: Vectors, database: np.ndarray, wanted: Bounds, settings: IndexSettings, path: Path
+) -> None:
+    """Fill an index of inverted lists and write it, a limited number of vectors in memory at a time."""
+    size = max(PART, len(database) // PARTS)
+    parts = [list(blocks) for _, blocks in itertools.groupby(wanted, key=lambda block: block[0] // size)]
+    if len(parts) <= 1:
+        write(fill(trained, vectors, database, wanted, settings), path)
+        return
+    folder = path.with_name(f".{path.name}.parts")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    empty, paths = folder / "trained", [folder / str(number) for number in range(len(parts))]
+    write(trained, empty)
+    for blocks, part in zip(parts, paths, strict=True):
+        write(fill(faiss.read_index(str(empty)), vectors, database, blocks, settings), part)
+    inverted.join(empty, paths, path)
+    shutil.rmtree(folder)
 
 
 def write_flat(path: Path, vectors: Vectors, database: np.ndarray, wanted: Bounds) -> None:
@@ -116,25 +137,22 @@ def main() -> None:
     wanted = bounds(len(database), options.block, options.shard)
     empty = factory.build(name, vectors.width)
     exact, joinable = factory.is_exact(empty), factory.is_joinable(empty)
-    if options.part == "train":
-        made = train(name, vectors, database, settings, seed)
-    elif options.part == "add":
-        made = faiss.read_index(str(options.trained[0]))
-        if joinable:
-            made = fill(made, vectors, database, wanted, settings)
-        else:
-            print(f"index: {name} cannot be joined from shards, the last job adds all vectors", file=sys.stderr)
-    elif options.shards and joinable:
-        made = join(options.shards)
-    elif exact:
+    if options.shard and not joinable:
+        print(f"index: {name} cannot be joined from shards, the last job adds all vectors", file=sys.stderr)
+        wanted = []
+    if exact and not options.part:
         write_flat(path, vectors, database, wanted)
+    elif joinable and options.shards:
+        inverted.join(options.trained[0], options.shards, path)
     else:
-        trained = options.trained and faiss.read_index(str(options.trained[0]))
-        trained = trained or train(name, vectors, database, settings, seed)
-        made = fill(trained, vectors, database, wanted, settings)
-    if options.part or not exact:
-        with replacing(path) as temporary:
-            faiss.write_index(made, str(temporary))
+        given = options.trained and faiss.read_index(str(options.trained[0]))
+        made = given or train(name, vectors, database, settings, seed)
+        if options.part == "train":
+            write(made, path)
+        elif joinable:
+            write_in_parts(made, vectors, database, wanted, settings, path)
+        else:
+            write(fill(made, vectors, database, wanted, settings), path)
     if options.part:
         return
     write_manifest(

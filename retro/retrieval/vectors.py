@@ -9,7 +9,7 @@ from retro.errors import UserError
 from retro.paging import release
 
 AROUND = 1 << 16  # bytes that a system maps around a vector
-RESIDENT = 1 << 27  # bytes mapped before they are handed back
+RESIDENT = 1 << 26  # bytes mapped before they are handed back
 
 
 class Vectors:

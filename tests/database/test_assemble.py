@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from retro.artifacts import read_manifest
-from retro.database.assemble import assemble, check
+from retro.database import assemble
+from retro.database.assemble import LISTS, check, select
 from retro.database.tables import CHUNK, SPLITS
 from retro.errors import UserError
 from tests.database.stages import Corpus, stage
@@ -18,10 +19,21 @@ def table(*splits: int) -> np.ndarray:
     return made
 
 
-def test_rows_are_global_ascending_and_by_split():
+def lists(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str, np.ndarray]:
+    parts = list(select(tables, uses))
+    return {name: np.concatenate([part[name] for part in parts]) for name in LISTS}
+
+
+def counts(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str, int]:
+    return {name: len(found) for name, found in lists(tables, uses).items()}
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_rows_are_global_ascending_and_by_split(monkeypatch, block):
+    monkeypatch.setattr(assemble, "BLOCK", block)
     book, main, outside = table(BOOK, BOOK), table(TRAIN, TEST, TRAIN, VALID), table(TRAIN, TEST)
     uses = [{"database": True}, {"database": True}, {"database": False}]
-    rows = assemble([book, main, outside], uses)
+    rows = lists([book, main, outside], uses)
     assert rows["database"].tolist() == [0, 1, 2, 4]
     assert rows["train"].tolist() == [2, 4, 6]
     assert rows["valid"].tolist() == [5]
@@ -44,19 +56,19 @@ COUNTS = {"main": dict.fromkeys(SPLITS, 3)}
 
 
 def test_an_empty_train_split_is_refused_with_counts_and_a_way_out():
-    rows = assemble([table(TEST, VALID, BOOK)], [{"database": True}])
+    rows = counts([table(TEST, VALID, BOOK)], [{"database": True}])
     with pytest.raises(UserError, match=r"the train split has no chunk.*main: train 3.*dataset\.split\.valid"):
         check(rows, COUNTS)
 
 
 def test_an_empty_database_is_refused_with_a_way_out():
-    rows = assemble([table(TRAIN, TEST)], [{"database": False}])
+    rows = counts([table(TRAIN, TEST)], [{"database": False}])
     with pytest.raises(UserError, match=r"the retrieval database is empty.*database: true"):
         check(rows, COUNTS)
 
 
 def test_an_empty_evaluated_split_is_a_warning(capsys):
-    check(assemble([table(TRAIN, VALID)], [{"database": True}]), COUNTS)
+    check(counts([table(TRAIN, VALID)], [{"database": True}]), COUNTS)
     assert "warning: the test split has no chunk" in capsys.readouterr().err
 
 
