@@ -5,18 +5,19 @@ N-th of it. With bf16 the fp32 parameters are the master copy: what is gathered,
 `tests/test_memory.py` measures the same of a model that runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
-from torch import nn
 
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.training.initial import retrieves
-from retro.training.parallel import layers_of
 
 SAFE = 0.9  # share of a GPU that is planned; the rest is CUDA's, NCCL's and the allocator's (an assumption)
-LOSS = 12  # bytes a logit while the loss is differentiated: log-probabilities and two gradients, fp32 in either precision
+LOSS = (
+    12  # bytes a logit while the loss is differentiated: log-probabilities and two gradients, fp32 in either precision
+)
 
 
 @dataclass(frozen=True)
@@ -80,50 +81,70 @@ class Step:
         return self.state + self.gathered + self.activations
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro batch that GPUs hold, 0 for none, and what one of them then needs (with none: for a sample)."""
+
+    gpus: int
+    recompute: str
+    micro_batch: int
+    step: Step
+
+
 def step(settings: ModelSettings, architecture: str, work: Work, *, ranks: int = 1, freeze: bool = False) -> Step:
     """A step of a process, with `work.fsdp` one of `ranks` that share the model; `freeze`: only what retrieves trains.
 
     The peak is that of any micro batch but a step's first, before which there are no gradients yet.
     """
-    with torch.device("meta"):
-        model = build_model(settings, architecture=architecture, seed=None, **work.lengths)
-    ranks = ranks if work.fsdp else 1
-    held = {name: _shard(parameter.shape, ranks) for name, parameter in model.named_parameters()}
+    shapes = _shapes(settings, architecture, tuple(work.lengths.items()))
+    held = {name: _shard(shape, ranks if work.fsdp else 1) for name, shape in shapes.items()}
     trained = sum(count for name, count in held.items() if retrieves(name) or not freeze)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    gathered = _gathered(model, work) if work.fsdp else 2.0 * whole if work.precision == "bf16" else 0.0
-    largest = 4 * max(parameter.numel() for parameter in model.parameters())  # a gradient before it is added
-    peak = activations(settings, architecture, work) + (0 if work.fsdp else largest)
+    sizes = [shape.numel() for shape in shapes.values()]
+    gathered = _gathered(shapes, work) if work.fsdp else 2.0 * sum(sizes) if work.precision == "bf16" else 0.0
+    adding = 0 if work.fsdp else 4 * max(sizes)  # a gradient before it is added
+    peak = activations(settings, architecture, work) + adding
     return Step(4 * sum(held.values()), 4 * trained, 8 * trained, gathered, peak)
 
 
-def largest_micro_batch(settings: ModelSettings, architecture: str, work: Work, ranks: int, limit: int, room: float):
-    """The largest micro batch up to `limit` whose step fits into SAFE of `room` bytes, and the step; 0: none does.
+def fit(settings: ModelSettings, architecture: str, work: Work, gpus: int, limit: int, room: float) -> Fit:
+    """The largest micro batch up to `limit` with which `gpus` of `room` bytes, that share the model by FSDP2, take a
+    step; SAFE of each is planned.
 
     Activations grow in proportion to the micro batch, so that two of them tell all.
     """
-    one, two = (step(settings, architecture, _of(work, size), ranks=ranks) for size in (1, 2))
-    each = two.total - one.total
-    size = min(limit, int((SAFE * room - one.total) // each) + 1)
-    return (size, step(settings, architecture, _of(work, size), ranks=ranks)) if size > 0 else (0, one)
+    one, two = (step(settings, architecture, replace(work, micro_batch=b, fsdp=True), ranks=gpus) for b in (1, 2))
+    size = int((SAFE * room - one.total) // (two.total - one.total)) + 1
+    size = max(0, min(limit, size))
+    found = step(settings, architecture, replace(work, micro_batch=max(size, 1), fsdp=True), ranks=gpus)
+    return Fit(gpus, work.recompute, size, found)
 
 
-def _of(work: Work, micro_batch: int) -> Work:
-    return Work(**{**vars(work), "micro_batch": micro_batch})
+@lru_cache
+def _shapes(settings: ModelSettings, architecture: str, lengths: tuple[tuple[str, int], ...]) -> dict[str, torch.Size]:
+    """Every parameter's shape."""
+    with torch.device("meta"):
+        model = build_model(settings, architecture=architecture, seed=None, **dict(lengths))
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def _shard(shape: torch.Size, ranks: int) -> int:
-    """Numbers of a tensor that a process holds: FSDP2 cuts the first side, the last pieces padded."""
-    return -(-shape[0] // ranks) * shape[1:].numel() if shape else 1
+    """Numbers of a tensor that a process holds at most: FSDP2 cuts the first side."""
+    return -(-shape[0] // ranks) * shape[1:].numel()
 
 
-def _gathered(model: nn.Module, work: Work) -> float:
+def _gathered(shapes: dict[str, torch.Size], work: Work) -> float:
     """Whole tensors while FSDP2 computes: those outside the layers, with their gradient, all the time; of layers the
     current one, the next, and an encoder layer inside; a layer's gradient, and once more in fp32 to be summed."""
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]
-    outer = sum(p.numel() for p in model.parameters()) - sum(sizes)
-    gradients = max((work.compute + 4) * max(sizes), 4 * outer)
-    return 2 * work.compute * outer + work.compute * sum(sorted(sizes)[-3:]) + gradients
+    layers, outer = {}, 0
+    for name, shape in shapes.items():
+        half, inside, number = name.split(".")[:3]
+        if inside == "layers":
+            layers[half, number] = layers.get((half, number), 0) + shape.numel()
+        else:
+            outer += shape.numel()
+    largest = sorted(layers.values())[-3:]
+    gradients = max((work.compute + 4) * largest[-1], 4 * outer)
+    return 2 * work.compute * outer + work.compute * sum(largest) + gradients
 
 
 def activations(s: ModelSettings, architecture: str, work: Work) -> float:
