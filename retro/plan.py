@@ -10,6 +10,7 @@ files and the memory of the finished run in the config's results folder.
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from retro import config, errors
@@ -17,6 +18,8 @@ from retro.config import Config
 from retro.errors import UserError
 from retro.planning import counts, estimates
 from retro.planning.measured import compare
+
+LARGE = 100_000_000  # parameters from which it is worth telling how a model fits into GPUs
 
 
 def table(rows: list[list[str]]) -> str:
@@ -61,7 +64,7 @@ def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
             name: {kind: flops / value / 3600 for kind, value in speeds(options, name).items() if value}
             for name, flops in plan.flops.items()
         },
-        "models": [vars(model) for model in plan.models],
+        "models": [asdict(model) for model in plan.models],
     }
 
 
@@ -94,7 +97,26 @@ def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
         f"TFLOP/s x {options.utilisation:g} reached, in search {options.gpu_search_tflops:g} TFLOP/s each.",
         "Memory of training: one process that holds the whole model and one micro batch.",
     ]  # fmt: skip
+    large = [model for model in plan.models if model.parameters >= LARGE]
+    if options.gpus and large:
+        lines += [
+            "",
+            f"A training step on GPUs of {options.gpu_memory:g} GB that share the model (FSDP):",
+            fitting(large),
+        ]
     return "\n".join(lines)
+
+
+def fitting(models: list[estimates.Model]) -> str:
+    """What a GPU holds, for each number of GPUs."""
+    rows = [["Bytes of a GPU", "micro batch", "state", "gathered", "activations", "total"]]
+    for model in models:
+        for fit in model.fits:
+            again = ", layers recomputed" if fit.recompute == "layers" else ""
+            parts = [fit.step.state, fit.step.gathered, fit.step.activations, fit.step.total]
+            size_of = str(fit.micro_batch or "none fits")
+            rows.append([f"{model.name}, {fit.gpus} GPUs{again}", size_of, *map(size, parts)])
+    return table(rows)
 
 
 def open_config(options: argparse.Namespace) -> Config:
@@ -134,6 +156,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=8, help="GPUs")
     parser.add_argument("--gpu-tflops", type=float, default=989, help="peak TFLOP/s of a GPU (H100, bf16, dense)")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.add_argument("--gpu-memory", type=float, default=80, help="GB of a GPU, of which nine tenths are planned")
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[8, 16], help="GPUs that share a model")
     parser.add_argument(
         "--gpu-search-tflops",
         type=float,
@@ -148,7 +172,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     settings = open_config(options)
-    plan = estimates.make(settings, count(settings, options))
+    plan = estimates.make(settings, count(settings, options), options.fsdp, options.gpu_memory * 1e9)
     rows = compare(plan, Path(settings.results) / settings.dataset.name) if options.check else []
     if options.json:
         print(json.dumps({**facts(plan, options), **({"check": rows} if rows else {})}, indent=1))

@@ -126,7 +126,7 @@ rule overlap:
                 if CONFIG.evaluate.neighbours_used is None
                 else CONFIG.evaluate.neighbours_used
             ),
-            retrieved_chunks=CONFIG.train.retrieved_chunks,
+            retrieved_chunks=CONFIG.evaluate.retrieved_chunks or CONFIG.train.retrieved_chunks,
         ),
     shell:
         "python -m retro.evaluation.leakage"

@@ -127,7 +127,7 @@ class Shown(Batcher):
         if book is not dataset:
             same_book(dataset, book, split)
         if condition.part == "continuation" and retrieved_chunks < 2:
-            raise UserError(f"condition {condition.name!r}: train.retrieved_chunks is 1, so there is no continuation.")
+            raise UserError(f"condition {condition.name!r}: neighbours bring one chunk, so there is no continuation.")
         if ids is not None:
             book = Given(book.path, book.facts, ids)
         super().__init__(

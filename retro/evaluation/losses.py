@@ -46,6 +46,17 @@ def neighbours(path: Path | None, dataset: Dataset, condition: Condition) -> np.
     return ids
 
 
+def retrieved_chunks(settings: EvaluationSettings, train: dict, model: Path) -> int:
+    """Chunks that each neighbour brings. Raises `UserError` for more than the model has places for."""
+    trained, wanted = train["retrieved_chunks"], settings.retrieved_chunks
+    if wanted is not None and wanted > trained:
+        raise UserError(
+            f"evaluate.retrieved_chunks is {wanted}; {model} was trained with {trained} and has no places for more. "
+            f"Lower it, or train with train.retrieved_chunks: {wanted}."
+        )
+    return wanted or trained
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
@@ -73,12 +84,13 @@ def main() -> None:
     torch.set_num_threads(train["threads"])
     used = train["neighbours_used"] if settings.neighbours_used is None else settings.neighbours_used
     used = 0 if condition.empty else used if condition.k is None else condition.k
+    brought = retrieved_chunks(settings, train, options.model)
     batcher = Shown(
         dataset,
         options.split,
         condition,
         used=used,
-        retrieved_chunks=train["retrieved_chunks"],
+        retrieved_chunks=brought,
         ids=neighbours(options.neighbours, book, condition),
         book=book,
     )
@@ -107,7 +119,7 @@ def main() -> None:
             "mode": condition.name,
             "split": options.split,
             "neighbours_used": used,
-            "retrieved_chunks": train["retrieved_chunks"],
+            "retrieved_chunks": brought,
             "seq_length": length,
             "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh * dataset.chunk_length,
             "batch_size": settings.batch_size,

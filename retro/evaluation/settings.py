@@ -16,6 +16,9 @@ class EvaluationSettings(Settings):
     )
     batch_size: int = Field(8, gt=0, description="Windows a forward pass.")
     neighbours_used: int | None = Field(None, ge=0, description="Neighbours a chunk sees; default: as in training.")
+    retrieved_chunks: int | None = Field(
+        None, ge=1, description="Chunks each neighbour brings, at most as many as in training; default: as many."
+    )
     random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
     bootstrap: int = Field(10_000, gt=0, description="Resamplings for the 95 % intervals.")
 
@@ -27,7 +30,8 @@ class EvaluationSettings(Settings):
 
     def losses_facts(self) -> dict:
         """What per-token losses depend on: not which splits, controls and resamplings are wanted."""
-        return {key: value for key, value in self.facts().items() if key in ("stride", "batch_size", "neighbours_used")}
+        names = ("stride", "batch_size", "neighbours_used", "retrieved_chunks")
+        return {key: value for key, value in self.facts().items() if key in names}
 
 
 class GenerationSettings(Settings):

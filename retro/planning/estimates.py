@@ -1,7 +1,8 @@
 """Disk, memory and floating-point operations of every stage, by formula, from counts and a config."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import faiss
 
@@ -11,6 +12,7 @@ from retro.database.tables import CHUNK, DOCUMENT
 from retro.model.count import flops_per_token, parameters
 from retro.model.settings import ModelSettings
 from retro.planning.counts import Counts
+from retro.planning.memory import Fit, Work, fit, step
 from retro.retrieval import exact, factory, neighbours
 from retro.training.checkpoints import KEPT
 
@@ -31,6 +33,7 @@ class Model:
     tokens: float
     memory: float
     checkpoints: int  # that lie in its folder at the end
+    fits: list[Fit]
 
 
 @dataclass
@@ -84,21 +87,8 @@ def embed_flops(config: Config, chunks: float) -> float:
     return chunks * length * MINILM["layers"] * 2 * (4 * d * d + 2 * d * ffn + 2 * length * d)
 
 
-def activations(model: ModelSettings, architecture: str, counts: Counts, config: Config, train: dict) -> float:
-    """Bytes that one micro batch of training keeps, float32, without recomputation."""
-    samples, m = config.dataset.samples, config.dataset.chunk_length
-    tokens = (train.get("micro_batch_size") or samples.global_batch_size) * samples.seq_length
-    each = model.layers * (12 * model.width + 2 * model.ffn_dim) + 3 * counts.vocab_size
-    total = tokens * each
-    if architecture == "retro":
-        read = tokens * train["neighbours_used"] * train["retrieved_chunks"]  # neighbour tokens
-        total += read * model.encoder_layers * (12 * model.encoder_dim + 2 * model.encoder_ffn_dim)
-        total += len(model.cca_at) * (read * 2 * model.width + 3 * tokens * model.cca_head_count * read / tokens * m)
-    return total * (2 if train["precision"] == "bf16" else 4)
-
-
-def make(config: Config, counts: Counts) -> Plan:
-    """The plan of a config with these counts."""
+def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: float = 80e9) -> Plan:
+    """The plan of a config with these counts, for `shards` GPUs of `room` bytes that share a model."""
     dataset, K, m = config.dataset, config.dataset.neighbours.saved, config.dataset.chunk_length
     width = dataset.encoder.width if dataset.encoder.type == "static" else MINILM["width"]
     queries = sum(counts.splits[split] for split in ("train", "valid", "test"))
@@ -133,10 +123,25 @@ def make(config: Config, counts: Counts) -> Plan:
         flops = flops_per_token(
             model, architecture=architecture, **shape, retrieved_length=read, neighbours=train["neighbours_used"]
         )
-        memory = BASE["train"] * 1e6 + 16 * count + activations(model, architecture, counts, config, train)
+        batch = dataset.samples.global_batch_size
+        work = Work(
+            train["micro_batch_size"] or batch,
+            **shape,
+            retrieved_length=read,
+            neighbours=train["neighbours_used"],
+            precision=train["precision"],
+            recompute=train["recompute"],
+        )
+        alone = step(model, architecture, work, freeze=facts["freeze"] == "base")
+        fits = [
+            fit(model, architecture, replace(work, recompute=recompute), gpus, max(1, batch // gpus), room)
+            for gpus in shards
+            for recompute in ("none", "layers")
+        ]
         samples = dataset.samples.of(train["samples_share"]).train_samples
-        kept = min(KEPT, math.ceil(samples / dataset.samples.global_batch_size / train["checkpoint_interval"]))
-        plan.models.append(Model(run, count, flops, samples * dataset.samples.seq_length, memory, kept))
+        kept = min(KEPT, math.ceil(samples / batch / train["checkpoint_interval"]))
+        memory = BASE["train"] * 1e6 + alone.total
+        plan.models.append(Model(run, count, flops, samples * dataset.samples.seq_length, memory, kept, fits))
     plan.disk["models"] = sum(4 * model.parameters for model in plan.models)
     plan.disk["checkpoints"] = sum(12 * model.checkpoints * model.parameters for model in plan.models)
     plan.flops["training"] = sum(model.flops_per_token * model.tokens for model in plan.models)

@@ -55,6 +55,30 @@ def refused(dataset, *words, split="test", mode="none", run="gpt-s1", settings="
         assert word in str(error.value)
 
 
+def test_neighbours_at_evaluation_are_not_those_of_training(dataset, losses):
+    def measured(**settings):
+        output = dataset.folder / "fewer" / json.dumps(settings).replace('"', "") / "manifest.json"
+        model = dataset.folder / "runs/retro-s1/model.json"
+        named = {"--config": dataset.path, "--model": model, "--split": "test", "--mode": "on", "--output": output}
+        stage("retro.evaluation.losses", "--settings", json.dumps(settings), *sum(named.items(), ()))
+        manifest = read_manifest(output, "losses")
+        shown = manifest.settings["neighbours_used"], manifest.settings["retrieved_chunks"]
+        return shown, manifest.array("losses.npy")
+
+    usual, same = (
+        read_manifest(losses["on"], "losses").array("losses.npy"),
+        {"neighbours_used": 2, "retrieved_chunks": 2},
+    )
+    shown, found = measured(**same)
+    assert shown == (2, 2) and np.array_equal(found, usual, equal_nan=True)
+    for k, chunks in ((2, 1), (1, 2), (3, 1)):
+        shown, found = measured(neighbours_used=k, retrieved_chunks=chunks)
+        assert shown == (k, chunks) and np.isfinite(found).sum() == np.isfinite(usual).sum()
+        assert not np.array_equal(found, usual, equal_nan=True)
+    more = '{"retrieved_chunks": 3}'
+    refused(dataset, "retrieved_chunks is 3", "trained with 2", run="retro-s1", mode="on", settings=more)
+
+
 def test_a_gpt_has_no_retrieval(dataset):
     refused(dataset, "gpt-s1", "'on'", "none", mode="on")
 

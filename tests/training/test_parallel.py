@@ -108,3 +108,12 @@ def test_pieces_are_torchs():
     for size in range(9):
         found = [len(piece) for piece in torch.zeros(size).chunk(3)] if size else []
         assert chunk_sizes(size, 3) == found + [0] * (3 - len(found))
+
+
+def test_bf16_over_two_processes_follows_fp32_within_its_rounding(twenty, alone, tmp_path):
+    cut = {"parallel": {"fsdp": True}, "recompute": "layers"}
+    stage = trained(twenty, tmp_path / "run", "paper", 2, precision="bf16", **cut)
+    for left, right, tolerance in zip(curve(stage), curve(alone["paper"]), (0.003, 0.1), strict=True):
+        assert left == pytest.approx(right, rel=tolerance) and left != right
+    kept = read_tensors(stage.folder / "model.safetensors")[0]
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
