@@ -117,9 +117,7 @@ def main() -> None:
             raise UserError(f"--{name} {value}: wanted at least 1.")
     find()
     torch.set_num_threads(options.threads)
-    model, who = open_run(
-        options.config, options.model, not options.no_retrieval, options.batch_size, options.threads
-    )
+    model, who = open_run(options.config, options.model, not options.no_retrieval, options.batch_size, options.threads)
     found = evaluate(model, options.tasks, options.include_path, options.num_fewshot, options.limit)
     if options.output:
         facts = {**who, "limit": options.limit, "lm_eval": provenance.version("lm_eval")}

@@ -104,7 +104,12 @@ class Reader:
     """Scores texts with a run of a dataset; `lookups` None: retrieval off. `batch_size` windows a forward pass."""
 
     def __init__(
-        self, model: torch.nn.Module, run: dict[str, Any], dataset: Dataset, lookups: Lookups | None, batch_size: int = 8
+        self,
+        model: torch.nn.Module,
+        run: dict[str, Any],
+        dataset: Dataset,
+        lookups: Lookups | None,
+        batch_size: int = 8,
     ):
         self.model, self.dataset, self.lookups, self.batch_size = model, dataset, lookups, batch_size
         self.retrieved, self.half = run["train"]["retrieved_chunks"], run["train"]["precision"] == "bf16"
