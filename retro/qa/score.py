@@ -1,4 +1,4 @@
-"""Answers to scores: exact match, F1, match, retrieval's recall, and paired differences, with 95 % intervals over groups.
+"""Answers to scores: exact match, F1, match, retrieval's recall, and paired differences; 95 % intervals over groups.
 
 The seeds of a model are one row: each question's score is their mean.
 """

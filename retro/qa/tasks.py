@@ -82,19 +82,26 @@ def kind_of(example: Example) -> str:
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(example.group)}(?![A-Za-z0-9])", "", example.id)
 
 
-def choices(example: Example, number: int, others: dict[str, list[str]], seed: int) -> tuple[list[str], int]:
-    """Some answers in a random order, one of them right, and which; drawn by `seed` and the example's number."""
-    rng, taken = np.random.default_rng([seed, number]), {normalise(answer) for answer in example.answers}
-    wrong: dict[str, str] = {}
-    for answer in others[kind_of(example)]:
+def wrong(example: Example, others: list[str]) -> list[str]:
+    """Answers to other questions that are none to this one, each once."""
+    taken, found = {normalise(answer) for answer in example.answers}, {}
+    for answer in others:
         if normalise(answer) not in taken:
-            wrong.setdefault(normalise(answer), answer)
-    if len(wrong) < CHOICES - 1:
-        raise UserError(
-            f"question {example.id}: {len(wrong)} other answers to questions of its kind, wanted {CHOICES - 1}. Ids that "
-            f"differ in the group alone make a kind."
-        )
-    drawn = [list(wrong.values())[i] for i in rng.choice(len(wrong), CHOICES - 1, replace=False)]
+            found.setdefault(normalise(answer), answer)
+    return list(found.values())
+
+
+def choices(example: Example, number: int, others: dict[str, list[str]], seed: int) -> tuple[list[str], int]:
+    """Some answers in a random order, one of them right, and which; drawn by `seed` and the example's number.
+
+    The wrong ones answer questions of the same kind, or, where these have too few answers, any.
+    """
+    rng, offered = np.random.default_rng([seed, number]), wrong(example, others[kind_of(example)])
+    if len(offered) < CHOICES - 1:
+        offered = wrong(example, [answer for part in others.values() for answer in part])
+    if len(offered) < CHOICES - 1:
+        raise UserError(f"question {example.id}: {len(offered)} wrong answers in the file, wanted {CHOICES - 1}.")
+    drawn = [offered[i] for i in rng.choice(len(offered), CHOICES - 1, replace=False)]
     gold = int(rng.integers(CHOICES))
     return [*drawn[:gold], example.answers[0], *drawn[gold:]], gold
 
@@ -106,9 +113,9 @@ def questions(file: Path, dataset: Dataset, splits: list[str]) -> list[dict]:
         others.setdefault(kind_of(each), []).append(each.answers[0])
     found = []
     for number, each in enumerate(examples):
-        offered, gold = choices(each, number, others, dataset.facts["seed"])
+        answers, gold = choices(each, number, others, dataset.facts["seed"])
         facts = {"id": each.id, "group": each.group, "prompt": each.prompt, "answers": list(each.answers)}
-        found.append({**facts, "choices": offered, "gold": gold})
+        found.append({**facts, "choices": answers, "gold": gold})
     return found
 
 

@@ -16,8 +16,8 @@ from retro.report.svg import figure
 STAGE = "retro.report.qa"
 EXAMPLES = 12
 CAPTION = (
-    "Share of questions about held-out groups (of the default run: countries) answered word for word, with 95 % intervals "
-    "over groups; paler, the answer stands in what was written. Models read the question alone (off, GPT) or with what a "
+    "Share of questions about held-out groups, such as countries, answered word for word, with 95 % intervals over "
+    "groups; paler, the answer stands in what was written. Models read the question alone (off, GPT) or with what a "
     "search for it found (on)."
 )
 HEAD = Markup(
