@@ -61,20 +61,20 @@ class RetroLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         found = []
         with bar(len(requests), "generate_until", "text") as shown:
-            for request in requests:
-                found.append(self._write(*request.args))
-                self.cache_hook.add_partial("generate_until", request.args, found[-1])
+            for number, request in enumerate(requests):
+                found.append(self._write(*request.args, number))
                 shown.update(1)
         return found
 
-    def _write(self, context: str, options: dict[str, Any]) -> str:
-        """What follows a context, up to a stop sequence, the end of document or the most tokens a task allows."""
+    def _write(self, context: str, options: dict[str, Any], seed: int) -> str:
+        """What follows a context, up to a stop sequence, the end of document or the most tokens a task allows.
+
+        `seed` of what is drawn, where a task samples: requests that are repeated are drawn anew.
+        """
         wanted = normalize_gen_kwargs(options, MOST)
         until = [stop for stop in wanted["until"] if stop]
         prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
-        sampler = Sampler(
-            wanted["temperature"], wanted.get("top_p", 1.0), wanted.get("seed", 0), wanted.get("top_k", 0)
-        )
+        sampler = Sampler(wanted["temperature"], wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
         padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
         for step in self.decoder.write(prompt, wanted["max_gen_toks"], sampler, padding):
             tokens.append(step.token)
