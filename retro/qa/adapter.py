@@ -74,7 +74,7 @@ class RetroLM(TemplateLM):
         wanted = normalize_gen_kwargs(options, MOST)
         until = [stop for stop in wanted["until"] if stop]
         prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
-        sampler = Sampler(wanted["temperature"], wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
+        sampler = Sampler(wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
         padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
         for step in self.decoder.write(prompt, wanted["max_gen_toks"], sampler, padding):
             tokens.append(step.token)
