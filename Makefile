@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report archive test test-slurm test-faults check bench bench-model bench-database image clean
+.PHONY: help run report archive harness test test-slurm test-faults check bench bench-model bench-database image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,9 @@ run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another co
 report: .venv/installed  ## Snakemake's own report: every figure with code, versions and run times
 	@$(ACTIVE) snakemake --cores 1 --configfile $(CONFIG) --report results/snakemake-report.html
 
-test: .venv/installed-dev  ## the test-suite
+harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)
+
+test: .venv/installed-dev .venv/harness/installed  ## the test-suite
 	@$(ACTIVE) python -m pytest
 
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
@@ -72,6 +74,10 @@ envs/retro.sif: envs/retro.def $(LOCKS)
 
 .venv/peer/installed: .venv/installed envs/peer.lock
 	@$(ACTIVE) pip install -q --no-deps --target .venv/peer --upgrade -r envs/peer.lock
+	@touch $@
+
+.venv/harness/installed: .venv/installed envs/harness.lock
+	@$(ACTIVE) pip install -q --no-deps --target .venv/harness --upgrade -r envs/harness.lock
 	@touch $@
 
 clean:  ## remove everything made, .venv included

@@ -196,8 +196,12 @@ def questions():
 
 
 def answered():
-    """Answers of the first RETRO run and its twin, fine-tuned (first) and not, in every mode of retrieval."""
+    """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode of retrieval."""
     questions()
-    runs = [FIRST_RETRO, RUNS[FIRST_RETRO]["twin"]] if FIRST_RETRO else list(RUNS)[:1]
+    first = RUNS[FIRST_RETRO or next(iter(RUNS))]
+    names = [name.removesuffix(f"-s{first['seed']}") for name in (first["name"], first["twin"]) if name]
+    runs = [f"{name}-s{seed}" for name in names for seed in CONFIG.seeds]
     modes_of = {run: ["none"] if RUNS[run]["architecture"] == "gpt" else ["on", "off"] for run in runs}
-    return [f"{D}/qa/{run}{tuned}.{mode}.jsonl" for run in runs for tuned in ["-qa", ""] for mode in modes_of[run]]
+    tuned = CONFIG.qa.name
+    answering = [(run, name) for run in runs for name in (f"{run}-{tuned}", run)]
+    return [f"{D}/{tuned}/{name}.{mode}.jsonl" for run, name in answering for mode in modes_of[run]]

@@ -2,12 +2,15 @@
 
 in     {D}/runs/<run>, the database and index, files of questions and instructions
 steps  fine-tune the first RETRO run and its twin; answer, tuned or not, retrieval on and off; score; the section
-out    {D}/runs/<run>-qa, {D}/qa/<run>.<retrieval>.jsonl, {D}/qa.csv, {D}/figures/qa.svg, {D}/parts/qa.html
+out    {D}/runs/<run>-<name>, {D}/<name>/<run>.<retrieval>.jsonl, {D}/<name>.csv, {D}/figures/<name>.svg,
+       {D}/parts/<name>.html, where <name> is the config's qa.name
 """
+
+TUNED = CONFIG.qa.name
 
 
 wildcard_constraints:
-    answering="|".join(re.escape(name) for run in RUNS for name in (f"{run}-qa", run)),
+    answering="|".join(re.escape(name) for run in RUNS for name in (f"{run}-{TUNED}", run)),
     retrieved="on|off|none",
 
 
@@ -21,12 +24,12 @@ rule finetune:
         embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
         instructions=CONFIG.qa.instructions,
     output:
-        weights=f"{D}/runs/{{run}}-qa/model.safetensors",
-        model=f"{D}/runs/{{run}}-qa/model.json",
+        weights=f"{D}/runs/{{run}}-{TUNED}/model.safetensors",
+        model=f"{D}/runs/{{run}}-{TUNED}/model.json",
     log:
-        f"{D}/logs/finetune/{{run}}.log",
+        f"{D}/logs/finetune/{{run}}-{TUNED}.log",
     benchmark:
-        f"{D}/benchmarks/finetune/{{run}}.jsonl"
+        f"{D}/benchmarks/finetune/{{run}}-{TUNED}.jsonl"
     threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"]
     resources:
         mem_mb=8000,
@@ -35,7 +38,7 @@ rule finetune:
     params:
         code=code("retro.qa.finetune"),
         settings=canonical(CONFIG.qa.finetune_facts()),
-        checkpoints=f"{D}/runs/{{run}}-qa/checkpoints",  # undeclared: they survive failures and retries
+        checkpoints=f"{D}/runs/{{run}}-{TUNED}/checkpoints",  # undeclared: they survive failures and retries
         # Not what a cluster cuts `threads` down to: it is part of what makes the bytes.
         threads=lambda wildcards: RUNS[wildcards.run]["train"]["threads"],
     shell:
@@ -59,11 +62,11 @@ rule answer:
         embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
         questions=lambda wildcards: questions(),
     output:
-        answers=f"{D}/qa/{{answering}}.{{retrieved}}.jsonl",
+        answers=f"{D}/{TUNED}/{{answering}}.{{retrieved}}.jsonl",
     log:
-        f"{D}/logs/answer/{{answering}}.{{retrieved}}.log",
+        f"{D}/logs/answer/{TUNED}/{{answering}}.{{retrieved}}.log",
     benchmark:
-        f"{D}/benchmarks/answer/{{answering}}.{{retrieved}}.jsonl"
+        f"{D}/benchmarks/answer/{TUNED}/{{answering}}.{{retrieved}}.jsonl"
     threads: RESOURCES.evaluate_threads
     resources:
         mem_mb=8000,
@@ -89,12 +92,14 @@ rule score:
     input:
         answers=lambda wildcards: answered(),
     output:
-        scores=report(f"{D}/qa.csv", caption="../docs/captions/qa.rst", category="Question answering"),
-        differences=report(f"{D}/qa-differences.csv", caption="../docs/captions/qa.rst", category="Question answering"),
+        scores=report(f"{D}/{TUNED}.csv", caption="../docs/captions/qa.rst", category="Question answering"),
+        differences=report(
+            f"{D}/{TUNED}-differences.csv", caption="../docs/captions/qa.rst", category="Question answering"
+        ),
     log:
-        f"{D}/logs/score.log",
+        f"{D}/logs/score/{TUNED}.log",
     benchmark:
-        f"{D}/benchmarks/score.jsonl"
+        f"{D}/benchmarks/score/{TUNED}.jsonl"
     threads: 1
     resources:
         mem_mb=4000,
@@ -118,13 +123,13 @@ rule qa:
         differences=rules.score.output.differences,
         answers=lambda wildcards: answered()[:1],
     output:
-        svg=report(f"{D}/figures/qa.svg", caption="../docs/captions/qa.rst", category="Question answering"),
-        png=f"{D}/figures/qa.png",
-        part=f"{D}/parts/qa.html",
+        svg=report(f"{D}/figures/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"),
+        png=f"{D}/figures/{TUNED}.png",
+        part=f"{D}/parts/{TUNED}.html",
     log:
-        f"{D}/logs/qa.log",
+        f"{D}/logs/{TUNED}.log",
     benchmark:
-        f"{D}/benchmarks/qa.jsonl"
+        f"{D}/benchmarks/{TUNED}.jsonl"
     threads: 1
     resources:
         mem_mb=4000,

@@ -1,11 +1,15 @@
 """The locks, the package metadata and the conda file agree."""
 
 import re
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
+
+from retro.qa.harness import FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +37,26 @@ def test_every_requirement_is_locked_at_a_version_it_allows():
 
 def test_both_kinds_of_faiss_are_the_same_version():
     assert lock("cpu.lock")["faiss-cpu"] == lock("gpu.lock")["faiss-gpu"]
+
+
+def test_the_harness_folder_fits_the_environment():
+    """Every requirement of its packages is pinned at a version it allows, or is one that only single tasks import."""
+    harness, others = lock("harness.lock"), locked()
+    assert not harness.keys() & others.keys()
+    left_out = set()
+    folder = str(FOLDER)
+    for package, version in harness.items():
+        found = next(iter(metadata.distributions(name=package, path=[folder, *sys.path])), None)
+        assert found is not None and found.version == version, f"{package} {version} is not installed: make harness"
+        for requirement in map(Requirement, found.requires or []):
+            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            pinned = harness.get(name) or others.get(name)
+            if requirement.marker is None and pinned is None:
+                left_out.add(name)
+            elif pinned and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                assert pinned in requirement.specifier, f"{package} wants {requirement}, found {pinned}"
+    single = {"evaluate", "more-itertools", "pytablewriter", "rouge-score", "scikit-learn", "sqlitedict", "word2number"}
+    assert left_out == single
 
 
 def test_the_conda_file_installs_the_locks():

@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from retro import errors
@@ -30,12 +32,28 @@ def asked(file: Path, dataset: Dataset, splits: list[str]) -> list[Example]:
     return found
 
 
-def line(example: Example, answer: str, seen: Neighbours | None, dataset: Dataset, run: str, retrieval: str) -> str:
+def shown_first(file: Path, dataset: Dataset, shots: int) -> str:
+    """Questions of the training split with their answers, drawn by the dataset's seed: text before each prompt."""
+    if not shots:
+        return ""
+    examples = asked(file, dataset, ["train"])
+    rng = np.random.default_rng([dataset.facts["seed"], shots])
+    drawn = rng.choice(len(examples), min(shots, len(examples)), replace=False)
+    return "".join(f"{examples[i].prompt} {examples[i].answers[0]}\n\n" for i in drawn)
+
+
+def of(run: dict[str, Any]) -> dict[str, Any]:
+    """Which model answers: its run, what that is called in the config, its seed, and whether it was fine-tuned."""
+    base = run["name"].removesuffix(f"-{run['qa']['name']}") if "qa" in run else run["name"]
+    model = base.removesuffix(f"-s{run['seed']}")
+    return {"run": run["name"], "model": model, "seed": run["seed"], "tuned": "qa" in run}
+
+
+def line(example: Example, answer: str, seen: Neighbours | None, dataset: Dataset, who: dict[str, Any]) -> str:
     """A line of the output. `rank`: place of the first neighbour that holds an answer, −1: none; null: none shown."""
     texts = [] if seen is None else seen.texts(dataset)
     facts = {
-        "run": run,
-        "retrieval": retrieval,
+        **who,
         "split": example.split,
         "id": example.id,
         "group": example.group,
@@ -71,11 +89,14 @@ def main() -> None:
             dataset, settings.neighbours_used, settings.candidates, settings.title_weight, options.threads
         )
         seen = neighbours_of(examples, dataset, lookup, run["train"]["retrieved_chunks"], without_own=True)
-    prompts = [each.prompt for each in examples]
+    who = {**of(run), "retrieval": options.retrieval, "shots": 0 if "qa" in run else settings.shots}
+    before = shown_first(options.questions, dataset, who["shots"])
+    prompts = [before + each.prompt for each in examples]
     found = answers(model, dataset, prompts, seen, settings.answer_tokens, settings.batch_size)
+    if before:  # which taught that an answer is a line
+        found = [answer.partition("\n")[0].strip() for answer in found]
     lines = [
-        line(example, answer, near, dataset, run["name"], options.retrieval)
-        for example, answer, near in zip(examples, found, seen, strict=True)
+        line(example, answer, near, dataset, who) for example, answer, near in zip(examples, found, seen, strict=True)
     ]
     write_text(options.output, "".join(lines))
     print(f"{run['name']}, retrieval {options.retrieval}: {len(lines)} answers → {options.output}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from retro.model.cache import DecodingCache
 from retro.qa.prompts import Neighbours, padded, stack
 from retro.recorded import Dataset
 
@@ -34,17 +35,19 @@ def answers(
 
 
 def _greedy(model, dataset, batch, laid, seen, most) -> list[np.ndarray]:
+    """Answers of a batch of equally long prompts, keys and values kept, neighbours encoded once a chunk."""
     device, eod = next(model.parameters()).device, dataset.tokenizer.eod_id
-    tokens = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)
-    length, ended = tokens.shape[1], torch.zeros(len(batch), dtype=torch.bool, device=device)
+    given = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)
+    cache, near = DecodingCache(model, given.shape[1] + most), [seen[i] for i in batch]
+    ended, rows = torch.zeros(len(batch), dtype=torch.bool, device=device), []
     for _ in range(most):
-        given = stack([seen[i] for i in batch], tokens.shape[1] // dataset.chunk_length)
-        neighbours, mask = (None if x is None else x.to(device) for x in given)
-        logits = model(tokens, neighbours, mask)[:, -1]  # (b, V)
+        shown = (None if x is None else x.to(device) for x in stack(near, cache.completes(given.shape[1])))
+        logits = cache.extend(given, *shown, last=True)[:, -1]  # (b, V)
         chosen = logits.float().argmax(-1).masked_fill(ended, eod)  # (b,)
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        rows.append(chosen)
         ended |= chosen == eod
         if ended.all():
             break
-    rows = tokens[:, length:].cpu().numpy()
-    return [row[: int(np.argmax(row == eod)) if (row == eod).any() else len(row)] for row in rows]
+        given = chosen[:, None]  # (b, 1)
+    found = torch.stack(rows, dim=1).cpu().numpy()  # (b, answer)
+    return [row[: int(np.argmax(row == eod)) if (row == eod).any() else len(row)] for row in found]

@@ -175,9 +175,9 @@ def examples_of(files: list[str], dataset: Dataset) -> list[Example]:
     return found
 
 
-def name_of(run: str) -> str:
-    """What the fine-tuned model of a run is called, and its folder."""
-    return f"{run}-qa"
+def name_of(run: str, name: str) -> str:
+    """What the fine-tuned model of a run is called, and its folder. No run is called so: those end with their seed."""
+    return f"{run}-{name}"
 
 
 def finish(session: Session, base: Path, settings: dict[str, Any], examples: int, files: list[str], output: Path):
@@ -191,7 +191,11 @@ def finish(session: Session, base: Path, settings: dict[str, Any], examples: int
         stage=STAGE,
         files=[path],
         inputs=[*before_inputs(before), base, *files],
-        settings={**settings, "name": name_of(settings["name"]), "qa": session.settings.finetune_facts()},
+        settings={
+            **settings,
+            "name": name_of(settings["name"], session.settings.name),
+            "qa": session.settings.finetune_facts(),
+        },
         counts={**before.counts, "qa": {"steps": session.step, "examples": examples, "loss": session.loss}},
         seed=settings["seed"],
         threads=torch.get_num_threads(),

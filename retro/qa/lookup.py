@@ -6,6 +6,7 @@ the index finds are put in the order of their own similarity plus `title_weight`
 
 import numpy as np
 
+from retro.qa.files import Example
 from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
 
@@ -17,11 +18,16 @@ class QuestionLookup:
         self.dataset, self.k, self.weight = dataset, k, title_weight
         self.candidates = min(max(candidates, k), len(dataset.database))
         self.searcher = Searcher(dataset, threads)
-        self._titles: dict[tuple[int, int], tuple[str, str]] = {}  # (source, document) → id, title
+        self._titles: dict[tuple[int, int], tuple[str, str, str | None]] = {}  # (source, document) → id, title, group
+        self._trained = [dataset.facts["sources"][name]["train"] for name in dataset.sources]
         self._vectors: dict[str, np.ndarray] = {"": np.zeros(0)}
 
-    def __call__(self, texts: list[str], own: list[str | None] | None = None) -> np.ndarray:
-        """Global rows int64 [n, k], best first, ties by id, −1 for holes; never a chunk of the document `own`."""
+    def __call__(self, texts: list[str], own: list[Example] | None = None) -> np.ndarray:
+        """Global rows int64 [n, k], best first, ties by id, −1 for holes.
+
+        `own`, the examples that ask: never a chunk of the page that one was made from, or, where that is not known, of
+        its group's pages in sources that are trained on. For held-out groups these are in no database.
+        """
         vectors = self.searcher.encoder.encode(list(texts))
         ids, scores = self.searcher.search_vectors(vectors, self.candidates)
         rows = self.dataset.neighbour_rows(ids)
@@ -29,20 +35,24 @@ class QuestionLookup:
         found = np.full((len(texts), self.k), -1, np.int64)
         for i, vector in enumerate(vectors):
             mine = pages[i]
-            bonus = np.array([self._similarity(vector, title) for _, title in mine])
+            bonus = np.array([self._similarity(vector, title) for _, title, _ in mine])
             total = scores[i] + self.weight * bonus
-            barred = np.array([own is not None and own[i] is not None and name == own[i] for name, _ in mine])
+            barred = np.array([own is not None and self._owns(own[i], name, group) for name, _, group in mine])
             total[barred | (rows[i] < 0)] = -np.inf
             order = np.lexsort((ids[i], -total))[: self.k]
             order = order[np.isfinite(total[order])]
             found[i, : len(order)] = rows[i, order]
         return found
 
+    @staticmethod
+    def _owns(example: Example, page: str, group: str | None) -> bool:
+        return page == example.document if example.document is not None else group == example.group
+
     def _similarity(self, vector: np.ndarray, title: str) -> float:
         return float(vector.astype(np.float64) @ self._vectors[title]) if title else 0.0
 
-    def _pages(self, rows: np.ndarray) -> list[list[tuple[str, str]]]:
-        """Id and title of the document of each row; the titles embedded, each once."""
+    def _pages(self, rows: np.ndarray) -> list[list[tuple[str, str, str | None]]]:
+        """Id, title and, in a source trained on, group of the document of each row; the titles embedded, each once."""
         store, flat = self.dataset.store, np.maximum(rows, 0)
         source, number = store.source(flat), store.chunks(flat)["document"]
         for row, key in zip(
@@ -50,8 +60,9 @@ class QuestionLookup:
         ):
             if key not in self._titles:
                 document = store.document(int(row))
-                self._titles[key] = document["id"], document.get("title") or ""
-        new = sorted({title for _, title in self._titles.values()} - self._vectors.keys())
+                group = document.get("group") if self._trained[key[0]] else None
+                self._titles[key] = document["id"], document.get("title") or "", group
+        new = sorted({title for _, title, _ in self._titles.values()} - self._vectors.keys())
         if new and self.weight:
             found = self.searcher.encoder.encode(new).astype(np.float64)
             self._vectors |= dict(zip(new, found, strict=True))

@@ -18,6 +18,11 @@ def exact_match(found: str, answers: list[str]) -> float:
     return float(any(normalise(found) == normalise(answer) for answer in answers))
 
 
+def match(found: str, answers: list[str]) -> float:
+    """1 if one of the answers stands in the text as words, whatever is around it (Mallen et al. 2023), else 0."""
+    return float(rank([found], answers) == 0)
+
+
 def f1(found: str, answers: list[str]) -> float:
     """The best over the answers of the harmonic mean of precision and recall of words."""
     return max((_f1(normalise(found).split(), normalise(answer).split()) for answer in answers), default=0.0)

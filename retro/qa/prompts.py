@@ -38,8 +38,8 @@ def neighbours_of(
     searched = [i for i, example in enumerate(examples) if not example.contexts]
     found: dict[int, Neighbours] = {}
     if searched:
-        own = [examples[i].document for i in searched] if without_own else None
-        rows = lookup([question_of(examples[i].prompt) for i in searched], own)
+        asking = [examples[i] for i in searched]
+        rows = lookup([question_of(each.prompt) for each in asking], asking if without_own else None)
         for i, tokens, mask in zip(searched, *dataset.store.retrieved(rows, retrieved), strict=True):
             found[i] = Neighbours(tokens, mask)
     for i, example in enumerate(examples):

@@ -1,4 +1,7 @@
-"""Answers to scores: exact match, F1, retrieval's recall, and paired differences, with 95 % intervals over groups."""
+"""Answers to scores: exact match, F1, match, retrieval's recall, and paired differences; 95 % intervals over groups.
+
+The seeds of a model are one row: each question's score is their mean.
+"""
 
 import argparse
 import csv
@@ -13,14 +16,17 @@ from retro import errors
 from retro.artifacts import write_text
 from retro.errors import UserError
 from retro.evaluation.bootstrap import by_unit, resampled_sums
-from retro.qa.metrics import exact_match, f1
+from retro.qa.metrics import exact_match, f1, match
 
 STAGE = "retro.qa.score"
-SCORES = ("exact_match", "f1")
+SCORES = ("exact_match", "f1", "match")
+WHO = ("model", "tuned", "shots", "retrieval", "split")
 SEED = 0
 
+Lines = list[dict]
 
-def read(path: Path) -> list[dict]:
+
+def read(path: Path) -> Lines:
     """Lines that `retro.qa.answer` wrote."""
     with open(path, encoding="utf-8") as file:
         found = [json.loads(line) for line in file]  # str.splitlines would also cut at separators inside a text
@@ -29,9 +35,27 @@ def read(path: Path) -> list[dict]:
     return found
 
 
-def scored(lines: list[dict]) -> np.ndarray:
-    """Exact match and F1 of each answer: float64 [Q, 2]."""
-    return np.array([[score(x["prediction"], x["answers"]) for score in (exact_match, f1)] for x in lines])
+def by_model(files: list[Lines]) -> dict[tuple, list[Lines]]:
+    """The answers of each model under each mode of retrieval, its seeds side by side."""
+    found: dict[tuple, list[Lines]] = {}
+    for lines in files:
+        found.setdefault(tuple(lines[0][key] for key in WHO), []).append(lines)
+    for seeds in found.values():
+        same(seeds)
+    return found
+
+
+def same(files: list[Lines]) -> None:
+    """Raises UserError unless all answer the same questions."""
+    if any([line["id"] for line in lines] != [line["id"] for line in files[0]] for lines in files):
+        names = ", ".join(f"{lines[0]['run']} {lines[0]['retrieval']}" for lines in files)
+        raise UserError(f"{names}: answered different questions. Run snakemake qa again.")
+
+
+def scored(seeds: list[Lines]) -> np.ndarray:
+    """Exact match, F1 and match of each question, means over seeds: float64 [Q, 3]."""
+    taken = (exact_match, f1, match)
+    return np.mean([[[s(x["prediction"], x["answers"]) for s in taken] for x in lines] for lines in seeds], axis=0)
 
 
 def intervals(values: np.ndarray, groups: list[str], resamplings: int) -> list[tuple[float, float, float]]:
@@ -45,37 +69,41 @@ def intervals(values: np.ndarray, groups: list[str], resamplings: int) -> list[t
     return [tuple(map(float, each)) for each in zip(values.mean(0), *ends, strict=True)]
 
 
-def row_of(lines: list[dict], resamplings: int) -> dict[str, object]:
-    """A row of qa.csv, in percent. recall@1, recall@k: an answer in the first, in one of the neighbours shown."""
-    first = lines[0]
-    row = {key: first[key] for key in ("run", "retrieval", "split")} | {"questions": len(lines)}
+def columns(values: np.ndarray, lines: Lines, resamplings: int) -> dict[str, float]:
+    """Means and intervals of `values` [Q, 3], in percent or points."""
+    row = {}
     groups = [line["group"] for line in lines]
-    for name, each in zip(SCORES, intervals(100 * scored(lines), groups, resamplings), strict=True):
+    for name, each in zip(SCORES, intervals(100 * values, groups, resamplings), strict=True):
         row |= {name: each[0], f"{name}_low": each[1], f"{name}_high": each[2]}
-    ranks = [line["rank"] for line in lines]
+    return row
+
+
+def row_of(seeds: list[Lines], resamplings: int) -> dict[str, object]:
+    """A row of qa.csv, in percent. recall@1, recall@k: an answer in the first, in one of the neighbours shown."""
+    first = seeds[0]
+    row = {key: first[0][key] for key in WHO} | {"tuned": int(first[0]["tuned"])}
+    row |= {"seeds": len(seeds), "questions": len(first), **columns(scored(seeds), first, resamplings)}
+    ranks = [line["rank"] for lines in seeds for line in lines]
     if None not in ranks:
         row["recall@1"] = 100 * float(np.mean([rank == 0 for rank in ranks]))
         row["recall@k"] = 100 * float(np.mean([rank >= 0 for rank in ranks]))
     return row
 
 
-def differences(all_lines: list[list[dict]], resamplings: int) -> list[dict[str, object]]:
-    """What fine-tuning adds and what retrieval adds, in points of exact match and F1, question by question."""
-    known = {(lines[0]["run"], lines[0]["retrieval"]): lines for lines in all_lines}
-    pairs = [("fine-tuning", key, (key[0].removesuffix("-qa"), key[1])) for key in known if key[0].endswith("-qa")]
-    pairs += [("retrieval", key, (key[0], "off")) for key in known if key[1] == "on"]
+def differences(models: dict[tuple, list[Lines]], resamplings: int) -> list[dict[str, object]]:
+    """What fine-tuning adds and what retrieval adds, in points, question by question."""
+    known = {(model, tuned, retrieval): seeds for (model, tuned, _, retrieval, _), seeds in models.items()}
+    pairs = [("fine-tuning", key, (key[0], False, key[2])) for key in known if key[1]]
+    pairs += [("retrieval", key, (*key[:2], "off")) for key in known if key[2] == "on"]
     rows = []
     for kind, key, other in pairs:
         if other not in known:
             continue
         ours, theirs = known[key], known[other]
-        if [line["id"] for line in ours] != [line["id"] for line in theirs]:
-            raise UserError(f"{key} and {other} answered different questions. Run snakemake qa again.")
-        row = {"run": key[0], "retrieval": key[1], "kind": kind}
-        found = intervals(100 * (scored(ours) - scored(theirs)), [line["group"] for line in ours], resamplings)
-        for name, each in zip(SCORES, found, strict=True):
-            row |= {name: each[0], f"{name}_low": each[1], f"{name}_high": each[2]}
-        rows.append(row)
+        same([*ours, *theirs])
+        shots = ours[0][0]["shots"]
+        row = {"model": key[0], "tuned": int(key[1]), "shots": shots, "retrieval": key[2], "kind": kind}
+        rows.append(row | columns(scored(ours) - scored(theirs), ours[0], resamplings))
     return rows
 
 
@@ -102,14 +130,15 @@ def main() -> None:
     parser.add_argument("--scores", required=True, type=Path, help="qa.csv to write")
     parser.add_argument("--differences", required=True, type=Path, help="qa-differences.csv to write")
     options = parser.parse_args()
-    all_lines = [read(path) for path in options.answers]
+    models = by_model([read(path) for path in options.answers])
     bounds = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
-    rows = [row_of(lines, options.bootstrap) for lines in all_lines]
-    write(options.scores, rows, ["run", "retrieval", "split", "questions", *bounds, "recall@1", "recall@k"])
-    gains = differences(all_lines, options.bootstrap)
-    write(options.differences, gains, ["run", "retrieval", "kind", *bounds])
+    rows = [row_of(seeds, options.bootstrap) for seeds in models.values()]
+    write(options.scores, rows, [*WHO, "seeds", "questions", *bounds, "recall@1", "recall@k"])
+    gains = differences(models, options.bootstrap)
+    write(options.differences, gains, [*WHO[:-1], "kind", *bounds])
     for row in rows:
-        print(f"{row['run']}, {row['retrieval']}: exact match {row['exact_match']:.1f} %", file=sys.stderr)
+        name = f"{row['model']}{', fine-tuned' if row['tuned'] else ''}, {row['retrieval']}"
+        print(f"{name}: exact match {row['exact_match']:.1f} %", file=sys.stderr)
 
 
 if __name__ == "__main__":

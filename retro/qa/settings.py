@@ -1,5 +1,7 @@
 """Config section of question answering."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from retro.settings import Settings
@@ -8,6 +10,9 @@ from retro.settings import Settings
 class QuestionSettings(Settings):
     """Questions, how their neighbours are found, and how a model is fine-tuned to answer them."""
 
+    name: Literal["qa", "instruct"] = Field(
+        "qa", description="What the fine-tuned models are called, `<run>-<name>`, the tables and the report's section."
+    )
     questions: str | None = Field(
         None, description="JSON lines: question, answers, and if known id, group, doc_id, contexts. None: no questions."
     )
@@ -21,6 +26,9 @@ class QuestionSettings(Settings):
         1.0, ge=0, description="What the similarity of question and page title adds to a chunk's own."
     )
     answer_tokens: int = Field(24, gt=0, description="Tokens of an answer at most.")
+    shots: int = Field(
+        0, ge=0, description="Questions of the training split that models as trained are shown with their answers."
+    )
     examples: int = Field(4000, gt=0, description="Examples fine-tuned on, in all, with repetition.")
     batch_size: int = Field(16, gt=0, description="Examples an optimizer step.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate of fine-tuning.")
@@ -34,9 +42,13 @@ class QuestionSettings(Settings):
 
     def finetune_facts(self) -> dict:
         """What fine-tuned weights depend on: not which splits are answered and how they are scored."""
-        return {key: value for key, value in self.facts().items() if key not in ("splits", "bootstrap", "questions")}
+        return {
+            key: value
+            for key, value in self.facts().items()
+            if key not in ("splits", "bootstrap", "questions", "shots")
+        }
 
     def answer_facts(self) -> dict:
         """What answers depend on."""
-        keys = ("splits", "neighbours_used", "candidates", "title_weight", "answer_tokens", "batch_size")
+        keys = ("splits", "neighbours_used", "candidates", "title_weight", "answer_tokens", "shots", "batch_size")
         return {key: value for key, value in self.facts().items() if key in keys}

@@ -31,7 +31,8 @@ PARTS = {
     for part in (
         Part("leakage", "Leakage", "generation", "snakemake leakage"),
         Part("experiments", "Experiments", "generation", "snakemake experiments"),
-        Part("qa", "Question answering", "cost", "snakemake qa"),
+        Part("qa", "Question answering", "cost", "snakemake qa --configfile config/qa.yaml"),
+        Part("instruct", "Instructions", "cost", "snakemake qa --configfile config/instruct.yaml"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The report's section Question answering: figure qa.svg/png and its HTML, from qa.csv and qa-differences.csv."""
+"""The report's sections Question answering and Instructions: a figure and HTML, from the tables of `retro.qa.score`."""
 
 import argparse
 import json
@@ -16,22 +16,24 @@ from retro.report.svg import figure
 STAGE = "retro.report.qa"
 EXAMPLES = 12
 CAPTION = (
-    "Share of questions about held-out countries answered word for word, with 95 % intervals over countries. Models "
-    "read the question alone (off, GPT) or with what a search for it found (on)."
+    "Share of questions about held-out groups, such as countries, answered word for word, with 95 % intervals over "
+    "groups; paler, the answer stands in what was written. Models read the question alone (off, GPT) or with what a "
+    "search for it found (on)."
 )
 HEAD = Markup(
     '<div class="wide"><table><tr><th>model</th><th class="n">questions</th><th class="n">exact match, %</th>'
     '<th class="n">95 % interval</th><th class="n">F1, %</th><th class="n">95 % interval</th>'
-    '<th class="n">answer in the first neighbour, %</th></tr>\n'
+    '<th class="n">answer in what was written, %</th><th class="n">in the first neighbour, %</th></tr>\n'
 )
-LINE = Markup("<tr><td>{}</td>" + '<td class="n">{}</td>' * 6 + "</tr>\n")
+LINE = Markup("<tr><td>{}</td>" + '<td class="n">{}</td>' * 7 + "</tr>\n")
 GAIN = Markup("<li>{}: {} points of exact match {}.</li>\n")
 ASKED = Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n")
 
 
 def label(row: Row) -> str:
-    """Which model, and whether it was fine-tuned."""
-    return f"{LABELS[row['retrieval']]}, {'fine-tuned' if row['run'].endswith('-qa') else 'as trained'}"
+    """Which model, whether it was fine-tuned, and if not, how many examples it was shown."""
+    shown = f", {row['shots']:.0f} shown" if row["shots"] else ""
+    return f"{LABELS[row['retrieval']]}, {'fine-tuned' if row['tuned'] else 'as trained' + shown}"
 
 
 def bounds(row: Row, name: str) -> str:
@@ -41,16 +43,18 @@ def bounds(row: Row, name: str) -> str:
     return f"({row[f'{name}_low']:.1f} … {row[f'{name}_high']:.1f})".replace("-", "−")
 
 
-def draw(rows: list[Row], folder: Path) -> None:
-    """A bar of exact match for each model and mode."""
-    with style.figure(folder, "qa", 1.1 + 0.36 * max(len(rows), 3)) as (_, axes):
+def draw(rows: list[Row], folder: Path, name: str) -> None:
+    """A bar of exact match for each model and mode, on a paler one of match."""
+    with style.figure(folder, name, 1.1 + 0.36 * max(len(rows), 3)) as (_, axes):
         for position, row in enumerate(rows):
             value, low, high = (row[f"exact_match{end}"] for end in ("", "_low", "_high"))
-            axes.barh(position, value, color=palette.COLOURS[row["retrieval"]], height=0.7)
-            edge = value
+            colour = palette.COLOURS[row["retrieval"]]
+            axes.barh(position, row["match"], color=colour, height=0.7, alpha=0.3)
+            axes.barh(position, value, color=colour, height=0.7)
+            edge = max(value, row["match"])
             if low is not None:
                 style.whisker(axes, low, high, position)
-                edge = max(high, value)
+                edge = max(high, edge)
             axes.text(edge, position, f"  {value:.1f} %", va="center")
         axes.set_yticks(range(len(rows)), [label(row) for row in rows])
         style.bars(axes)
@@ -64,7 +68,8 @@ def table(rows: list[Row]) -> Markup:
     for row in rows:
         recall = "" if row["recall@1"] is None else f"{row['recall@1']:.0f}"
         em, f1 = f"{row['exact_match']:.1f}", f"{row['f1']:.1f}"
-        cells = (f"{row['questions']:.0f}", em, bounds(row, "exact_match"), f1, bounds(row, "f1"), recall)
+        exact, overlap, held = bounds(row, "exact_match"), bounds(row, "f1"), f"{row['match']:.1f}"
+        cells = (f"{row['questions']:.0f}", em, exact, f1, overlap, held, recall)
         found.append(LINE.format(label(row), *cells))
     return Markup("").join([*found, Markup("</table></div>\n")])
 
@@ -93,13 +98,15 @@ def main() -> None:
     parser.add_argument("--scores", required=True, type=Path, help="qa.csv")
     parser.add_argument("--differences", required=True, type=Path, help="qa-differences.csv")
     parser.add_argument("--answers", required=True, type=Path, help="answers of which the first are shown")
-    parser.add_argument("--output-folder", required=True, type=Path, help="where qa.svg and .png go")
-    parser.add_argument("--part", required=True, type=Path, help="parts/qa.html to write")
+    parser.add_argument("--output-folder", required=True, type=Path, help="where the figure, .svg and .png, goes")
+    parser.add_argument("--part", required=True, type=Path, help="parts/<name>.html to write, named as the figure")
     options = parser.parse_args()
-    rows = read_csv(options.scores)
-    draw(rows, options.output_folder)
+    rows, name = read_csv(options.scores), options.part.stem
+    draw(rows, options.output_folder, name)
+    seeds = {f"{row['seeds']:.0f}" for row in rows}
     parts = [
-        figure(options.output_folder / "qa.svg", CAPTION),
+        figure(options.output_folder / f"{name}.svg", CAPTION),
+        Markup("<p>Means over {} seeds.</p>\n").format(", ".join(sorted(seeds))) if seeds != {"1"} else "",
         gains(read_csv(options.differences)),
         table(rows),
         Markup("<details><summary>The first answers</summary>{}</details>\n").format(examples(options.answers)),

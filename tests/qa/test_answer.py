@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from retro.artifacts import write_text
 from retro.errors import UserError
 from retro.qa import score
+from retro.qa.answer import shown_first
 from retro.qa.decode import answers
-from retro.qa.files import read
+from retro.qa.files import Example, read
 from retro.qa.lookup import QuestionLookup
-from retro.qa.prompts import given, padded, stack
+from retro.qa.prompts import given, padded, question_of, stack
 from retro.report.read import read_csv
 from retro.training.load import load_model
 from tests.evaluation.built import stage
@@ -69,7 +71,8 @@ def test_a_page_can_be_barred_and_titles_decide(dataset):
     question = "What is the total area in Alba: Economy?"
     found = [dataset.store.document(int(row))["id"] for row in lookup([question])[0]]
     assert found[0].endswith("alba-economy")
-    barred = [dataset.store.document(int(row))["id"] for row in lookup([question], [found[0]])[0] if row >= 0]
+    own = Example("q", question, ("x",), "train", "g", found[0], ())
+    barred = [dataset.store.document(int(row))["id"] for row in lookup([question], [own])[0] if row >= 0]
     assert found[0] not in barred and barred
 
 
@@ -111,12 +114,16 @@ def test_instructions_and_given_passages(dataset, tmp_path):
     assert second.prompt == "Question: Who?\nAnswer:" and second.contexts == ("One.", "Two.")
 
 
-def lines_of(run, retrieval, right):
+def lines_of(model, retrieval, right, tuned=False, seed=1, shots=0):
     """Answers to two questions of each of four places; `right`: which are correct."""
     return [
         {
-            "run": run,
+            "run": f"{model}-s{seed}{'-qa' if tuned else ''}",
+            "model": model,
+            "seed": seed,
+            "tuned": tuned,
             "retrieval": retrieval,
+            "shots": shots,
             "split": "test",
             "id": str(i),
             "group": str(i // 2),
@@ -129,34 +136,52 @@ def lines_of(run, retrieval, right):
     ]
 
 
+ALL, HALF, NONE = [True] * 8, [True, False] * 4, [False] * 8
+
+
+def files(folder, *answers):
+    """Each list of answers as a file."""
+    paths = [folder / f"{number}.jsonl" for number in range(len(answers))]
+    for path, lines in zip(paths, answers, strict=True):
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return paths
+
+
 def test_scores_differences_and_report(tmp_path):
-    all_right, half, none = [True] * 8, [True, False] * 4, [False] * 8
-    table = {
-        ("retro-s1-qa", "on"): all_right,
-        ("retro-s1-qa", "off"): half,
-        ("retro-s1", "on"): none,
-        ("gpt-s1", "none"): none,
-    }
-    paths = []
-    for (run, mode), right in table.items():
-        paths.append(tmp_path / f"{run}.{mode}.jsonl")
-        write_text(paths[-1], "".join(json.dumps(line) + "\n" for line in lines_of(run, mode, right)))
+    paths = files(
+        tmp_path,
+        lines_of("retro", "on", ALL, tuned=True),
+        lines_of("retro", "off", HALF, tuned=True),
+        lines_of("retro", "on", NONE, shots=4),
+        lines_of("gpt", "none", NONE, shots=4),
+    )
     scores, differences = tmp_path / "qa.csv", tmp_path / "differences.csv"
     given_ = ("--answers", *paths, "--bootstrap", 200, "--scores", scores, "--differences", differences)
     stage("retro.qa.score", *given_)
     rows = read_csv(scores)
-    assert [row["exact_match"] for row in rows] == [100, 50, 0, 0]
+    assert [row["exact_match"] for row in rows] == [100, 50, 0, 0] and [row["shots"] for row in rows] == [0, 0, 4, 4]
+    assert [row["match"] for row in rows] == [100, 100, 100, 100]
     assert [row["exact_match_low"] for row in rows][:2] == [100, 50]  # each place has as many right
     assert rows[0]["recall@1"] == 100 and rows[2]["recall@1"] == 0 and rows[2]["recall@k"] == 100
     assert rows[1]["recall@1"] is None
-    gains = {(row["run"], row["kind"]): row["exact_match"] for row in read_csv(differences)}
-    assert gains == {("retro-s1-qa", "fine-tuning"): 100, ("retro-s1-qa", "retrieval"): 50}
+    gains = {(row["model"], row["tuned"], row["kind"]): row["exact_match"] for row in read_csv(differences)}
+    assert gains == {("retro", 1, "fine-tuning"): 100, ("retro", 1, "retrieval"): 50}
     part = tmp_path / "parts/qa.html"
     given_ = ("--scores", scores, "--differences", differences, "--answers", paths[2])
     stage("retro.report.qa", *given_, "--output-folder", tmp_path / "figures", "--part", part)
     html = part.read_text()
     assert "&lt;b&gt;?" in html and "<i>yes" not in html and 'id="figure-qa"' in html
+    assert "as trained, 4 shown" in html and "Means over" not in html
     assert (tmp_path / "figures/qa.png").stat().st_size > 5000
+
+
+def test_seeds_are_a_row(tmp_path):
+    answers = [lines_of("retro", "on", right, tuned=True, seed=seed) for seed, right in ((1, ALL), (2, HALF))]
+    models = score.by_model([*answers, lines_of("gpt", "none", NONE)])
+    first, second = (score.row_of(seeds, 200) for seeds in models.values())
+    assert (first["seeds"], first["questions"], first["exact_match"]) == (2, 8, 75)
+    assert (second["seeds"], second["exact_match"]) == (1, 0)
+    assert first["recall@1"] == 75
 
 
 def test_intervals_are_of_groups_and_paired():
@@ -169,6 +194,43 @@ def test_intervals_are_of_groups_and_paired():
 
 
 def test_answers_to_other_questions_are_not_compared():
-    ours, theirs = lines_of("a-qa", "none", [True] * 4), lines_of("a", "none", [True] * 6)
+    ours, theirs = lines_of("a", "none", [True] * 4, tuned=True), lines_of("a", "none", [True] * 6)
     with pytest.raises(UserError, match="different questions"):
-        score.differences([ours, theirs], 10)
+        score.differences(score.by_model([ours, theirs]), 10)
+    with pytest.raises(UserError, match="different questions"):
+        score.by_model([ours, lines_of("a", "none", [True] * 6, tuned=True, seed=2)])
+
+
+def test_models_as_trained_are_shown_examples_of_the_training_split(dataset, questions):
+    shown = shown_first(questions, dataset, 3)
+    assert shown == shown_first(questions, dataset, 3) and shown.count("Question: ") == 3
+    asked = {each.prompt: each for each in read(questions, dataset)}
+    for part in shown.strip().split("\n\n"):
+        prompt, _, answer = part.rpartition(" sq km")[0].partition("\nAnswer: ")
+        example = asked[f"{prompt}\nAnswer:"]
+        assert example.split == "train" and example.answers == (f"{answer} sq km",)
+    assert shown_first(questions, dataset, 0) == ""
+
+
+def test_few_shot_answers_are_a_line(dataset, questions, tmp_path):
+    settings = json.dumps({**SETTINGS, "shots": 2})
+    given_ = ("--config", dataset.path, "--model", dataset.folder / "runs/retro-s1/model.json", "--settings", settings)
+    stage("retro.qa.answer", *given_, "--questions", questions, "--retrieval", "on", "--output", tmp_path / "a.jsonl")
+    lines = score.read(tmp_path / "a.jsonl")
+    assert {line["shots"] for line in lines} == {2} and not any("\n" in line["prediction"] for line in lines)
+    assert all(line["prompt"].count("Question: ") == 1 for line in lines)
+
+
+def test_without_a_page_the_groups_trained_pages_are_barred(dataset, questions):
+    lookup = QuestionLookup(dataset, 4, 24, 1.0)
+    example = next(each for each in read(questions, dataset) if each.split == "train")
+    unknown = replace(example, document=None)
+    question = question_of(example.prompt)
+
+    def found(own):
+        documents = [dataset.store.document(int(row)) for row in lookup([question], own)[0] if row >= 0]
+        return {(each["source"], each["id"]) for each in documents if each["group"] == example.group}
+
+    assert ("atlas", example.document) in found(None)
+    assert ("atlas", example.document) not in found([example])
+    assert {source for source, _ in found([unknown])} == {"atlas-old"}

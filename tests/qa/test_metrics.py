@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro.qa.metrics import exact_match, f1, normalise, rank
+from retro.qa.metrics import exact_match, f1, match, normalise, rank
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,8 @@ def test_rank_is_of_whole_words():
     assert rank(texts, ["1 km"]) == 1
     assert rank(texts, ["2 km"]) == -1
     assert rank(texts, ["the"]) == -1
+
+
+def test_match_is_of_an_answer_within_a_text():
+    assert match("The answer is Nile.", ["Amazon", "the Nile"]) == 1
+    assert match("11 km", ["1 km"]) == 0 and match("", ["Nile"]) == 0

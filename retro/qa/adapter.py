@@ -1,0 +1,86 @@
+"""A trained run as a model of EleutherAI's lm-eval, whose tasks then run on it with live retrieval, or without.
+
+Only `retro.qa.harness` imports this module: lm-eval has a lock, and a folder, of its own.
+"""
+
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from retro.evaluation.decoding import Decoder, Sampler
+from retro.progress import bar
+from retro.qa.reading import Lookups, Reader, Text, windows
+from retro.recorded import Dataset
+
+MOST = 256  # tokens written where a task does not say how many: lm-eval's own default
+
+
+class RetroLM(TemplateLM):
+    """lm-eval's three requests. Log-likelihoods are of the text alone: no end of document is counted.
+
+    `lookups` None: retrieval off.
+    """
+
+    def __init__(self, model, run: dict[str, Any], dataset: Dataset, lookups: Lookups | None, batch_size: int = 8):
+        super().__init__()
+        self.dataset, self.lookups, self.batch_size = dataset, lookups, batch_size
+        self.reader = Reader(model, run, dataset, lookups, batch_size)
+        self.decoder = Decoder(
+            model,
+            dataset.store,
+            seq_length=dataset.seq_length,
+            eod_id=dataset.tokenizer.eod_id,
+            retrieved_chunks=run["train"]["retrieved_chunks"],
+            lookup=lookups,
+        )
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.dataset.tokenizer.eod_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
+        return self.dataset.tokenizer.encode_batch([string])[0].tolist()
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: object) -> list[tuple[float, bool]]:
+        # Without context lm-eval puts an end of document before the text; here a chunk of padding stands there.
+        texts = [Text.after(context if said[0] else [], answer, self.dataset) for said, context, answer in requests]
+        return [(-float(nats.sum()), bool(likeliest.all())) for nats, likeliest in self._read(texts, "loglikelihood")]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        texts = [Text.after([], self.tok_encode(request.args[0]), self.dataset) for request in requests]
+        return [-float(nats.sum()) for nats, _ in self._read(texts, "loglikelihood_rolling")]
+
+    def _read(self, texts: list[Text], what: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        m, chunks = self.dataset.chunk_length, self.dataset.seq_length // self.dataset.chunk_length
+        with bar(sum(1 for text in texts for _ in windows(text, m, chunks)), what, "window") as shown:
+            return self.reader.read(texts, shown.update)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        found = []
+        with bar(len(requests), "generate_until", "text") as shown:
+            for number, request in enumerate(requests):
+                found.append(self._write(*request.args, number))
+                shown.update(1)
+        return found
+
+    def _write(self, context: str, options: dict[str, Any], seed: int) -> str:
+        """What follows a context, up to a stop sequence, the end of document or the most tokens a task allows.
+
+        `seed` of what is drawn, where a task samples: requests that are repeated are drawn anew.
+        """
+        wanted = normalize_gen_kwargs(options, MOST)
+        until = [stop for stop in wanted["until"] if stop]
+        prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
+        sampler = Sampler(wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
+        padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
+        for step in self.decoder.write(prompt, wanted["max_gen_toks"], sampler, padding):
+            tokens.append(step.token)
+            text = self.dataset.tokenizer.decode(tokens)
+            if any(stop in text for stop in until):
+                break
+        for stop in until:
+            text = text.split(stop)[0]
+        return text
