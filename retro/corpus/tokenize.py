@@ -165,7 +165,7 @@ def main() -> None:
     try:
         settings = TokenizeSettings(**json.loads(arguments.settings))
     except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(f"--settings: {error}") from None
+        raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
     arguments.output.unlink(missing_ok=True)
     tokenizer, folder = Tokenizer.load(arguments.tokenizer), arguments.output.parent
     for left in folder.glob(".*.tmp"):  # by a run that was killed
