@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 
-
 # What torch and faiss say, whose errors are plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "std::bad_alloc")
 LESS_MEMORY = (

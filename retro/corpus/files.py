@@ -55,7 +55,8 @@ def find(paths: str | list[str], source: str) -> tuple[list[SourceFile], list[Pa
         if not path.exists():
             hint = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
             raise UserError(
-                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{hint} Correct the path."
+                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{hint} "
+                f"Correct the path."
             )
         before = len(found)
         for file in _walk(path) if path.is_dir() else [path]:

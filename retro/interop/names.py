@@ -121,7 +121,8 @@ def to_megatron(
         theirs[entry.local if spec == "local" else entry.te] = to_theirs(state[entry.ours], entry)
     if left:
         raise UserError(
-            f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more; only flavour megatron can be exported"
+            f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more; "
+            f"only flavour megatron can be exported"
         )
     return theirs
 
