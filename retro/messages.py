@@ -11,7 +11,8 @@ from pathlib import Path
 
 from retro import provenance
 
-PAGE = provenance.ROOT.parent / "docs/troubleshooting.md"
+PACKAGE = provenance.ROOT
+PAGE = PACKAGE.parent / "docs/troubleshooting.md"
 MARK = "<!-- From here on made by `python -m retro.messages`; do not edit. -->"
 # Calls that take a message, and which argument it is.
 TAKES = {"UserError": 0, "WorkflowError": 0, "ArgumentTypeError": 0, "Malformed": 2, "Damaged": 0, "_broken": 0}
@@ -83,7 +84,7 @@ class Module:
                 return "".join(
                     self._text(part.value if isinstance(part, ast.FormattedValue) else part) for part in parts
                 )
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
+            case ast.BinOp(left=left, op=ast.Add(), right=right) if not isinstance(left, ast.Name):
                 return self._text(left) + self._text(right)
             case ast.Name(id=name) if name in self.constants:
                 return self.constants[name]
@@ -97,8 +98,8 @@ class Module:
 def listed() -> dict[str, list[str]]:
     """Messages by room, each once, in the order of their text."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
-    for path in sorted(provenance.ROOT.rglob("*.py")):
-        folder, *_ = path.relative_to(provenance.ROOT).parts
+    for path in sorted(PACKAGE.rglob("*.py")):
+        folder, *_ = path.relative_to(PACKAGE).parts
         found[folder if folder in ROOMS else ""].update(Module(path).messages())
     return {room: sorted(messages) for room, messages in found.items() if messages}
 
