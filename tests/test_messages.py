@@ -47,6 +47,6 @@ def test_symptoms_in_the_page_are_messages_of_the_code():
     symptoms = re.findall(r"^\| `(.*?)`", text, re.MULTILINE)
     assert len(symptoms) > 20
     for symptom in symptoms:
-        pieces = [piece.strip(" '().") for piece in re.split(r"…|[;:,]|\d+", symptom)]
+        pieces = [piece.strip(" '().") for piece in re.split(r"…|[;:,(]|\d+", symptom)]
         known = [piece for piece in pieces if len(piece) >= 8 and piece in said]
         assert known or "No space left" in symptom or "line 17" in symptom, symptom
