@@ -175,7 +175,7 @@ def compare(path: Path, folder: Path) -> None:
     """Print a line for each artifact; raise UserError if one differs or is missing."""
     wanted = read_json(path)
     if wanted.get("kind") != "archive":
-        raise UserError(f"{path}: not the expected.json of an archive.")
+        raise UserError(f"{path}: not the expected.json of an archive. Give the one that lies in its folder.")
     bad = 0
     for name, facts in wanted["artifacts"].items():
         here = folder / name

@@ -134,7 +134,9 @@ class Manifest:
     def file(self, name: str) -> Path:
         """The path of one of the artifact's files; it must be listed and have the recorded size."""
         if name not in self.facts["files"]:
-            raise UserError(f"{self.path}: lists no file {name!r}, only {sorted(self.facts['files'])}.")
+            raise UserError(
+                f"{self.path}: lists no file {name!r}, only {sorted(self.facts['files'])}. Run snakemake again."
+            )
         path, wanted = self.folder / name, self.facts["files"][name]["bytes"]
         found = path.stat().st_size if path.exists() else None
         if found != wanted:
@@ -210,7 +212,10 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
     if not isinstance(facts, dict) or "files" not in facts or "kind" not in facts:
         raise UserError(f"{path}: not a manifest. Delete it and run snakemake again.")
     if facts.get("format") != FORMAT:
-        raise UserError(f"{path}: manifest format {facts.get('format')}, this version reads {FORMAT}.")
+        raise UserError(
+            f"{path}: manifest format {facts.get('format')}, this version reads {FORMAT}. Delete it and run "
+            "snakemake again."
+        )
     if kind is not None and facts["kind"] != kind:
         raise UserError(f"{path}: describes {facts['kind']!r}, wanted {kind!r}.")
     return Manifest(Path(path), facts)

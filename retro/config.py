@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from retro.config_checks import braces, check_runs, contradictions
+from retro.config_errors import explain, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
@@ -20,11 +22,9 @@ from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.retrievals import RetrievalSettings, check
+from retro.retrievals import NAME, RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class DatasetSettings(Settings):
@@ -41,6 +41,7 @@ class DatasetSettings(Settings):
     shards: int = Field(
         1,
         gt=0,
+        le=10_000,
         description="Jobs that embedding (of each source), the index and the neighbours (of each split) are "
         "divided into. What is made does not depend on it.",
     )
@@ -70,9 +71,9 @@ class DatasetSettings(Settings):
                 f"nearest: {down or length} or {down + length}"
             )
         if not any(source.train for source in self.sources.values()):
-            raise ValueError("no source has train: true")
+            raise ValueError("sources: none has train: true; wanted at least one")
         if not any(source.database for source in self.sources.values()):
-            raise ValueError("no source has database: true")
+            raise ValueError("sources: none has database: true; wanted at least one")
         weighted = [name for name, source in self.sources.items() if source.train and source.weight is not None]
         without = [name for name, source in self.sources.items() if source.train and source.weight is None]
         if weighted and without:
@@ -85,7 +86,9 @@ class DatasetSettings(Settings):
             )
         for name in self.sources:
             if not re.fullmatch(NAME, name):
-                raise ValueError(f"source name {name!r}: letters, digits and . _ - only, a letter or digit first")
+                raise ValueError(
+                    f"source name {name!r}: wanted letters, digits and . _ - only, a letter or digit first"
+                )
         return self
 
 
@@ -155,22 +158,7 @@ class Config(Settings):
     @field_validator("runs")
     @classmethod
     def _names(cls, runs):
-        for name, run in runs.items():
-            if run.architecture == "retro" and run.twin is not None:
-                twin = runs.get(run.twin)
-                if twin is None or twin.architecture != "gpt":
-                    raise ValueError(f"run {name!r}: twin {run.twin!r} is not a gpt run of this config")
-            if not re.fullmatch(NAME, name):
-                raise ValueError(f"run name {name!r}: letters, digits and . _ - only, a letter or digit first")
-            if run.freeze and (run.architecture != "retro" or run.start is None):
-                raise ValueError(f"run {name!r}: freeze: base is for a retro run that has `from`")
-            seen, at = [name], run.start
-            while at in runs:
-                if at in seen:
-                    raise ValueError(f"run {name!r}: from {run.start!r} leads back to {at!r}")
-                seen, at = [*seen, at], runs[at].start
-            if at is not None and "/" not in at and not at.endswith(".json"):
-                raise ValueError(f"run {seen[-1]!r}: from {at!r} is neither a run of this config nor a path")
+        check_runs(runs)
         return runs
 
     def expanded(self) -> dict[str, dict[str, Any]]:
@@ -198,6 +186,14 @@ class Config(Settings):
             return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
         return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
+    def paths(self) -> dict[str, str | None]:
+        """Files and folders that Snakemake is told of, by their keys; those of the sources: `files_of`."""
+        tokenizer, questions = self.dataset.tokenizer, self.qa
+        found = {"results": self.results, "qa.questions": questions.questions}
+        found |= {"dataset.tokenizer.path": tokenizer.path, "dataset.tokenizer.merges": tokenizer.merges}
+        found |= {f"qa.instructions.{number}": path for number, path in enumerate(questions.instructions)}
+        return found | {f"runs.{name}.from": run.start for name, run in self.runs.items()}
+
 
 def load(path: str | Path) -> Config:
     """Read a config file. Raises `UserError` with one line for each wrong key."""
@@ -206,37 +202,42 @@ def load(path: str | Path) -> Config:
 
 def parse(raw: dict[str, Any], where: str = "config") -> Config:
     """Validate a config mapping, its preset merged underneath."""
-    raw = with_presets(raw, where)
+    try:
+        raw = with_presets(raw, where)
+        refuse_unusable(raw, where)
+    except RecursionError:
+        raise UserError(f"{where}: an alias (*name) leads back to itself. Write out what it stands for.") from None
     refuse_recorded(raw, where)
     try:
         config = Config(**raw)
-        config._model = raw.get("model") or {}
-        config.expanded()
-        return config
     except ValidationError as error:
-        raise UserError(explain(error, where)) from None
+        raise UserError(explain(error, Config, where)) from None
+    config._model = raw.get("model") or {}
+    for name, run in config.runs.items():
+        for key, kind, under in (
+            ("model", ModelSettings, config._model),
+            ("train", TrainSettings, config.train.facts()),
+        ):
+            try:
+                kind(**merged(under, getattr(run, key)))
+            except ValidationError as error:
+                raise UserError(explain(error, kind, where, ("runs", name, key))) from None
+    wrong = [*contradictions(config, config.expanded()), *braces(config.paths())]
+    if wrong:
+        raise UserError("\n".join(f"{where}: {line}" for line in wrong))
+    return config
 
 
-def explain(error: ValidationError, where: str) -> str:
-    """A line for each thing wrong, in the words of the config file."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key; config/README.md lists all keys"
-        elif item["type"] != "missing" and not isinstance(item["input"], dict):
-            message += f" (found {item['input']!r})"
-        lines.append(f"{where}: {key}: {message}")
-    return "\n".join(lines)
-
-
-def from_snakemake(given: dict[str, Any]) -> Config:
-    """The config Snakemake was given: a whole file, or overrides of config/config.yaml."""
+def from_snakemake(given: dict[str, Any], files: list[Path] = ()) -> Config:
+    """The config Snakemake was given: a whole file, or overrides of config/config.yaml. `files` is where it read it."""
     default = PRESETS.parent / "config.yaml"
-    if "preset" in given or "sources" in (given.get("dataset") or {}):
-        return parse(dict(given))
-    return parse(merged(read(default), dict(given)), str(default))
+    for path in files:
+        read(path)  # Snakemake says nothing of a key that stands there twice
+    where = " and ".join(map(str, files)) or "--config"
+    dataset = given.get("dataset")
+    if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):
+        return parse(dict(given), where)
+    return parse(merged(read(default), dict(given)), where if given else str(default))
 
 
 def files_of(name: str, source: SourceSettings) -> list[str]:
@@ -245,9 +246,6 @@ def files_of(name: str, source: SourceSettings) -> list[str]:
         found = [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
     else:
         found = [str(file.path) for file in files.find(source.path, name)[0]]
-    for path in found:
-        if set(path) & set("{}"):
-            raise UserError(
-                f"source {name!r}: {path!r} has braces, which Snakemake reads as a pattern. Rename the file."
-            )
+    for line in braces({f"source {name}": path for path in found}):
+        raise UserError(line)
     return found

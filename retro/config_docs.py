@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from retro.config import PRESETS, Config
+from retro.config_errors import settings_in
 
 FOLDER = PRESETS.parent
 INTRODUCTION = """# Configuration
@@ -50,7 +51,7 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
         key = f"{prefix}.{name}" if prefix else name
-        inside = _settings_in(field.annotation)
+        inside = settings_in(field.annotation)
         if inside is not None:
             path = f"{key}.<name>" if "dict" in str(field.annotation) else key
             inner.append((inside, path))
@@ -60,12 +61,6 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     lines.append("")
     for inside, path in inner:
         _section(inside, path, lines)
-
-
-def _settings_in(annotation: Any) -> type[BaseModel] | None:
-    """The section class in an annotation such as `X` or `dict[str, X]`."""
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
 
 def _default(field: Any) -> str:

@@ -23,21 +23,44 @@ def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-        raise UserError(f"{where}: preset: no file {path}; presets: {', '.join(known)}")
+        raise UserError(
+            f"{where}: preset: no file {path}. Give the path of a config, or one of the presets: {', '.join(known)}"
+        )
     if path in seen:
-        raise UserError(f"{where}: preset: {path} leads back to itself")
+        raise UserError(f"{where}: preset: {path} leads back to itself. Give another preset in one of them.")
     return merged(with_presets(read(path), str(path), (*seen, path)), raw)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice in a mapping is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for name, _ in node.value:
+            if name.value in seen and name.tag != "tag:yaml.org,2002:merge":
+                line = name.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"line {line}: {name.value} stands here a second time"
+                )
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> dict[str, Any]:
+    """A config file as it is written. Raises `UserError` for what is not one."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            raw = _Loader(file).get_single_data()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such config file.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        shipped = ", ".join(sorted(str(file.name) for file in PRESETS.parent.glob("*.yaml")))
+        raise UserError(
+            f"{path}: no such config file (working folder {Path.cwd()}). Give one, or one of config/: {shipped}."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: wanted a mapping of sections, found {type(raw).__name__}.")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise UserError(f"{path}: wanted a mapping of sections, found {found}. See config/tiny.yaml for an example.")
     return raw
 
 

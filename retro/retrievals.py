@@ -42,7 +42,11 @@ def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, 
         except ValidationError as error:
             item = error.errors()[0]
             key = ".".join([section, *map(str, item["loc"])])
-            message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            message = (
+                f"unknown key; wanted one of {', '.join(kind.model_fields)}"
+                if item["type"] == "extra_forbidden"
+                else item["msg"]
+            )
             raise ValueError(f"{key}: {message}") from None
     return facts
 
@@ -56,8 +60,12 @@ def made_of(facts: dict[str, Any], kind: str) -> dict[str, Any]:
 def check(dataset: dict[str, Any], named: dict[str, RetrievalSettings]) -> None:
     """Raise `ValueError` for the first wrong name or key of a config's retrievals."""
     for name, overrides in named.items():
-        if not re.match(NAME, name) or name in CONDITIONS:
-            raise ValueError(f"retrieval name {name!r}: letters, digits and . _ - only, none of {CONDITIONS}")
+        if not re.fullmatch(NAME, name) or name in CONDITIONS or name.startswith("database-"):
+            raise ValueError(
+                f"retrieval name {name!r}: wanted letters, digits and . _ - only, a letter or digit first; not "
+                "database-…, and "
+                f"none of {', '.join(CONDITIONS)}, which are names of conditions"
+            )
         try:
             resolve(dataset, overrides)
         except ValueError as error:

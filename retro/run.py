@@ -9,6 +9,7 @@ taken away and the run goes on where the killed one stopped.
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -28,9 +29,12 @@ def main() -> None:
     if any(Path(".snakemake/locks").glob("*")) and not _snakemake_is_running():
         print("A run in this folder was killed; taking its lock away and going on where it stopped.", flush=True)
         subprocess.run([*command, "--unlock", "--quiet", "all"], check=True)
+    folder, begin = Path(settings.results) / settings.dataset.name, time.time()
     status = subprocess.run([*command, *options.targets]).returncode
     if status == 0 and not options.targets:
-        print(found(Path(settings.results) / settings.dataset.name))
+        print(found(folder))
+    elif status:
+        print(failed(folder / "logs", begin), file=sys.stderr)
     sys.exit(status)
 
 
@@ -44,6 +48,17 @@ def _snakemake_is_running() -> bool:
         except (psutil.Error, OSError):
             continue
     return False
+
+
+def failed(logs: Path, begin: float) -> str:
+    """The messages that stages of this run ended with: Snakemake prints much after them."""
+    lines = []
+    for path in sorted(logs.rglob("*.log")):
+        if path.stat().st_mtime >= begin:
+            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines += [f"  {path}: {line}" for line in text if line.startswith("error: ")]
+    said = "\n".join(["\nWhat went wrong:", *lines]) if lines else "\nSnakemake's message above says what went wrong."
+    return f"{said}\nMessages and their ways out: docs/troubleshooting.md. Then run the same command again."
 
 
 def found(folder: Path) -> str:

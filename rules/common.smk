@@ -20,7 +20,7 @@ from retro.retrieval.bm25 import FILES as BM25_FILES
 from retro.retrievals import Retrievals
 
 try:
-    CONFIG = retro.config.from_snakemake(config)
+    CONFIG = retro.config.from_snakemake(config, workflow.configfiles)
     RUNS = CONFIG.expanded()
     SOURCE_FILES = {name: retro.config.files_of(name, source) for name, source in CONFIG.dataset.sources.items()}
 except UserError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retro import config, config_docs, config_layers
+from retro import config, config_docs, config_errors, config_layers
 from retro.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,16 +31,33 @@ def test_every_preset_makes_a_valid_config(path):
     ("raw", "words"),
     [
         (merged(trian={}), ["trian: unknown key"]),
-        (merged(dataset={"chunk": 64}), ["dataset.chunk: unknown key"]),
+        (merged(dataset={"chunk_lenght": 64}), ["chunk_lenght: unknown key; did you mean dataset.chunk_length?"]),
+        (merged(lr=0.1), ["lr: unknown key; did you mean train.lr?"]),
+        (merged(dataset={"sources": {"a": {"pth": "x"}}}), ["did you mean dataset.sources.a.path?"]),
+        (merged(dataset={"duplicates": {"action": False}}), ["found False; YAML reads on, off", "in quotes"]),
+        (merged(train=None), ["train: wanted a mapping of keys to values (found nothing)"]),
+        (merged(results="a{b}"), ["results: 'a{b}' has braces"]),
+        (merged(results=" "), ["results: found blank text"]),
+        (merged(train={"lr": float("inf")}), ["train.lr: found inf", "finite"]),
+        (merged(dataset={"seed": 2**70}), ["dataset.seed: found 1180591620717411303424", "64 bits"]),
+        (merged(evaluate={"stride": 33}), ["evaluate.stride: found 33", "multiple of dataset.chunk_length 64"]),
+        (merged(train={"neighbours_used": 50}), ["neighbours_used: found 50, but dataset.neighbours.saved is 20"]),
+        (merged(experiments={"of": "x"}), ["experiments.of: found 'x'", "of this config: retro"]),
+        (merged(seeds=[1, 1]), ["seeds: found [1, 1], wanted each one once"]),
+        (merged(seeds=[-1]), ["seeds: found [-1], wanted numbers from 0 on"]),
+        (merged(retrievals={"r\n": {}}), ["retrieval name 'r\\n'"]),
         (merged(dataset={"samples": {"seq_length": 100}}), ["seq_length 100", "not a multiple of chunk_length 64"]),
         (merged(dataset={"name": "../up"}), ["dataset.name", "../up"]),
         (merged(dataset={"sources": {"a b": {"path": "x"}}}), ["source name 'a b'"]),
         (merged(dataset={"split": {"valid": 0.6, "test": 0.5}}), ["leaves nothing to train on"]),
         (merged(train={"lr": "fast"}), ["train.lr", "'fast'"]),
         (merged(runs={"r": {"architecture": "retro", "twin": "nobody"}}), ["twin 'nobody' is not a gpt run"]),
-        (merged(runs={"r": {"architecture": "gpt", "model": {"widht": 3}}}), ["widht: unknown key"]),
+        (
+            merged(runs={"r": {"architecture": "gpt", "model": {"widht": 3}}}),
+            ["runs.r.model.widht: unknown key; did you mean runs.r.model.width?"],
+        ),
         (merged(preset="huge"), ["preset: no file", "presets: 2b, 4b, 857m, small, tiny"]),
-        ({"dataset": {}}, ["dataset.sources", "required"]),
+        ({"dataset": {}}, ["dataset.sources: is missing"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(raw, words):
@@ -93,7 +110,7 @@ def test_every_key_is_described():
     def walk(model):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
-            inside = config_docs._settings_in(field.annotation)
+            inside = config_errors.settings_in(field.annotation)
             if inside:
                 walk(inside)
 
@@ -107,6 +124,12 @@ def test_a_broken_file_is_one_clear_message(tmp_path):
         config.load(path)
     path.write_text(yaml.safe_dump([1, 2]))
     with pytest.raises(UserError, match=r"wanted a mapping of sections, found list"):
+        config.load(path)
+    path.write_text("train: {lr: 1}\nseeds: [1]\ntrain: {lr: 2}\n")
+    with pytest.raises(UserError, match="line 3: train stands here a second time"):
+        config.load(path)
+    path.write_text("a: &x {b: *x}\n")
+    with pytest.raises(UserError, match="leads back to itself"):
         config.load(path)
     with pytest.raises(UserError, match=r"no such config file"):
         config.load(tmp_path / "none.yaml")

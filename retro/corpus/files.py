@@ -53,8 +53,11 @@ def find(paths: str | list[str], source: str) -> tuple[list[SourceFile], list[Pa
     for given in [paths] if isinstance(paths, str) else paths:
         path = Path(given)
         if not path.exists():
-            more = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
-            raise UserError(f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{more}")
+            hint = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
+            raise UserError(
+                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{hint} "
+                f"Correct the path."
+            )
         before = len(found)
         for file in _walk(path) if path.is_dir() else [path]:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
@@ -69,7 +72,7 @@ def find(paths: str | list[str], source: str) -> tuple[list[SourceFile], list[Pa
             holds = "holds no file to read" if path.is_dir() else "is of no kind that can be read"
             raise UserError(f"source {source}: {given} {holds}. Wanted: {KINDS}.")
     if not found:
-        raise UserError(f"source {source}: its list of paths is empty.")
+        raise UserError(f"source {source}: its list of paths is empty. Name at least one.")
     return found, ignored
 
 

@@ -15,6 +15,8 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.errors import UserError
 from retro.paging import release
 
+WHOSE = "Name the tokenizer that made this corpus in dataset.tokenizer."
+
 
 def find(paths: str | list[str], source: str) -> list[Path]:
     """Prefixes of the stores that a source names, each once, a pattern's and a folder's in sorted order.
@@ -39,10 +41,13 @@ def find(paths: str | list[str], source: str) -> list[Path]:
                     f"is pairs of files, .bin and .idx: name what they have in common, a pattern or their folder."
                 )
         if not prefixes:
-            raise UserError(f"source {source}: {given} names no .idx file (working folder {os.getcwd()}).")
+            raise UserError(
+                f"source {source}: {given} names no .idx file (working folder {os.getcwd()}). Name a folder or "
+                "pattern of pairs."
+            )
         found |= dict.fromkeys(prefixes)
     if not found:
-        raise UserError(f"source {source}: its list of paths is empty.")
+        raise UserError(f"source {source}: its list of paths is empty. Name at least one.")
     return list(found)
 
 
@@ -104,21 +109,20 @@ class MegatronReader(Sharded):
     def _ids(self, index: SourceFile, number: int, stored: np.ndarray) -> np.ndarray:
         """A document's ids, int64, without EOD."""
         ids = stored.astype(np.int64)
-        whose = "Name the tokenizer that made this corpus in dataset.tokenizer."
         wrong = (ids < 0) | (ids >= self.tokenizer.vocab_size)
         if stored.dtype.kind == "f":
             wrong |= ids != stored
         if wrong.any():
             raise UserError(
                 f"{index.path}, document {number}: id {stored[wrong][0]}, but the vocabulary of the given tokenizer "
-                f"has {self.tokenizer.vocab_size} tokens. {whose}"
+                f"has {self.tokenizer.vocab_size} tokens. {WHOSE}"
             )
         ends = len(ids) > 0 and ids[-1] == self.tokenizer.eod_id
         self.without_eod += not ends
         ids = ids[:-1] if ends else ids
         inside = np.flatnonzero(ids == self.tokenizer.eod_id)
         if len(inside):
-            reason = f"token {inside[0]} of the document is EOD (id {self.tokenizer.eod_id}), and more follows. {whose}"
+            reason = f"token {inside[0]} of the document is EOD (id {self.tokenizer.eod_id}), and more follows. {WHOSE}"
             raise Malformed(index, number, reason)
         return ids
 

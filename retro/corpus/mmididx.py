@@ -61,7 +61,7 @@ class TokenStore:
         self.index_path, self.tokens_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (self.index_path, self.tokens_path):
             if not path.is_file():
-                raise UserError(f"{path}: no such file. A token store is a pair of files, .bin and .idx.")
+                raise UserError(f"{path}: no such file. A token store is a pair of files, .bin and .idx. {WAY_OUT}")
         dtype, lengths, pointers, table = self._read_index()
         size = dtype.itemsize
         ends = np.cumsum(lengths, dtype=np.int64)
@@ -146,7 +146,9 @@ class TokenWriter:
         if ids.ndim != 1:
             raise ValueError(f"a document is 1-D, found shape {ids.shape}")
         if len(ids) > np.iinfo(np.int32).max:
-            raise UserError(f"document {len(self._lengths)} has {len(ids)} tokens; the format ends at 2^31 - 1.")
+            raise UserError(
+                f"document {len(self._lengths)} has {len(ids)} tokens; the format ends at 2^31 - 1. Split the document."
+            )
         if self.dtype.kind in "iu" and len(ids):
             kept, low, high = np.iinfo(self.dtype), ids.min(), ids.max()
             if low < kept.min or high > kept.max:

@@ -51,11 +51,16 @@ class SourceSettings(Settings):
     @model_validator(mode="after")
     def _used(self):
         if not (self.train or self.database):
-            raise ValueError("a source with train: false and database: false is used for nothing")
+            raise ValueError(
+                "a source with train: false and database: false is used for nothing; set one of them to true, or "
+                "remove the source"
+            )
         if self.weight is not None and not self.train:
-            raise ValueError("weight is a share of the training samples; a source with train: false has none")
+            raise ValueError(
+                "weight is a share of the training samples; a source with train: false has none; leave it out"
+            )
         if self.type == "megatron" and self.keep:
-            raise ValueError("keep reads the fields of records; tokens of type megatron have none")
+            raise ValueError("keep reads the fields of records; tokens of type megatron have none; leave it out")
         return self
 
 
@@ -69,7 +74,9 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _some_left(self):
         if self.valid + self.test >= 1:
-            raise ValueError(f"valid {self.valid} + test {self.test} leaves nothing to train on")
+            raise ValueError(
+                f"valid {self.valid} + test {self.test} leaves nothing to train on; lower them to a sum below 1"
+            )
         return self
 
 
@@ -114,6 +121,8 @@ class TokenizerSettings(Settings):
 
     @model_validator(mode="after")
     def _files(self):
+        if self.type == "bpe" and self.vocab_size is None:
+            raise ValueError("tokenizer type bpe needs `vocab_size`")
         if self.type != "bpe" and self.path is None:
             raise ValueError(f"tokenizer type {self.type} needs `path`")
         if self.type == "gpt2" and self.merges is None:

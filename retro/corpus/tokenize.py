@@ -136,7 +136,7 @@ def main() -> None:
     try:
         settings = TokenizeSettings(**json.loads(arguments.settings))
     except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(f"--settings: {error}") from None
+        raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
     arguments.output.unlink(missing_ok=True)
     tokenizer = Tokenizer.load(arguments.tokenizer)
     folder = arguments.output.with_suffix("") if arguments.shard else arguments.output.parent

@@ -86,7 +86,7 @@ def copy_given(settings: TokenizerSettings, folder: Path) -> list[str]:
     given = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
     for path, name in zip(given, TOKENIZER_FILES[settings.type], strict=True):
         if not Path(path).is_file():
-            raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}).")
+            raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}). Correct the path.")
         with artifacts.replacing(folder / name) as temporary:
             temporary.write_bytes(Path(path).read_bytes())
     return given
@@ -102,7 +102,7 @@ def main() -> None:
     try:
         settings = TrainTokenizerSettings(**json.loads(arguments.settings))
     except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(f"--settings: {error}") from None
+        raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
     wanted, folder = settings.tokenizer, arguments.output.parent
     arguments.output.unlink(missing_ok=True)
     counts = {}

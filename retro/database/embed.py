@@ -45,7 +45,10 @@ def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Block
         def embed(start: int, stop: int) -> np.ndarray:
             vectors = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
             if not np.isfinite(vectors).all():
-                raise UserError(f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on.")
+                raise UserError(
+                    f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on. Set "
+                    "gpu_dtype to float32, or take another."
+                )
             release(store.tokens, table)
             return vectors
 

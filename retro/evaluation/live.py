@@ -97,7 +97,7 @@ def read_lines(path: Path, key: str) -> list[str | dict]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). Give a file that can.") from None
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

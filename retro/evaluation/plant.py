@@ -60,7 +60,9 @@ def measure(writer: Writer, text: str, fact: str | None, retrieval: bool) -> dic
     if fact:
         inside = span(tokenizer.decode, tokens, fact)
         if inside is None or inside[0] < m:
-            raise UserError(f"{text[:40]!r}…: the fact {fact!r} does not stand between its first chunk and its end.")
+            raise UserError(
+                f"{text[:40]!r}…: the fact {fact!r} is not where it can be measured. Put it after the first {m} tokens."
+            )
         result["fact_bits"] = float(bits[inside[0] - m : inside[1] - m].sum())
     return result
 

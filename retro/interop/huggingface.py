@@ -85,7 +85,10 @@ def read_tokenizer(path: Path, manifest: Manifest) -> Any:
 
     facts, recorded = read_manifest(path, "tokenizer"), manifest.settings["recorded"]
     if facts.counts["vocab_size"] != recorded["vocab_size"]:
-        raise UserError(f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded['vocab_size']}")
+        raise UserError(
+            f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded['vocab_size']}; name the one "
+            "it was trained with"
+        )
     theirs = getattr(Tokenizer.load(path)._engine, "tokenizer", None)
     if theirs is None:
         raise UserError(f"{path}: is a SentencePiece model, which is not exported; use tokenizer.type: huggingface")

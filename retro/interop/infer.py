@@ -76,7 +76,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
     vocab, width = shape("embedding.word_embeddings.weight")
     layers = indices(r"decoder\.layers\.(\d+)\.")
     if layers != list(range(len(layers))) or not layers:
-        raise UserError(f"{where}: decoder layers are {layers}; is this one shard of a pipeline-parallel model?")
+        raise UserError(
+            f"{where}: decoder layers are {layers}; wanted all from 0 on. Join the shards of a pipeline-parallel "
+            "model first."
+        )
     cca = [i + 1 for i in indices(r"decoder\.layers\.(\d+)\.cross_attention\.attn\.")]
     root = f"decoder.layers.{cca[0] - 1}.cross_attention.encoder.layers" if cca else "-"
     encoder = indices(re.escape(root) + r"\.(\d+)\.")
@@ -89,7 +92,9 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
     if heads is None:
         raise UserError(f"{where}: how many heads there are is not in the shapes; give --heads")
     if width % heads or (rows - width) % (2 * width // heads):
-        raise UserError(f"{where}: {heads} heads do not divide {width} features and {rows} rows of linear_qkv")
+        raise UserError(
+            f"{where}: {heads} heads do not divide {width} features and {rows} rows of linear_qkv; correct --heads"
+        )
     groups = (rows - width) // (2 * width // heads)
     norms = (f"{first}.input_layernorm.bias", f"{first}.self_attention.linear_qkv.layer_norm_bias")
     learned = "embedding.position_embeddings.weight" in names
@@ -139,7 +144,9 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
     try:
         return Inferred(ModelSettings(**fields), "retro" if cca else "gpt", lengths)
     except ValidationError as error:
-        raise UserError(f"{where}: {error.errors()[0]['msg']}") from None
+        raise UserError(
+            f"{where}: no model can be built of these shapes: {error.errors()[0]['msg']}. Give other facts."
+        ) from None
 
 
 def _agree(facts: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

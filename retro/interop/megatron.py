@@ -128,7 +128,9 @@ def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
     if s.cca_head_count != s.heads or s.cca_kv_head_count != s.heads:
         differing.append("chunked cross-attention has other heads than self-attention")
     if differing:
-        raise UserError(f"{folder}: Megatron-core has no such model: {'; '.join(differing)}")
+        raise UserError(
+            f"{folder}: Megatron-core has no such model: {'; '.join(differing)}. Only flavour megatron can be exported."
+        )
 
 
 def check(dumps: list[Path]) -> bool:

@@ -103,7 +103,9 @@ def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architec
         left.remove(name)
         ours[entry.ours] = to_ours(state[name], entry)
     if left:
-        raise UserError(f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter")
+        raise UserError(
+            f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter, remove them"
+        )
     return ours
 
 
@@ -118,7 +120,10 @@ def to_megatron(
         left.remove(entry.ours)
         theirs[entry.local if spec == "local" else entry.te] = to_theirs(state[entry.ours], entry)
     if left:
-        raise UserError(f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more")
+        raise UserError(
+            f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more; "
+            f"only flavour megatron can be exported"
+        )
     return theirs
 
 
@@ -146,5 +151,7 @@ def _blocks(tensor: Tensor, entry: Entry) -> list[int]:
     sizes = [entry.heads // entry.groups, 1, 1] if entry.layout == "qkv" else [1, 1]
     if tensor.shape[0] % (entry.groups * sum(sizes)):
         rows = f"{entry.local} has {tensor.shape[0]} rows"
-        raise UserError(f"{rows}, which {entry.heads} heads in {entry.groups} groups do not divide")
+        raise UserError(
+            f"{rows}, which {entry.heads} heads in {entry.groups} groups do not divide; correct the number of heads"
+        )
     return sizes

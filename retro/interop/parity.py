@@ -50,13 +50,13 @@ def compare(dump: Path) -> list[Difference]:
     for name in ("position_ids", "context_position_ids"):
         ids = inputs.get(name)
         if ids is not None and not torch.equal(ids, torch.arange(ids.shape[1]).expand_as(ids)):
-            raise UserError(f"{dump}: in/{name} does not count from 0; our positions do")
+            raise UserError(f"{dump}: in/{name} does not count from 0; only such positions are supported")
     neighbours = None
     if architecture == "retro":
         chunks = -(-tokens.shape[1] // lengths["chunk_length"])
         if context is None or context.shape[0] % (tokens.shape[0] * chunks):
             rows = 0 if context is None else context.shape[0]
-            raise UserError(f"{dump}: {rows} context rows for {tokens.shape[0]} x {chunks} chunks")
+            raise UserError(f"{dump}: {rows} context rows for {tokens.shape[0]} x {chunks} chunks, wanted a multiple")
         neighbours = context.view(tokens.shape[0], chunks, -1, context.shape[1])  # (b, l, k, r)
 
     with torch.device("meta"):

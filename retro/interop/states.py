@@ -17,7 +17,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     dict.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; correct the path")
     state = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     state = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
     while state and len(prefixes := {name.split(".")[0] for name in state}) == 1 and prefixes <= {"module", "model"}:
@@ -33,7 +33,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
 def _torch(path: Path) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def apply_flavour(mapping: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for an unknown flavour.
     """
     name = mapping.get("flavour", "paper")
-    if name not in FLAVOURS:
+    if not isinstance(name, str) or name not in FLAVOURS:
         raise ValueError(f"flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
     filled = {**FLAVOURS[name], **mapping}
     if name == "megatron" and "encoder_positions" not in filled:
@@ -157,18 +157,20 @@ class ModelSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "ModelSettings":
         for name, whole, part in (
-            ("heads", self.width, self.heads),
-            ("kv_heads", self.heads, self.kv_heads or self.heads),
-            ("cca_heads", self.width, self.cca_heads or self.heads),
-            ("cca_kv_heads", self.cca_heads or self.heads, self.cca_kv_heads or 1),
-            ("encoder_heads", self.encoder_dim, self.encoder_head_count),
+            ("heads", ("width", self.width), self.heads),
+            ("kv_heads", ("heads", self.heads), self.kv_heads or self.heads),
+            ("cca_heads", ("width", self.width), self.cca_heads or self.heads),
+            ("cca_kv_heads", ("cca_heads", self.cca_heads or self.heads), self.cca_kv_heads or 1),
+            ("encoder_heads", ("encoder_width", self.encoder_dim), self.encoder_head_count),
         ):
-            if whole % part:
-                raise ValueError(f"{name} is {part}, which does not divide {whole}; choose a divisor of it")
+            if whole[1] % part:
+                raise ValueError(
+                    f"{name} is {part}, which does not divide {whole[0]} {whole[1]}; choose a divisor of it"
+                )
         self._check_layers("cca_layers", self.cca_at, self.layers)
         self._check_layers("encoder_cross_attention", self.encoder_cross_attention, self.encoder_layers)
         if not self.cca_at:
-            raise ValueError("cca_layers is empty; a model without it is architecture gpt")
+            raise ValueError("cca_layers is empty; name a layer, or choose architecture gpt, which has none")
         if self.cca == "copy-ready" and self.cca_kv_head_count != self.cca_head_count:
             raise ValueError(
                 "cca is copy-ready, whose values carry whole embeddings; leave cca_kv_heads out, or set "

@@ -19,7 +19,9 @@ class QuestionSettings(Settings):
     instructions: list[str] = Field(
         [], description="Files to fine-tune on: of questions, or of instruction, input and output."
     )
-    splits: list[str] = Field(["test"], description="Splits whose questions are answered; none are fine-tuned on.")
+    splits: list[Literal["train", "valid", "test"]] = Field(
+        ["test"], min_length=1, description="Splits whose questions are answered; none are fine-tuned on."
+    )
     neighbours_used: int = Field(3, gt=0, description="Neighbours a question sees.")
     candidates: int = Field(400, gt=0, description="Chunks found for a question, before titles reorder them.")
     title_weight: float = Field(

@@ -33,7 +33,10 @@ def main() -> None:
     for name, neighbours, index in zip(options.names, options.neighbours, options.indexes, strict=True):
         found, built = read_manifest(neighbours, "neighbours"), read_manifest(index, "index")
         if built.counts.get("width") != sample.vectors.width:
-            raise UserError(f"{index}: not an index of the dataset's own embeddings, which alone can be compared.")
+            raise UserError(
+                f"{index}: not an index of the dataset's own embeddings, which alone can be compared. Leave it "
+                "out of --indexes."
+            )
         path = built.file("index.faiss")
         opened = None if built.settings["exact"] else read_mapped(path)
         measured = sample.measure(opened, IndexSettings(**found.settings["index"]))

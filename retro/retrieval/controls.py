@@ -43,7 +43,10 @@ def draw(positions: np.ndarray, barred: Barred, size: int, k: int, seed: int) ->
 def others(count: int, seed: int) -> np.ndarray:
     """int64 [count]: another position for each of `count`, each taken once: a seeded cycle through all."""
     if count == 1:
-        raise UserError("dataset.retriever shuffled: a split of one chunk has no other chunk to take neighbours from.")
+        raise UserError(
+            "dataset.retriever shuffled: a split of one chunk has no other chunk to take neighbours from. Add "
+            "documents to it."
+        )
     order, found = np.random.default_rng(seed).permutation(count), np.empty(count, np.int64)
     found[order] = np.roll(order, 1)
     return found

@@ -79,8 +79,7 @@ def _transforms(index: faiss.Index) -> Iterator[faiss.VectorTransform]:
 
 def _reason(error: RuntimeError) -> str:
     """The last, telling part of a faiss message, on one line."""
-    text = " ".join(str(error).split())
-    return text.rpartition("failed: ")[2] or text.rpartition("Error: ")[2] or text
+    return re.split(r"failed: |\.cpp:\d+: ", " ".join(str(error).split()))[-1]
 
 
 def layers(index: faiss.Index) -> Iterator[faiss.Index]:

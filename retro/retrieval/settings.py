@@ -14,8 +14,8 @@ class IndexSettings(Settings):
 
     factory: str = Field("auto", description="auto (exact while that is affordable), Flat, or a faiss factory string.")
     train_vectors: int = Field(1_000_000, gt=0, description="Seeded random sample an approximate index trains on.")
-    nprobe: int = Field(64, gt=0, description="Lists visited at search (IVF).")
-    ef_search: int = Field(256, gt=0, description="Candidates kept at search (HNSW).")
+    nprobe: int = Field(64, gt=0, le=10_000_000, description="Lists visited at search (IVF).")
+    ef_search: int = Field(256, gt=0, le=1_000_000, description="Candidates kept at search (HNSW).")
     mmap: bool = Field(
         True, description="Map the index file at search instead of reading it into memory, where its kind allows."
     )

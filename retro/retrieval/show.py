@@ -106,7 +106,9 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
     else:
         positions = np.array([options.chunk])
     if not (positions.min() >= 0 and positions.max() < len(rows)):
-        raise UserError(f"--chunk {options.chunk}: the {options.split} split has chunks 0 to {len(rows) - 1}.")
+        raise UserError(
+            f"--chunk {options.chunk}: the {options.split} split has chunks 0 to {len(rows) - 1}; choose one of them."
+        )
     manifest = neighbours_of(dataset, options.retrieval, options.split)
     ids, scores = manifest.array("ids.npy"), manifest.array("scores.npy")
     for position in positions.tolist():

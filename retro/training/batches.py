@@ -95,7 +95,10 @@ class Batcher:
                     f"Delete it and run snakemake again."
                 )
         if self.source == "random" and not len(dataset.database):
-            raise UserError(f"{dataset.folder / 'database'}: is empty, so there are no random neighbours to draw.")
+            raise UserError(
+                f"{dataset.folder / 'database'}: is empty, so there are no random neighbours to draw. Set "
+                "database: true for a source."
+            )
 
     def batch(self, positions: np.ndarray, hidden: np.ndarray | None = None) -> Batch:
         """A batch of samples, int64 [b, l + 1] positions in the split: l chunks and the one that follows.

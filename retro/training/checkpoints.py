@@ -108,19 +108,19 @@ class Checkpoints:
         return None
 
     def _read(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
-        """State and files of a checkpoint; raises UserError if it is not whole."""
+        """State and files of a checkpoint; raises ValueError if it is not whole."""
         if path.suffix == ".json":
             index = json.loads(path.read_text(encoding="utf-8"))
             files = {path.with_name(name): wanted for name, wanted in index["files"].items()}
         else:
             if not proof_of(path).exists():
-                raise UserError("was not finished (it has no .sha256)")
+                raise ValueError("was not finished (it has no .sha256)")
             files = {path: (proof_of(path).read_text(encoding="utf-8").split() or [""])[0]}
         for file, wanted in files.items():
             if not file.exists():
-                raise UserError(f"{file.name}, a part of it, is missing")
+                raise ValueError(f"{file.name}, a part of it, is missing")
             if sha256(file) != wanted:
-                raise UserError("content changed or cut short (its sha256 differs)")
+                raise ValueError("content changed or cut short (its sha256 differs)")
         return (index["state"] if path.suffix == ".json" else read_note(path)), list(files)
 
     def write(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:

@@ -106,7 +106,10 @@ def _copy(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], pat
     """Copy each wanted tensor; names and shapes must be equal."""
     for what, names in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
         if names:
-            raise UserError(f"{path}: {what} {min(names)} and {len(names) - 1} more; it is of another model.")
+            raise UserError(
+                f"{path}: {what} {min(names)} and {len(names) - 1} more; it is of another model. Begin with one "
+                "of this shape."
+            )
     for name, tensor in wanted.items():
         if tensors[name].shape != tensor.shape:
             raise UserError(

@@ -86,6 +86,22 @@ def test_a_failed_upstream_does_not_present_an_old_report(finished, tmp_path):
     tell("a corpus broken after a good run: the old report is not shown, verify says that it is stale")
 
 
+def test_a_failed_training_does_not_leave_its_old_evaluation_standing(finished, tmp_path):
+    project = finished.clone(tmp_path / "project")
+    project.edit("config/tiny.yaml", "warmup_samples: 8", "lr: 1.0e+30, warmup_samples: 8")
+    for _ in range(2):
+        done = go_on(project)
+        assert done.returncode != 0 and "Nothing to be done" not in done.stdout, done.stdout[-3000:]
+        assert "Open in a browser" not in done.stdout
+        said = done.stdout.partition("What went wrong:")[2]
+        assert "Lower train.lr" in said and "docs/troubleshooting.md" in said, done.stdout[-3000:]
+    assert project.run("python", "-m", "retro.verify", "results/tiny").returncode == 1
+    project.edit("config/tiny.yaml", "lr: 1.0e+30, warmup_samples: 8", "warmup_samples: 8")
+    assert go_on(project).returncode == 0
+    assert differing(project, finished) == []
+    tell("a training that fails after a good run: twice refused, the old report not shown; then the old bytes")
+
+
 def test_checkpoints_of_other_settings_are_left_alone(finished, tmp_path):
     project = finished.clone(tmp_path / "project")
     project.edit("config/tiny.yaml", "warmup_samples: 8", "lr: 0.001, warmup_samples: 8")

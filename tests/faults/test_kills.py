@@ -84,6 +84,22 @@ def test_a_signal_to_the_whole_group(finished, tmp_path, signum):
     tell(f"{signal.Signals(signum).name} to everything while training: same bytes after running again")
 
 
+def test_a_stale_lock(finished, tmp_path):
+    project = finished.clone(tmp_path / "project")
+    project.results("runs/gpt-s1/model.json").unlink()
+    process = project.start("train_all")
+    while not stages(project.folder):
+        time.sleep(0.05)
+    kill_group(process)
+    assert list((project.folder / ".snakemake/locks").iterdir())
+    refused = project.snakemake("train_all")
+    assert refused.returncode != 0 and "LockException" in refused.stdout, refused.stdout[-2000:]
+    done = go_on(project)
+    assert done.returncode == 0 and "taking its lock away" in done.stdout, done.stdout[-2000:]
+    assert differing(project, finished) == []
+    tell("a lock left by a killed run: snakemake refuses, make run takes it away; same bytes")
+
+
 def test_two_runs_on_one_results_folder(finished, tmp_path):
     project = Project.create(tmp_path / "project")
     first = project.start("all")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -46,13 +47,15 @@ def test_hostile_file_names_are_only_names(tmp_path, name):
     tell(f"corpus file {name!r}: {'taken as a name' if done.returncode == 0 else 'refused'}")
 
 
-@pytest.mark.parametrize("key", ["source", "dataset", "run"])
+@pytest.mark.parametrize("key", ["source", "dataset", "run", "retrieval"])
 @pytest.mark.parametrize("name", ["../up", "a b", "x;touch pwned", "$(touch pwned)", "a\nb", "", "'", "..", "/abs"])
 def test_hostile_names_in_the_config_are_refused(tmp_path, key, name):
     project = Project.create(tmp_path / "project")
     settings = {"preset": "config/tiny.yaml"}
     if key == "source":
         settings["dataset"] = {"sources": {name: {"path": "data/tiny.jsonl"}}}
+    elif key == "retrieval":
+        settings["retrievals"] = {name: {"retriever": "bm25"}}
     elif key == "dataset":
         settings["dataset"] = {"name": name}
     else:
@@ -61,6 +64,83 @@ def test_hostile_names_in_the_config_are_refused(tmp_path, key, name):
     done = project.snakemake("--dry-run", "all", config="config/hostile.yaml")
     assert done.returncode != 0 and "Traceback" not in done.stdout, done.stdout[-2000:]
     assert not list(project.folder.rglob("pwned"))
+    tell(f"{key} named {name!r}: refused")
+
+
+EVIL = "$(touch pwned); touch pwned; `touch pwned` ' \" && touch pwned #"
+
+
+def test_hostile_values_are_only_values(tmp_path):
+    """Every free text of the config that a stage is given on its command line."""
+    project = Project.create(tmp_path / "project")
+    corpus = project.folder / "data/tiny.jsonl"
+    lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+    fields = {name: f"{name} {EVIL}" for name in ("text", "id", "group", "title")}
+    records = [{fields["text"]: line["text"], fields["id"]: line["id"], EVIL: EVIL} for line in lines]
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    source = {"path": "data/tiny.jsonl", "fields": fields, "keep": {EVIL: [EVIL]}}
+    dataset = {"sources": {"tiny": source}, "tokenizer": {"eod": f"<|{EVIL}|>"}, "index": {"factory": EVIL}}
+    settings = {"preset": "config/tiny.yaml", "dataset": dataset}
+    (project.folder / "config/hostile.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = project.snakemake("results/tiny/index/manifest.json", config="config/hostile.yaml")
+    assert "faiss does not take it" in done.stdout and "Traceback" not in done.stdout, done.stdout[-2000:]
+    assert project.results(
+        "embeddings/tiny/embeddings.npy"
+    ).exists()  # all before the index took the values as they are
+    assert not list(project.folder.rglob("pwned"))
+    tell("7 config values of shell commands, from field names to the index's factory: nothing executed")
+
+
+def test_hostile_paths_of_given_files_are_only_paths(finished, tmp_path):
+    project = Project.create(tmp_path / "project")
+    given = f"data/{EVIL}.json"
+    shutil.copy(finished.results("tokenizer/tokenizer.json"), project.folder / given)
+    settings = {"preset": "config/tiny.yaml", "dataset": {"tokenizer": {"type": "tokenizer.json", "path": given}}}
+    (project.folder / "config/hostile.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = project.snakemake("results/tiny/tokenizer/manifest.json", config="config/hostile.yaml")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert not list(project.folder.rglob("pwned"))
+    tell("a tokenizer file with a command for its name: taken as a name")
+
+
+# Numbers, and words that the rules or the config's patterns constrain; all else is quoted by Snakemake.
+BARE = re.compile(r"threads|wildcards\.[a-z]+|params\.(threads|split|bootstrap)")
+
+
+def test_every_text_in_a_shell_command_is_quoted():
+    found = 0
+    for path in (ROOT / "rules").glob("*.smk"):
+        for block in re.findall(r"^    shell:\n((?:        .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            for word in re.findall(r"(?<!\{)\{([^{}]+)\}", block):
+                assert word.endswith(":q") or BARE.fullmatch(word), f"{path.name}: {{{word}}} is not quoted"
+                found += 1
+    assert found > 100
+
+
+# Functions that are given markup of ours, or escape by themselves.
+TRUSTED = {"pages.py": "embedded", "svg.py": "inline_svg", "parts.py": "read_parts"}
+
+
+def test_markup_is_written_by_us_alone():
+    """`Markup(...)` says that a text is safe: everywhere but in three functions it is a constant."""
+    found = 0
+    for path in (ROOT / "retro").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        trusted = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == TRUSTED.get(path.name)]
+        allowed = {id(node) for function in trusted for node in ast.walk(function)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Markup" and id(node) not in allowed:
+                unsafe = [part for part in ast.walk(node.args[0]) if isinstance(part, ast.Call | ast.JoinedStr)]
+                assert not unsafe, f"{path}: {ast.unparse(node)}"
+                found += 1
+        assert "|safe" not in path.read_text(encoding="utf-8")
+    for path in (ROOT / "retro").rglob("*.j2"):
+        assert "safe" not in re.findall(r"\|\s*(\w+)", path.read_text(encoding="utf-8")), path
+    for path in [*(ROOT / "retro").rglob("*.js"), *(ROOT / "retro").rglob("*.j2"), ROOT / "retro/evaluation/serve.py"]:
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", path.read_text(encoding="utf-8")
+        )
+    assert found > 10
 
 
 def test_a_results_folder_with_a_space_and_a_quote(finished, tmp_path):

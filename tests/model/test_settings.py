@@ -121,7 +121,7 @@ def test_settings_survive_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"width": 10, "heads": 4}, "heads is 4, which does not divide 10"),
+        ({"width": 10, "heads": 4}, "heads is 4, which does not divide width 10"),
         ({"kv_heads": 3}, "kv_heads is 3"),
         ({"cca_layers": (7,)}, "cca_layers names layer 7; layers are counted from 1 to 6"),
         ({"cca_layers": (3, 2)}, "ascending"),

@@ -1,0 +1,52 @@
+"""docs/troubleshooting.md lists every message of the package, and every message says a way out."""
+
+import re
+
+import pytest
+
+from retro import messages
+
+LISTED = [message for room in messages.listed().values() for message in room]
+WORDS = """
+wanted supported nearest needs only add begin change choose copy correct delete did drop evaluate give install installs
+leave lower make name prepare put raise reinstall remove rename restore run save set split start stop take train try
+use wait write
+"""
+WAY_OUT = re.compile(rf"\b({'|'.join(WORDS.split())})\b", re.IGNORECASE)
+
+
+def test_the_page_is_current():
+    text = messages.PAGE.read_text(encoding="utf-8")
+    assert text.endswith(messages.section()), "run: python -m retro.messages"
+
+
+@pytest.mark.parametrize("message", LISTED)
+def test_every_message_says_what_is_wanted_or_to_be_done(message):
+    assert WAY_OUT.search(message)
+
+
+def test_the_list_is_read_from_the_code():
+    """Messages of each form the code has: plain, in pieces, with a constant, from a function, of a setting."""
+    assert len(LISTED) > 200
+    for part in [
+        "Run snakemake to make it.",
+        "has braces, which Snakemake reads as a pattern; rename it",
+        "Correct dataset.tokenizer in the config.",
+        "left out by keep",
+        "is not a multiple of chunk_length",
+        "Correct it, or set dataset.on_error to skip",
+        "wanted a multiple of dataset.chunk_length",
+    ]:
+        assert any(part in message for message in LISTED), part
+
+
+def test_symptoms_in_the_page_are_messages_of_the_code():
+    """What the tables say of our own messages still stands in the code."""
+    text = messages.PAGE.read_text(encoding="utf-8").partition("Snakemake's own:")[0]
+    said = " ".join(path.read_text(encoding="utf-8") for path in messages.PACKAGE.rglob("*.py"))
+    symptoms = re.findall(r"^\| `(.*?)`", text, re.MULTILINE)
+    assert len(symptoms) > 20
+    for symptom in symptoms:
+        pieces = [piece.strip(" '().") for piece in re.split(r"…|[;:,(]|\d+", symptom)]
+        known = [piece for piece in pieces if len(piece) >= 8 and piece in said]
+        assert known or "No space left" in symptom or "line 17" in symptom, symptom
