@@ -2,12 +2,12 @@
 
     python -m retro.training.launch --nodes 2 --processes 8 -- <arguments of retro.training.train>
 
-One process is the trainer itself. Several are started by torchrun, which runs in this process; for several nodes, `srun`
-starts this module once on each, within the job that it is called in.
+One process is the trainer itself. Several are started by torchrun, which runs in this process; for several nodes,
+`srun` starts this module once on each, within the SLURM job.
 
-SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every process: all save the same step, and the exit status is 75, which asks to
-be started again. If one process fails, all end, and its message is the last one shown; the others' output is dropped.
-If the launcher is killed, so are they.
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every process: all save the same step, and the exit status is 75, which asks
+to be started again. If one process fails, all end, and its message is the last one shown. If the launcher is killed,
+so are they. Of the processes' output the first one's is shown.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from retro.training.stop import TRY_AGAIN
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 STOPPED = {TRY_AGAIN, *(128 + signum for signum in SIGNALS)}  # exit statuses of a trainer that has saved
 PATIENCE = 900  # seconds that processes have to finish a step and save
+LINGER = 3  # seconds for other nodes to end by themselves, before srun ends them
 SHOWN = 30  # lines of a failed process's output
 # What processes say whose partner has gone: not the cause.
 ECHO = re.compile(r"Connection (closed|reset) by peer|DistNetworkError|DistBackendError|NCCL error")
@@ -58,13 +60,13 @@ def on_nodes(nodes: int, processes: int, inside: str, arguments: list[str]) -> i
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         raise UserError(
-            f"resources.nodes is {nodes}, but this is no SLURM job. Run snakemake with --workflow-profile profiles/slurm, "
-            f"or set resources.nodes to 1."
+            f"resources.nodes is {nodes}, but this is no SLURM job. Run snakemake with --workflow-profile "
+            f"profiles/slurm, or set resources.nodes to 1."
         )
     if shutil.which("srun") is None:
         raise UserError(
-            f"resources.nodes is {nodes}, but there is no srun here. Within a container there is none: run this outside "
-            f"of it, with --inside and the command that starts the container on each node."
+            f"resources.nodes is {nodes}, but there is no srun here, as in a container. Call this outside of it, with "
+            f"the command that starts the container on each node as --inside."
         )
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     # All CPUs and GPUs of the job, even if a job step holds them; one node's end is the end of all.
@@ -113,7 +115,7 @@ def on_this(nodes: int, processes: int, rendezvous: str | None, arguments: list[
 
     for signum in SIGNALS:
         signal.signal(signum, stop)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # torchrun's own account of what is told below
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the trainer sets its own
     os.environ[LAUNCHER] = str(os.getpid())
     node = int(os.environ["SLURM_PROCID"]) if rendezvous else 0
@@ -131,30 +133,33 @@ def on_this(nodes: int, processes: int, rendezvous: str | None, arguments: list[
         except SignalException:
             return TRY_AGAIN
         except ChildFailedError as error:
-            if {failure.exitcode for failure in error.failures.values()} <= STOPPED:
+            if {failure.exitcode for failure in error.failures.values()} & STOPPED:  # then all have saved
+                time.sleep(LINGER if rendezvous else 0)
                 return TRY_AGAIN
-            print(f"error: {told(error.failures, nodes * processes)}", file=sys.stderr, flush=True)
+            print(f"error: {told(error.failures, Path(logs), nodes * processes)}", file=sys.stderr, flush=True)
             return 1
     return 0
 
 
-def told(failures: dict[int, Any], size: int) -> str:
+def told(failures: dict[int, Any], logs: Path, size: int) -> str:
     """Which process failed first, and its last words, unless it is the one whose output is shown anyway.
 
-    `failures`: torch's ProcessFailure by rank.
+    `failures`: torch's ProcessFailure by rank; `logs`: where it put the others' output.
     """
     found = []
     for rank, failure in sorted(failures.items()):
-        path = Path(failure.error_file).with_name("stderr.log")
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-        last = path.stat().st_mtime if path.exists() else 0.0
-        found.append((bool(text and ECHO.search(text)), last, rank, failure.exitcode, text))
-    _, _, rank, code, text = min(found)
-    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        path = next(logs.glob(f"*/attempt_0/{failure.local_rank}/stderr.log"), None)
+        text = path and path.read_text(encoding="utf-8", errors="replace")
+        echo = failure.exitcode == -signal.SIGTERM or (path and ECHO.search(text))
+        order = (2, 0.0) if echo else (0, path.stat().st_mtime) if path else (1, 0.0)
+        found.append((order, rank, failure.exitcode, text))
+    _, rank, code, text = min(found)
+    name = f"training process {rank + 1} of {size} on {socket.gethostname()}"
     if code == -signal.SIGKILL:
-        ended += " (out of memory?)"
-    words = "; see above" if text is None else ":\n" + "\n".join(text.rstrip().splitlines()[-SHOWN:])
-    return f"training process {rank + 1} of {size} on {socket.gethostname()} {ended}{words}"
+        return f"{name} was killed by SIGKILL: out of memory?"
+    ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    words = "\n".join(text.rstrip().splitlines()[-SHOWN:]) if text else "its message is above"
+    return f"{name} {ended}: {words}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One of several training processes: the trainer, which ends when the process that started it does, however that ends."""
+"""One of several training processes: the trainer, which ends when the process that started it ends, in whatever way."""
 
 import ctypes
 import os
