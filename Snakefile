@@ -13,7 +13,10 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-container: "envs/retro.sif"  # used with --software-deployment-method apptainer only
+IMAGE = "envs/retro.sif"
+
+
+container: IMAGE  # used with --software-deployment-method apptainer only
 
 
 include: "rules/common.smk"
