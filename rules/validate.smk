@@ -58,11 +58,11 @@ rule recompute:
 
 
 rule validate:
+    """Recomputing a sample of everything that preprocessing stored."""
     input:
         reports=expand(rules.recompute.output.report, stage=THREADS),
     log:
         f"{D}/logs/validate.log",
-    """Recomputing a sample of everything that preprocessing stored."""
     localrule: True
     shell:
-        "python -m retro.validate.tell" " --reports {input.reports:q}" " 2> {log:q}"
+        "python -m retro.validate.tell --reports {input.reports:q} 2> {log:q}"
