@@ -25,6 +25,7 @@ from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import NAME, RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
+from retro.validate.settings import ValidationSettings
 
 
 class DatasetSettings(Settings):
@@ -152,6 +153,9 @@ class Config(Settings):
     experiments: ExperimentSettings = Field(ExperimentSettings(), description="What `snakemake experiments` measures.")
     qa: QuestionSettings = Field(QuestionSettings(), description="Question answering: what `snakemake qa` does.")
     generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
+    validation: ValidationSettings = Field(
+        ValidationSettings(), alias="validate", description="What `snakemake validate` recomputes."
+    )
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})
