@@ -11,7 +11,7 @@ LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder
 BASE   ?= python:3.11-slim
 WHEELS ?=
 
-.PHONY: help run report archive test test-slurm test-faults check bench bench-model bench-database image clean
+.PHONY: help run report archive test test-slurm test-faults check bench bench-model bench-database bench-corpus image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and 
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
 	@$(ACTIVE) python -m retro.retrieval.bench_peer
+
+bench-corpus: .venv/installed  ## memory and cost of preprocessing 25 and 100 MB of installed text (half an hour)
+	@$(ACTIVE) python -m retro.database.bench_corpus
 
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 
