@@ -5,8 +5,8 @@ The corpus is text that is installed: sources and documentation of Python, of it
 that the smaller corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake
 preprocesses both with the static encoder and an index of inverted lists, one thread a job. Reported are the peak memory
 of each job (the kernel's own mark, because Snakemake's benchmark files sample it too rarely; theirs where it is higher)
-and, from those files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its memory
-or its cost grows by more than 20 % from the smaller corpus to the larger.
+and, from those files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its
+memory or its cost grows by more than 20 % from the smaller corpus to the larger.
 """
 
 import argparse
