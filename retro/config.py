@@ -43,8 +43,8 @@ class DatasetSettings(Settings):
         1,
         gt=0,
         le=10_000,
-        description="Jobs that embedding (of each source), the index and the neighbours (of each split) are "
-        "divided into. What is made does not depend on it.",
+        description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each split) "
+        "are divided into. What is made does not depend on it.",
     )
     duplicates: DuplicateSettings = Field(
         DuplicateSettings(),

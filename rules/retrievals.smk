@@ -38,6 +38,7 @@ rule words:
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --chunks {input.chunks:q}"
+        " --memory {resources.mem_mb}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"
 
