@@ -6,7 +6,6 @@ source or with its longest document.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import errors, progress
+from retro.arguments import given
 from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
@@ -146,7 +146,7 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: chunk_length")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: chunk_length")
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
