@@ -47,6 +47,7 @@ def test_symptoms_in_the_page_are_messages_of_the_code():
     symptoms = re.findall(r"^\| `(.*?)`", text, re.MULTILINE)
     assert len(symptoms) > 20
     for symptom in symptoms:
-        pieces = [piece.strip(" '().") for piece in re.split(r"…|[;:,(]|\d+", symptom)]
-        known = [piece for piece in pieces if len(piece) >= 8 and piece in said]
-        assert known or "No space left" in symptom or "line 17" in symptom, symptom
+        words = symptom.split()
+        some = min(3, len(words) - symptom.endswith("…"))
+        runs = [" ".join(words[start : start + some]) for start in range(len(words) - some + 1)]
+        assert any(run in said for run in runs) or "line 17" in symptom or "No space left" in symptom, symptom
