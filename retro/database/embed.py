@@ -47,7 +47,7 @@ def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Block
             if not np.isfinite(vectors).all():
                 raise UserError(
                     f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on. Set "
-                    "gpu_dtype to float32, or take another."
+                    "dataset.encoder.gpu_dtype: float32, or take another encoder."
                 )
             release(store.tokens, table)
             return vectors
