@@ -5,13 +5,15 @@ CORES  ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 # faiss with GPU support where there is an NVIDIA driver; FAISS=cpu or FAISS=gpu overrides.
 FAISS  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 ACTIVE := . .venv/bin/activate &&
-LOCKS  := envs/requirements.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
+LOCKS  := envs/requirements.lock envs/cuda.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
 
-# make image: a base image, or one saved as a .tar; WHEELS=folder builds without network.
+# make image: a base image, or one saved as a .tar; WHEELS=folder, which make wheels fills, builds without network.
 BASE   ?= python:3.11-slim
 WHEELS ?=
+ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
-.PHONY: help run report archive harness test test-slurm test-faults check bench bench-model bench-database image clean
+.PHONY: help run report archive harness test test-slurm test-container test-faults check audit \
+        bench bench-model bench-database wheels image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,11 +35,18 @@ archive: .venv/installed  ## everything another machine needs to make this run a
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm
 
+test-container: .venv/installed-dev  ## a real Apptainer image and a real Docker image, built offline and run
+	@$(ACTIVE) python -m pytest tests/container
+
 test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
 	@$(ACTIVE) python -m pytest tests/faults
 
 check: .venv/installed-dev  ## formatting and lint of Python and Snakemake files
 	@$(ACTIVE) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && snakemake --lint
+
+audit: .venv/installed .venv/audit/installed  ## packages against the locks, licences; then known vulnerabilities (network)
+	@$(ACTIVE) python -m retro.audit
+	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip $(addprefix -r ,$(wildcard envs/*.lock))
 
 bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.database.bench
@@ -52,11 +61,17 @@ bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytor
 
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 
-envs/retro.sif: envs/retro.def $(LOCKS)
+CODE = Snakefile pyproject.toml $(wildcard rules/* profiles/*/* config/* config/*/* retro/*.py retro/*/*.py)
+envs/retro.sif: envs/retro.def $(LOCKS) $(CODE)
 	sed '$(if $(filter %.tar,$(BASE)),s/^Bootstrap: docker$$/Bootstrap: docker-archive/)' envs/retro.def > envs/.retro.def
-	apptainer build --fakeroot $(if $(WHEELS),--bind $(abspath $(WHEELS)):/mnt) \
-	    --build-arg BASE=$(BASE) --build-arg FAISS=$(FAISS) $@ envs/.retro.def
+	apptainer build --fakeroot --mksquashfs-args "-comp zstd -Xcompression-level 3" \
+	    $(if $(WHEELS),--bind $(abspath $(WHEELS)):/mnt) $(addprefix --build-arg ,$(ARGUMENTS)) $@ envs/.retro.def
 	rm envs/.retro.def
+
+wheels:  ## everything an image is made of, in the folder WHEELS, for machines without network
+	@test -n "$(WHEELS)" || { echo "name the folder to fill: make wheels WHEELS=wheelhouse"; exit 1; }
+	$(PYTHON) -m pip wheel -q -w $(WHEELS) -r envs/requirements.lock -r envs/$(FAISS).lock -r envs/slurm.lock
+	$(PYTHON) -m pip wheel -q -w $(WHEELS) --no-deps -r envs/encoder.lock
 
 .venv/installed: $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -78,6 +93,11 @@ envs/retro.sif: envs/retro.def $(LOCKS)
 
 .venv/harness/installed: .venv/installed envs/harness.lock
 	@$(ACTIVE) pip install -q --no-deps --target .venv/harness --upgrade -r envs/harness.lock
+	@touch $@
+
+.venv/audit/installed: Makefile
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
 	@touch $@
 
 clean:  ## remove everything made, .venv included

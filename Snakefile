@@ -5,6 +5,7 @@ snakemake --cores all --configfile config/tiny.yaml     another config
 snakemake preprocess --cores all                        stop at the recorded config (or: train_all)
 snakemake experiments --cores all                       more questions to the trained models (config/experiments.yaml)
 snakemake qa --configfile config/qa.yaml --cores all     questions answered, by models fine-tuned to (config/qa.yaml)
+snakemake validate --cores all                          recompute a sample of what preprocessing stored
 snakemake --workflow-profile profiles/slurm             on a cluster
 """
 
@@ -13,7 +14,10 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-container: "envs/retro.sif"  # used with --software-deployment-method apptainer only
+IMAGE = "envs/retro.sif"
+
+
+container: IMAGE  # used with --software-deployment-method apptainer only
 
 
 include: "rules/common.smk"
@@ -27,6 +31,7 @@ include: "rules/evaluation.smk"
 include: "rules/report.smk"
 include: "rules/experiments.smk"
 include: "rules/qa.smk"
+include: "rules/validate.smk"
 
 
 rule all:

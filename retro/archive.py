@@ -30,6 +30,7 @@ PROJECT = [
     "pyproject.toml",
     "README.md",
     "LICENSE",
+    ".dockerignore",
     "rules",
     "envs",
     "config",

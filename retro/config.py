@@ -25,6 +25,7 @@ from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import NAME, RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
+from retro.validate.settings import ValidationSettings
 
 
 class DatasetSettings(Settings):
@@ -113,13 +114,19 @@ class RunSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """Threads of the preprocessing stages."""
+    """Threads, processes and GPUs of the stages. They change when things are done and where, not what is made."""
 
     tokenize_threads: int = Field(2, gt=0, description="Threads of a tokenizing job.")
     embed_threads: int = Field(2, gt=0, description="Threads of an embedding job.")
     search_threads: int = Field(2, gt=0, description="Threads of index and neighbour jobs.")
     evaluate_threads: int = Field(1, gt=0, description="Threads of an evaluation job.")
-    gpus: int = Field(0, ge=0, description="GPUs of an embedding, search or training job.")
+    gpus: int = Field(
+        0, ge=0, description="GPUs of an embedding or search job. Above 0, training has one for each process."
+    )
+    nodes: int = Field(1, gt=0, description="Nodes of a training; several are nodes of one SLURM job.")
+    processes: int = Field(
+        1, gt=0, description="Processes of a training on each node; they share its samples, and what train.parallel says."
+    )
 
 
 class Config(Settings):
@@ -146,6 +153,9 @@ class Config(Settings):
     experiments: ExperimentSettings = Field(ExperimentSettings(), description="What `snakemake experiments` measures.")
     qa: QuestionSettings = Field(QuestionSettings(), description="Question answering: what `snakemake qa` does.")
     generate: GenerationSettings = Field(GenerationSettings(), description="The sample in the report.")
+    validation: ValidationSettings = Field(
+        ValidationSettings(), alias="validate", description="What `snakemake validate` recomputes."
+    )
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})

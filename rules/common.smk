@@ -5,6 +5,8 @@ Both are params, so Snakemake reruns a rule when either changes. Everything else
 """
 
 import json
+import os
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError

@@ -6,6 +6,16 @@ out    {D}/runs/<run>: model.safetensors, model.json, metrics.jsonl
 """
 
 
+def launch():
+    """How a training is started: on several nodes it starts the container itself, as in there no srun is."""
+    options = f"--nodes {RESOURCES.nodes} --processes {RESOURCES.processes}"
+    deployment = workflow.deployment_settings
+    if RESOURCES.nodes > 1 and any(method.name == "APPTAINER" for method in deployment.deployment_method):
+        inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
+        options += f" --inside {shlex.quote(inside)}"
+    return options
+
+
 rule train:
     """Training {wildcards.run}."""
     input:
@@ -25,17 +35,24 @@ rule train:
         f"{D}/logs/train/{{run}}.log",
     benchmark:
         f"{D}/benchmarks/train/{{run}}.jsonl"
-    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"]
-    resources:
-        mem_mb=8000,
+    container:
+        None if RESOURCES.nodes > 1 else IMAGE
+    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"] * RESOURCES.processes
+    resources:  # of each node; the last three place the processes of several nodes
+        mem_mb=8000 * RESOURCES.processes,
         runtime="24h",
-        gpu=RESOURCES.gpus,
+        nodes=RESOURCES.nodes,
+        gpu=RESOURCES.processes if RESOURCES.gpus and RESOURCES.nodes == 1 else 0,
+        launch=launch(),  # not a param: what is trained does not depend on it
+        mpi="srun" if RESOURCES.nodes > 1 else None,
+        tasks=RESOURCES.nodes if RESOURCES.nodes > 1 else None,
+        slurm_extra=f"--gpus-per-node={RESOURCES.processes}" if RESOURCES.gpus and RESOURCES.nodes > 1 else None,
     params:
         code=code("retro.training.train"),
         run=lambda wildcards: canonical(RUNS[wildcards.run]),
         checkpoints=f"{D}/runs/{{run}}/checkpoints",  # undeclared: they survive failures and retries
     shell:
-        "python -m retro.training.train"
+        "python -m retro.training.launch {resources.launch} --"
         " --config {input.config:q}"
         " --run {params.run:q}"
         " --checkpoints {params.checkpoints:q}"

@@ -141,9 +141,14 @@ def open_reader(
     return Reader(source, name, on_error, note, shard)
 
 
+def filled(document: Document) -> bool:
+    """Whether a document is stored: an empty one is only counted."""
+    return bool(len(document.ids) if document.ids is not None else document.text.strip())
+
+
 def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Document], list[np.ndarray]]:
     """The documents that are not empty, and the ids (int64, without EOD) of each."""
-    full = [each for each in documents if (len(each.ids) if each.ids is not None else each.text.strip())]
+    full = [each for each in documents if filled(each)]
     if full and full[0].ids is not None:
         return full, [each.ids for each in full]
     return full, tokenizer.encode_batch([each.text for each in full])

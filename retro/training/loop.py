@@ -11,13 +11,14 @@ from retro.training.stop import Stop, Stopped, deadline
 
 
 def fit(session: Session) -> None:
-    """Train to the end. At SIGTERM, SIGINT or the end of the time write a checkpoint and exit: 128 + the signal's
-    number, or 75 for the time. Either way the same command goes on from there."""
+    """Train to the end. At SIGTERM, SIGINT, SIGUSR1 or the end of the time write a checkpoint and exit: with 128 + the
+    signal's number, or 75 for SIGUSR1 and the time. Either way the same command goes on from there."""
     with Stop.listening(deadline(session.train.exit_minutes, session.train.exit_before)) as stop:
         try:
             train(session, stop)
         except Stopped as stopped:
             session.save()
+            session.world.barrier()  # the others' end would end the one that writes
             say(
                 f"stopped by {stopped} after step {session.step} of {session.steps}: checkpoint written to "
                 f"{session.checkpoints.folder}; the same command goes on from there"

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and the end of a job's time: noticed at once, obeyed where it is safe."""
+"""SIGTERM, SIGINT, SIGUSR1 and the end of a job's time: noticed at once, obeyed where it is safe."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OUT_OF_TIME = 1000  # a reason beside the numbers of signals
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: an exit status that is not success, after which to start again
 
 
@@ -16,7 +17,7 @@ class Stopped(Exception):
     def __init__(self, reason: int):
         timed = reason == OUT_OF_TIME
         super().__init__("its time limit" if timed else signal.Signals(reason).name)
-        self.status = TRY_AGAIN if timed else 128 + reason
+        self.status = TRY_AGAIN if timed or reason == signal.SIGUSR1 else 128 + reason
 
 
 def deadline(minutes: float | None, before: float) -> float:
@@ -47,9 +48,9 @@ class Stop:
     @classmethod
     @contextmanager
     def listening(cls, end: float = float("inf")) -> Iterator["Stop"]:
-        """Catch SIGTERM and SIGINT while the block runs, and mind the `end`, in seconds since 1970."""
+        """Catch SIGTERM, SIGINT and SIGUSR1 while the block runs, and mind the `end`, in seconds since 1970."""
         stop = cls(end)
-        before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+        before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
         try:
             yield stop
         finally:

@@ -1,0 +1,68 @@
+"""Validate: a sample of what preprocessing stored, recomputed and compared bit by bit. Not part of `all`.
+
+in     what is stored in {D}: named in params, since nothing of it may be made again first
+steps  recompute, one job a stage; validate tells what they found
+out    {D}/validate/<stage>.json
+"""
+
+import time
+
+THREADS = {
+    "tokens": RESOURCES.tokenize_threads,
+    "chunks": 1,
+    "database": 1,
+    "embeddings": RESOURCES.embed_threads,
+    "index": RESOURCES.search_threads,
+    "neighbours": RESOURCES.search_threads,
+}
+
+
+def stored(stage):
+    """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
+    own = [path for path in manifests() if path.startswith(f"{D}/{stage}/")]
+    return own + [
+        path.as_posix()
+        for name in RETRIEVALS.named
+        for path in sorted(Path(RETRIEVALS.folder(name), stage).glob("**/manifest.json"))
+    ]
+
+
+rule recompute:
+    """Recomputing a sample of what is stored: {wildcards.stage}."""
+    output:
+        report=f"{D}/validate/{{stage}}.json",
+    log:
+        f"{D}/logs/validate/{{stage}}.log",
+    benchmark:
+        f"{D}/benchmarks/validate/{{stage}}.jsonl"
+    wildcard_constraints:
+        stage="|".join(THREADS),
+    threads: lambda wildcards: THREADS[wildcards.stage]
+    resources:
+        mem_mb=16000,
+        runtime="24h",
+        gpu=lambda wildcards: RESOURCES.gpus if wildcards.stage in ["embeddings", "index", "neighbours"] else 0,
+    params:
+        manifests=lambda wildcards: stored(wildcards.stage),
+        fraction=CONFIG.validation.fraction,
+        seed=CONFIG.validation.seed,
+        asked=time.time_ns(),  # whoever asks for a validation gets one
+    shell:
+        "python -m retro.validate.recompute"
+        " --manifests {params.manifests:q}"
+        " --fraction {params.fraction}"
+        " --seed {params.seed}"
+        " --output {output.report:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule validate:
+    """Recomputing a sample of everything that preprocessing stored."""
+    input:
+        reports=expand(rules.recompute.output.report, stage=THREADS),
+    log:
+        f"{D}/logs/validate.log",
+    localrule: True
+    shell:
+        "python -m retro.validate.tell --reports {input.reports:q} 2> {log:q}"
