@@ -125,7 +125,7 @@ class ResourceSettings(Settings):
     )
     nodes: int = Field(1, gt=0, description="Nodes of a training; several are nodes of one SLURM job.")
     processes: int = Field(
-        1, gt=0, description="Processes of a training on each node; they share its samples, and what train.parallel says."
+        1, gt=0, description="Processes of a training on each node; they share samples, and what train.parallel says."
     )
 
 
@@ -242,7 +242,8 @@ def from_snakemake(given: dict[str, Any], files: list[Path] = ()) -> Config:
     """The config Snakemake was given: a whole file, or overrides of config/config.yaml. `files` is where it read it."""
     default = PRESETS.parent / "config.yaml"
     for path in files:
-        read(path)  # Snakemake says nothing of a key that stands there twice
+        if Path(path).suffix in (".yaml", ".yml"):
+            read(Path(path))  # Snakemake says nothing of a key that stands there twice
     where = " and ".join(map(str, files)) or "--config"
     dataset = given.get("dataset")
     if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):

@@ -108,8 +108,13 @@ def section() -> str:
     """The end of the page."""
     lines = [MARK, "", "## All messages", "", "By part of the pipeline; `<name>` and `…` stand for what was found.", ""]
     for room, messages in listed().items():
-        lines += [f"### {ROOMS[room]}", "", *(f"- `{message.replace('`', '’')}`" for message in messages), ""]
+        lines += [f"### {ROOMS[room]}", "", *map(_code, messages), ""]
     return "\n".join(lines)
+
+
+def _code(message: str) -> str:
+    """A line of the list. Two backticks enclose text that has one."""
+    return f"- `` {message} ``" if "`" in message else f"- `{message}`"
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ encoder, index, neighbours, and the sha256 of every artifact's manifest.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import read_manifest, sha256, write_json
 from retro.errors import UserError
 
@@ -19,7 +19,7 @@ STAGE = "retro.record"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="the dataset section, as JSON")
+    parser.add_argument("--settings", required=True, type=given, help="the dataset section, as JSON")
     parser.add_argument("--manifests", required=True, nargs="+", type=Path, help="manifests of every artifact")
     parser.add_argument("--output", required=True, type=Path, help="config.json to write")
     options = parser.parse_args()
@@ -30,7 +30,9 @@ def main() -> None:
             path = manifest.folder / made_from
             if path.name == "manifest.json" and sha256(path) != wanted:
                 raise UserError(f"{folder / name}: was made from another {path}. Run snakemake: it makes it again.")
-    tokenizer = manifests["tokenizer/manifest.json"]
+    tokenizer = manifests.get("tokenizer/manifest.json")
+    if tokenizer is None:
+        raise UserError(f"--manifests: {', '.join(manifests)}; tokenizer/manifest.json is wanted, too. Run snakemake.")
     write_json(
         options.output,
         {

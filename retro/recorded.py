@@ -12,6 +12,8 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database.store import ChunkStore
 from retro.errors import UserError
 
+KEYS = {"chunk_length", "manifests", "samples", "source_order", "tokenizer"}  # that everything reads
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -25,7 +27,7 @@ class Dataset:
         """Read results/<dataset>/config.json and refuse, by name, artifacts that were remade since."""
         path = Path(path)
         facts = read_json(path)
-        if facts.get("kind") != "recorded config":
+        if not isinstance(facts, dict) or facts.get("kind") != "recorded config" or not facts.keys() >= KEYS:
             raise UserError(f"{path}: not a recorded config. Delete it and run snakemake again.")
         for name, wanted in facts["manifests"].items():
             manifest = path.parent / name

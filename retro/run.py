@@ -7,6 +7,7 @@ taken away and the run goes on where the killed one stopped.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=[], help="targets of the Snakefile (default: all)")
     options = parser.parse_args()
     settings = config.load(options.config)
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated
+    )
     command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
     if any(Path(".snakemake/locks").glob("*")) and not _snakemake_is_running():
         print("A run in this folder was killed; taking its lock away and going on where it stopped.", flush=True)

@@ -20,7 +20,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
     folder, bad, notes = options.folder, [], set()
-    recorded = read_json(folder / "config.json").get("manifests", {})
+    facts = read_json(folder / "config.json")
+    if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
+        raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")
+    recorded = facts["manifests"]
     found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
     paths = sorted(found | {folder / name for name in recorded})
     for path in paths:

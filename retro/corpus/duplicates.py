@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import artifacts, errors, progress
+from retro.arguments import given
 from retro.artifacts import Manifest, read_manifest
 from retro.corpus import minhash
 from retro.corpus.mmididx import TokenStore
@@ -102,7 +103,7 @@ def write_clusters(path: Path, clusters: np.ndarray, manifests: list[Manifest], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: duplicates, sources, seed")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: duplicates, sources, seed")
     parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     options = parser.parse_args()

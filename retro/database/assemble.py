@@ -5,7 +5,6 @@ false`). It never holds a chunk that is evaluated.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
 from retro.database.clusters import by_chunk
 from retro.database.tables import SPLITS
@@ -106,7 +106,7 @@ def _check_uses(manifests: list[Manifest], names: list[str], uses: list[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: sources")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: sources")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to drop, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")

@@ -124,7 +124,7 @@ def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> p
     process = subprocess.Popen([*command, "--resources", "gpu=0", "--quiet", "all"], env=environment)
     marks = watch(process)
     if process.returncode:
-        raise UserError(f"snakemake preprocess failed for {settings}: its log is above.")
+        raise UserError(f"snakemake preprocess failed for {settings}: correct what its log above says.")
     made = folder / f"{megabytes}mb"
     chunks = read_json(made / "chunks/installed/manifest.json")["counts"]["chunks"]
     rows = []
@@ -181,7 +181,7 @@ def main() -> None:
     for line in wrong:
         print(line)
     if wrong:
-        raise UserError(f"{len(wrong)} figures are over their bound.")
+        raise UserError(f"{len(wrong)} figures are over their bound; wanted none.")
 
 
 if __name__ == "__main__":

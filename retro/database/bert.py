@@ -55,7 +55,7 @@ def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
         raise UserError("dataset.encoder.path: type transformers needs the model's folder.")
     folder, pooling = Path(settings.path), "mean"
     if not folder.is_dir():
-        raise UserError(f"dataset.encoder.path {settings.path}: no such folder. Models are read from disk only.")
+        raise UserError(f"dataset.encoder.path {settings.path}: no such folder. Put the model there: none is fetched.")
     if (folder / "modules.json").is_file():
         folder, pooling = _sentence_transformer(folder)
     if not (folder / "model.safetensors").is_file():

@@ -6,7 +6,6 @@ source or with its longest document.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import errors, progress
+from retro.arguments import given
 from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
@@ -124,7 +124,7 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
     """Refuse a token store and a document table that do not belong together, or foreign token ids."""
     table = manifest.folder / "documents.npy"
     if documents.dtype != DOCUMENT:
-        raise UserError(f"{table}: columns {documents.dtype.names}, wanted {DOCUMENT.names}. Make it again.")
+        raise UserError(f"{table}: columns {documents.dtype.names}, wanted {DOCUMENT.names}. Delete it, run snakemake.")
     if len(documents) != len(store.offsets) - 1:
         raise UserError(
             f"{table}: {len(documents)} documents, but tokens.idx beside it tells of "
@@ -132,7 +132,7 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
         )
     empty = np.flatnonzero((np.diff(store.offsets) == 0) & (documents["bytes"] > 0))
     if len(empty):
-        raise UserError(f"{table}: document {empty[0]} has text but no tokens. Make the token store again.")
+        raise UserError(f"{table}: document {empty[0]} has text but no tokens. Delete it and run snakemake.")
     for begin in range(0, len(store.tokens), 1 << 24):
         highest = int(store.tokens[begin : begin + (1 << 24)].max(initial=0))
         release(store.tokens)
@@ -146,7 +146,7 @@ def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: chunk_length")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: chunk_length")
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")

@@ -6,13 +6,13 @@ same. Several jobs can share the work (`retro.database.shards`).
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from retro import errors, progress, provenance
+from retro.arguments import given
 from retro.artifacts import growing_array, read_manifest, sha256, write_manifest
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
@@ -47,7 +47,7 @@ def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Block
             if not np.isfinite(vectors).all():
                 raise UserError(
                     f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on. Set "
-                    "gpu_dtype to float32, or take another."
+                    "dataset.encoder.gpu_dtype: float32, or take another encoder."
                 )
             release(store.tokens, table)
             return vectors
@@ -78,7 +78,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> Non
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: encoder, chunk_length")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: encoder, chunk_length")
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--chunks", required=True, type=Path, help="manifest of the chunk table")

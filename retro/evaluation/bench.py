@@ -25,7 +25,7 @@ def rate(writer: Writer, prompt: str, tokens: int, retrieval: bool) -> tuple[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: D/runs/<run>")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: results/<dataset>/runs/<run>")
     parser.add_argument("--prompt", default="Sri Lanka: Communications", help="text to continue")
     parser.add_argument("--tokens", type=int, default=512, help="tokens to write each time (512)")
     parser.add_argument("--repeats", type=int, default=3, help="times each way, in turns; the fastest counts (3)")

@@ -51,7 +51,9 @@ def main() -> None:
         for split in dict.fromkeys(manifest.settings["split"] for manifest in losses):
             by_name = {(m.settings["run"], m.settings["mode"]): m for m in losses if m.settings["split"] == split}
             if by_name.keys() != set(names):
-                raise UserError(f"{options.output}: not every run and condition was measured on split {split}.")
+                raise UserError(
+                    f"{options.output}: not every run and condition was measured on split {split}. Run snakemake again."
+                )
             table.writerows(rows(dataset, split, [by_name[name] for name in names]))
     print(f"documents → {options.output}", file=sys.stderr)
 

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import Manifest, read_manifest, write_text
 from retro.evaluation import tables
 from retro.evaluation.bits import Documents, bits_per_byte
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--losses", required=True, nargs="+", type=Path, help="manifests of kind losses")
     parser.add_argument("--overlap", required=True, nargs="+", type=Path, help="manifests of kind overlap")
-    parser.add_argument("--runs", required=True, type=json.loads, help="each run's twin and seed, as JSON")
-    parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
+    parser.add_argument("--runs", required=True, type=given, help="each run's twin and seed, as JSON")
+    parser.add_argument("--settings", required=True, type=given, help="the evaluate section, as JSON")
     parser.add_argument("--output", required=True, type=Path, help="leakage.csv to write")
     options = parser.parse_args()
     dataset, settings = Dataset.open(options.config), EvaluationSettings(**options.settings)

@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
         epilog="A prompt shorter than a chunk is padded on its left, so that it is looked up before anything "
         "is written; --no-padding begins the chunk grid with the prompt, as documents do in training.",
     )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a run: D/runs/<run>")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", help="text to continue; default: standard input")
     prompts.add_argument("--prompts", type=Path, help='a file of prompts, a line each: text, or JSON {"prompt": …}')

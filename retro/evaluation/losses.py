@@ -4,7 +4,6 @@ Measured under a condition (`retro.evaluation.conditions`), which says what is s
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import growing_array, read_manifest, write_manifest
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--model", required=True, type=Path, help="model.json of the run")
-    parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
+    parser.add_argument("--settings", required=True, type=given, help="the evaluate section, as JSON")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"], help="split to measure")
     parser.add_argument("--mode", required=True, type=Condition.parse, help="condition, e.g. none, on, on+k5")
     parser.add_argument("--neighbours", nargs="?", type=Path, help="manifest of other neighbours of the split")

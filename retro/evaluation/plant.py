@@ -81,7 +81,7 @@ def span(decode, tokens: np.ndarray, fact: str) -> tuple[int, int] | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: D/runs/<run>")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: results/<dataset>/runs/<run>")
     parser.add_argument("--database", required=True, type=Path, help="config.json of the dataset with the documents")
     parser.add_argument(
         "--documents", required=True, type=Path, help="JSON lines {text, and perhaps fact: words in it}"

@@ -3,7 +3,6 @@ on.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import write_json
 from retro.errors import UserError
 from retro.evaluation.bits import group_documents, section
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--model", required=True, type=Path, help="model.json of a RETRO run")
-    parser.add_argument("--settings", required=True, type=json.loads, help="the generate section, as JSON")
+    parser.add_argument("--settings", required=True, type=given, help="the generate section, as JSON")
     parser.add_argument("--output", required=True, type=Path, help="sample.json to write")
     options = parser.parse_args()
     settings, dataset = GenerationSettings(**options.settings), Dataset.open(options.config)

@@ -112,7 +112,7 @@ def about(writer: Writer) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a run: D/runs/<run>")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
     parser.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
     parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
     parser.add_argument("--retrieval-step", type=int, help="look up the last chunk's worth every so many tokens")

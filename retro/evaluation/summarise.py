@@ -7,11 +7,11 @@ difference of a seed). sections.csv: the same by section, where titles read `Som
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import Manifest, read_manifest, write_text
 from retro.errors import UserError
 from retro.evaluation import tables
@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--losses", required=True, nargs="+", type=Path, help="manifests of kind losses")
-    parser.add_argument("--runs", required=True, type=json.loads, help="each run's twin and seed, as JSON")
-    parser.add_argument("--settings", required=True, type=json.loads, help="the evaluate section, as JSON")
+    parser.add_argument("--runs", required=True, type=given, help="each run's twin and seed, as JSON")
+    parser.add_argument("--settings", required=True, type=given, help="the evaluate section, as JSON")
     parser.add_argument("--summary", required=True, type=Path, help="summary.csv to write")
     parser.add_argument("--comparison", required=True, type=Path, help="comparison.csv to write")
     parser.add_argument("--sections", type=Path, help="sections.csv to write")

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from retro import errors
 from retro.artifacts import write_text
+from retro.errors import UserError
 from retro.experiments.catalogue import CATALOGUE
 from retro.report.read import Row, read_csv
 from retro.report.svg import figure
@@ -42,7 +43,9 @@ def main() -> None:
     options = parser.parse_args()
     found = []
     for path in options.tables:
-        experiment = CATALOGUE[path.stem]
+        experiment = CATALOGUE.get(path.stem)
+        if experiment is None:
+            raise UserError(f"{path}: not the table of an experiment. Give some of {', '.join(CATALOGUE)}.csv.")
         found.append(Markup("<h3>{}</h3>\n<p>{}</p>\n").format(experiment.title, experiment.question))
         found.append(figure(path.with_suffix(".svg"), experiment.caption, f"experiment-{path.stem}"))
         rows = read_csv(path)

@@ -67,7 +67,9 @@ def evaluate(model: Any, tasks: list[str], include: list[Path], shots: int | Non
             break
     else:
         where = ", ".join(map(str, include)) or "no --include_path"
-        raise UserError(f"--tasks {' '.join(unknown)}: neither one of lm-eval's tasks nor of {where}.")
+        raise UserError(
+            f"--tasks {' '.join(unknown)}: neither one of lm-eval's tasks nor of {where}. Give names of these."
+        )
     try:
         return simple_evaluate(
             model, tasks=tasks, num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=1000

@@ -28,9 +28,12 @@ Lines = list[dict]
 
 def read(path: Path) -> Lines:
     """Lines that `retro.qa.answer` wrote."""
-    with open(path, encoding="utf-8") as file:
-        found = [json.loads(line) for line in file]  # str.splitlines would also cut at separators inside a text
-    if not found:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]  # str.splitlines would also cut at separators inside a text
+    except ValueError as error:
+        raise UserError(f"{path}: not lines of JSON ({error}). Delete it and run snakemake qa.") from None
+    if not found or not all(isinstance(line, dict) and "prediction" in line for line in found):
         raise UserError(f"{path}: no answers. Delete it and run snakemake qa.")
     return found
 

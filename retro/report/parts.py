@@ -42,5 +42,5 @@ def read_parts(paths: list[Path]) -> list[Part]:
     given = {path.stem: Markup(path.read_text(encoding="utf-8")) for path in paths}
     unknown = sorted(given.keys() - PARTS.keys())
     if unknown:
-        raise UserError(f"parts {', '.join(unknown)}: the report has only {', '.join(PARTS)}.")
+        raise UserError(f"parts {', '.join(unknown)}: the report has only {', '.join(PARTS)}. Leave the others out.")
     return [replace(part, html=given.get(name, "")) for name, part in PARTS.items()]

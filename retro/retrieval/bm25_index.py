@@ -1,13 +1,13 @@
 """Stage: a BM25 index over the database's texts; its n-th chunk is the database's n-th."""
 
 import argparse
-import json
 import sys
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from retro import errors, progress
+from retro.arguments import given
 from retro.artifacts import read_manifest, write_manifest
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.settings import read_section
@@ -34,7 +34,7 @@ def check(chunks: int, length: int, memory: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: index")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: index")
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")

@@ -6,7 +6,6 @@ With shards, one job trains, one a shard adds, and one joins (IVF indexes; other
 
 import argparse
 import itertools
-import json
 import shutil
 import struct
 import sys
@@ -16,6 +15,7 @@ import faiss
 import numpy as np
 
 from retro import errors, progress
+from retro.arguments import given
 from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
@@ -109,7 +109,7 @@ def write_flat(path: Path, vectors: Vectors, database: np.ndarray, wanted: Bound
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: index, seed")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: index, seed")
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--part", choices=["train", "add"], help="only train, or add a shard; --output is a faiss file")

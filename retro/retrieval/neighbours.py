@@ -7,7 +7,6 @@ Several jobs can share the work (`retro.database.shards`).
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import faiss
 import numpy as np
 
 from retro import errors, progress, provenance
+from retro.arguments import given
 from retro.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
 from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
@@ -97,7 +97,7 @@ def recall_counts(
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: retriever, neighbours, index, seed")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: retriever, neighbours, index, seed")
     parser.add_argument("--split", required=True, choices=["train", "valid", "test"])
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")

@@ -6,13 +6,13 @@ gives, for the cost of one search. A chunk with too few has holes, −1, which t
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from retro import errors
+from retro.arguments import given
 from retro.artifacts import read_manifest, write_array, write_manifest
 from retro.database.hashing import mix
 from retro.errors import UserError
@@ -38,7 +38,7 @@ def first_kept(ids: np.ndarray, scores: np.ndarray, share: float, seed: int, sav
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: share, seed, saved")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: share, seed, saved")
     parser.add_argument("--candidates", required=True, type=Path, help="manifest of many neighbours of a split")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     options = parser.parse_args()

@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=1000, help="queries, a seeded random sample of the split")
     parser.add_argument("--k", type=int, default=10, help="recall of the first k; as many as saved are searched")
     parser.add_argument("--recall", type=float, default=0.95, help="the recall wanted, 0 to 1")
-    parser.add_argument("--output-folder", type=Path, help="for tune.csv, .svg and .png; default: D/tune")
+    parser.add_argument(
+        "--output-folder", type=Path, help="for tune.csv, .svg and .png; default: tune/ beside the config"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()
     dataset = Dataset.open(options.config)

@@ -111,7 +111,9 @@ def _columns(parts: Parts, path: str, name: str, blocks: tuple[int, ...] = (1,))
     linear = parts.model.get_submodule(f"{path}.{name}")
     cut, ranks = Cut(0, blocks), parts.world.tensor
     if any(size % ranks for size in cut._sizes(linear.weight)):
-        raise UserError(f"train.parallel.tensor: {ranks} does not divide the outputs of {path}.{name} evenly.")
+        raise UserError(
+            f"train.parallel.tensor: {ranks} does not divide the outputs of {path}.{name} evenly; choose a divisor."
+        )
     for key, parameter in linear.named_parameters():
         with torch.no_grad():
             parameter.copy_(cut.permuted(parameter, ranks))
