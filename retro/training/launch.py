@@ -29,6 +29,7 @@ from typing import Any
 from retro import errors
 from retro.errors import UserError
 from retro.training.rank import LAUNCHER, TRAINER, follow
+from retro.training.say import say
 from retro.training.stop import TRY_AGAIN
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -136,7 +137,7 @@ def on_this(nodes: int, processes: int, rendezvous: str | None, arguments: list[
             if {failure.exitcode for failure in error.failures.values()} & STOPPED:  # then all have saved
                 time.sleep(LINGER if rendezvous else 0)
                 return TRY_AGAIN
-            print(f"error: {told(error.failures, Path(logs), nodes * processes)}", file=sys.stderr, flush=True)
+            say(f"error: {told(error.failures, Path(logs), nodes * processes)}")
             return 1
     return 0
 
