@@ -123,7 +123,7 @@ class ResourceSettings(Settings):
     processes: int = Field(
         1,
         gt=0,
-        description="Processes of a training on each node; they share its samples, and what train.parallel says.",
+        description="Processes of a training on each node; they share its samples, and more as train.parallel says.",
     )
 
 

@@ -27,9 +27,10 @@ def losses(project):
     return [line["loss"] for line in found]
 
 
-def submitted(project):
+def submitted():
     """Number and facts of the last job of a training."""
-    number = max(int(path.stem) for path in project.folder.glob(".snakemake/slurm_logs/rule_train/**/*.log"))
+    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %k"], capture_output=True, text=True).stdout
+    number = max(int(line.split()[0]) for line in jobs.splitlines() if "rule_train_" in line)
     command = ["scontrol", "show", "job", str(number)]
     return number, subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -42,7 +43,7 @@ def test_two_nodes_give_the_curve_of_one_process(ran, tmp_path):
     done = project.snakemake(TARGET, "--jobs", "1", config=NODES)
     assert done.returncode == 0, done.stdout[-8000:] + log(project, "retro-s1")
     assert "4 x cpu" in log(project, "retro-s1") and "FSDP over 4" in log(project, "retro-s1")
-    _, facts = submitted(project)
+    _, facts = submitted()
     assert "NumNodes=2" in facts and "NumTasks=2" in facts and "CPUs/Task=2" in facts and "gres:gpu:2" in facts, facts
     done = alone.run("python", "-m", "snakemake", TARGET, "--cores", "1", "--configfile", ONE)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -60,7 +61,7 @@ def test_two_nodes_that_are_preempted_save_one_step_and_go_on(ran, tmp_path):
     process = project.start(TARGET, "--jobs", "1", "--retries", "0", config=NODES)
     try:
         wait(400, "the twentieth step", lambda: "\nstep 20/" in log(project, "retro-s1"))
-        number, _ = submitted(project)
+        number, _ = submitted()
         subprocess.run(["scontrol", "requeue", str(number)], check=True)
         saved = project.results("runs/retro-s1/checkpoints")
         wait(60, "the checkpoint", lambda: list(saved.glob("*/step-*.json")))
