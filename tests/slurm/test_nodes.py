@@ -30,7 +30,7 @@ def losses(project):
 def submitted():
     """Number and facts of the last job of a training."""
     jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %k"], capture_output=True, text=True).stdout
-    number = max(int(line.split()[0]) for line in jobs.splitlines() if "rule_train_" in line)
+    number = max(int(line.split()[0]) for line in jobs.splitlines() if "rule_train_wildcards" in line)
     command = ["scontrol", "show", "job", str(number)]
     return number, subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
