@@ -71,7 +71,7 @@ def on_nodes(nodes: int, processes: int, inside: str, arguments: list[str]) -> i
         )
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     # All CPUs and GPUs of the job, even if a job step holds them; one node's end is the end of all.
-    command += ["--overlap", "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=1", "--wait=0"]
+    command += ["--overlap", "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=1", "--wait=0", "--input=none"]
     command += [*shlex.split(inside), "python" if inside else sys.executable, "-m", "retro.training.launch"]
     command += ["--nodes", str(nodes), "--processes", str(processes)]
     command += ["--rendezvous", f"{first_node(job)}:{free_port()}", "--", *arguments]
