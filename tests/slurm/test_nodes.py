@@ -1,8 +1,10 @@
 """Training on two nodes of the real SLURM: placed as the config says, one curve, stopped and resumed as one."""
 
 import json
+import signal
 import subprocess
 
+import psutil
 import pytest
 
 from tests.slurm.cluster import wait
@@ -11,6 +13,7 @@ from tests.told import tell
 
 NODES = "config/nodes.yaml"
 ONE = "config/one.yaml"
+LAUNCHER = "retro.training.launch"
 WEIGHTS = "runs/retro-s1/model.safetensors"
 TARGET = f"results/tiny/{WEIGHTS}"
 # tiny.yaml for twenty steps; a node has two fake GPUs.
@@ -55,20 +58,36 @@ def test_two_nodes_give_the_curve_of_one_process(ran, tmp_path):
     tell(f"two nodes with two processes each, FSDP: 20 steps, losses within {largest:.0e} of those of one process")
 
 
-def test_two_nodes_that_are_preempted_save_one_step_and_go_on(ran, tmp_path):
+def launchers():
+    """The launchers that have called srun."""
+    words = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    return [process for process, given in words.items() if LAUNCHER in given and "--rendezvous" not in given]
+
+
+def test_two_nodes_that_are_stopped_save_one_step_and_go_on(ran, tmp_path):
     project = ran.clone(tmp_path / "project")
     (project.folder / NODES).write_text(LONG, encoding="utf-8")
-    process = project.start(TARGET, "--jobs", "1", "--retries", "0", config=NODES)
+    saved = project.results("runs/retro-s1/checkpoints")
+    process = project.start(TARGET, "--jobs", "1", "--retries", "1", config=NODES)
+
+    def stopped(step, stop):
+        """Stop the training after `step`; the step it has saved and goes on from."""
+        wait(400, f"step {step}", lambda: f"\nstep {step}/" in log(project, "retro-s1"))
+        before = set(saved.glob("*/step-*.json"))
+        stop()
+        wait(60, "the checkpoint", lambda: set(saved.glob("*/step-*.json")) - before)
+        (index,) = set(saved.glob("*/step-*.json")) - before
+        found = int(index.stem[5:])
+        wait(400, "the new start", lambda: f"start      step {found} of" in log(project, "retro-s1"))
+        return found
+
     try:
-        wait(400, "the twentieth step", lambda: "\nstep 20/" in log(project, "retro-s1"))
-        number, _ = submitted()
-        subprocess.run(["scontrol", "requeue", str(number)], check=True)
-        saved = project.results("runs/retro-s1/checkpoints")
-        wait(60, "the checkpoint", lambda: list(saved.glob("*/step-*.json")))
-        step = int(next(saved.glob("*/step-*.json")).stem[5:])
-        wait(400, "the new start", lambda: f"start      step {step} of" in log(project, "retro-s1"))
+        one = stopped(20, lambda: launchers()[0].send_signal(signal.SIGTERM))
+        two = stopped(one + 20, lambda: subprocess.run(["scontrol", "requeue", str(submitted()[0])], check=True))
     finally:
         process.terminate()
         process.wait(timeout=120)
-    assert step < 500, "that is an ordinary checkpoint"
-    tell(f"two nodes, requeued in the middle: all saved step {step} and went on from it")
+    assert one < two < 500, "500 is an ordinary checkpoint"
+    tell(
+        f"two nodes, the launcher stopped, then the job requeued: all saved steps {one} and {two} and went on from them"
+    )
