@@ -88,6 +88,4 @@ def test_two_nodes_that_are_stopped_save_one_step_and_go_on(ran, tmp_path):
         process.terminate()
         process.wait(timeout=120)
     assert one < two < 500, "500 is an ordinary checkpoint"
-    tell(
-        f"two nodes, the launcher stopped, then the job requeued: all saved steps {one} and {two} and went on from them"
-    )
+    tell(f"two nodes, the launcher stopped, then the job requeued: saved and went on at steps {one} and {two}")
