@@ -125,7 +125,9 @@ class ResourceSettings(Settings):
     )
     nodes: int = Field(1, gt=0, description="Nodes of a training; several are nodes of one SLURM job.")
     processes: int = Field(
-        1, gt=0, description="Processes of a training on each node; they share samples, and what train.parallel says."
+        1,
+        gt=0,
+        description="Processes of a training on each node; they share its samples, and more as train.parallel says.",
     )
 
 

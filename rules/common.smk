@@ -151,6 +151,16 @@ def models():
     return [f"{D}/runs/{run}/{name}" for run in RUNS for name in ["model.safetensors", "model.json", "metrics.jsonl"]]
 
 
+def launch():
+    """How a training is started: on several nodes it starts the container itself, as in there no srun is."""
+    options = f"--nodes {RESOURCES.nodes} --processes {RESOURCES.processes}"
+    deployment = workflow.deployment_settings
+    if RESOURCES.nodes > 1 and any(method.name == "APPTAINER" for method in deployment.deployment_method):
+        inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
+        options += f" --inside {shlex.quote(inside)}"
+    return options
+
+
 def explored():
     """Losses the explorer shows side by side: the first RETRO run's, and its twin's."""
     split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]

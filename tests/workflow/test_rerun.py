@@ -68,6 +68,7 @@ TABLE = {
     "neighbours saved (K)": (config("chunk_length: 32", "chunk_length: 32\n  neighbours: {saved: 10}"), SEARCHED),
     "the encoder": (config("width: 256", "width: 128"), EMBEDDED),
     "the index": (config("chunk_length: 32", "chunk_length: 32\n  index: {factory: Flat}"), INDEXED),
+    "nodes, processes and GPUs": (append(CONFIG, "resources: {nodes: 2, processes: 4, gpus: 4}\n"), set()),
     "bootstrap resamplings": (
         config("bootstrap: 1000", "bootstrap: 900"),
         {"summarise", "filtered", "leakage", "figures", "page"},
