@@ -108,8 +108,9 @@ def _environment(folder: Path) -> dict[str, str]:
     tools = install(folder / "apptainer")
     storage = f'driver = "{_driver(folder)}"\ngraphroot = "{folder}/images"\nrunroot = "{folder}/run"'
     (folder / "storage.conf").write_text(f"[storage]\n{storage}\n", encoding="utf-8")
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
     return {
-        **os.environ,
+        **inherited,
         "PATH": os.pathsep.join([str(BIN), str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
         "BUILDAH_ISOLATION": "chroot",
