@@ -16,7 +16,7 @@ ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_IN
         bench bench-model bench-database bench-corpus wheels image clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another config
 	@$(ACTIVE) python -m retro.run --config $(CONFIG) --cores $(CORES)
