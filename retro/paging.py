@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-LIBC = ctypes.CDLL(None)
-
 
 def release(*arrays: np.ndarray) -> None:
     """Hand back the pages of mapped arrays; the next access reads them again. What was written stays written.
@@ -32,8 +30,9 @@ def release_file(path: Path) -> None:
     maps, name = Path("/proc/self/maps"), str(path.resolve())
     if not maps.exists():
         return
+    libc = ctypes.CDLL(None)
     for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
         place, *_, mapped = line.split(maxsplit=5)
         if mapped == name:
             start, stop = (int(part, 16) for part in place.split("-"))
-            LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

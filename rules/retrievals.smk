@@ -1,7 +1,8 @@
 """Alternative retrievals of the dataset, for evaluation: other retrievers, encoders, indexes, exclusions.
 
 in     {D}/database, {D}/tokens, {D}/chunks, {D}/embeddings
-steps  what the overrides of a retrieval change: embed, index or bm25; then the neighbours of a split
+steps  what the overrides of a retrieval change: embed, index or bm25; then the neighbours of a split; all but bm25 in
+       shards as the dataset's own
 out    {D}/retrievals/<name>/neighbours/<split>, and beside it what was made for it
 """
 
@@ -54,13 +55,27 @@ use rule words as retrieval_words with:
         settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "bm25")),
 
 
+use rule embed_shard as retrieval_embed_shard with:
+    output:
+        note=temp(f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/embed/{{source}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/embed/{{source}}.{{shard}}.jsonl"
+    params:
+        code=code("retro.database.embed"),
+        settings=lambda wildcards: section(
+            encoder=RETRIEVALS.facts[wildcards.retrieval]["encoder"], chunk_length=DATASET.chunk_length
+        ),
+
+
 use rule embed as retrieval_embed with:
     input:
         tokenizer=rules.embed.input.tokenizer,
         tokens=rules.embed.input.tokens,
         chunks=rules.embed.input.chunks,
         arrays=rules.embed.input.arrays,
-        shards=[],
+        shards=shards(f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}"),
     output:
         embeddings=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/embeddings.npy",
         manifest=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/manifest.json",
@@ -76,15 +91,48 @@ use rule embed as retrieval_embed with:
         blocks=f"{D}/retrievals/{{retrieval}}/embeddings/{{source}}/blocks",
 
 
-use rule index as retrieval_index with:
+use rule index_train as retrieval_index_train with:
     input:
         database=rules.assemble.output.manifest,
         embeddings=lambda wildcards: embeddings_of(wildcards.retrieval, "manifest.json"),
         arrays=lambda wildcards: arrays(
             rules.assemble.output.rows, embeddings_of(wildcards.retrieval, "embeddings.npy")
         ),
-        trained=[],
-        shards=[],
+    output:
+        trained=temp(f"{D}/retrievals/{{retrieval}}/index/shards/trained.faiss"),
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/index.train.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/index.train.jsonl"
+    params:
+        code=code("retro.retrieval.index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "index"), seed=DATASET.seed),
+
+
+use rule index_shard as retrieval_index_shard with:
+    input:
+        database=rules.retrieval_index_train.input.database,
+        embeddings=rules.retrieval_index_train.input.embeddings,
+        arrays=rules.retrieval_index_train.input.arrays,
+        trained=rules.retrieval_index_train.output.trained,
+    output:
+        part=temp(f"{D}/retrievals/{{retrieval}}/index/shards/{{shard}}.faiss"),
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/index.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/index.{{shard}}.jsonl"
+    params:
+        code=rules.retrieval_index_train.params.code,
+        settings=rules.retrieval_index_train.params.settings,
+
+
+use rule index as retrieval_index with:
+    input:
+        database=rules.retrieval_index_train.input.database,
+        embeddings=rules.retrieval_index_train.input.embeddings,
+        arrays=rules.retrieval_index_train.input.arrays,
+        trained=[rules.retrieval_index_train.output.trained] if SHARDS else [],
+        shards=shards(f"{D}/retrievals/{{retrieval}}/index", "faiss"),
     output:
         index=f"{D}/retrievals/{{retrieval}}/index/index.faiss",
         manifest=f"{D}/retrievals/{{retrieval}}/index/manifest.json",
@@ -97,7 +145,7 @@ use rule index as retrieval_index with:
         settings=lambda wildcards: section(index=RETRIEVALS.built(wildcards.retrieval, "index"), seed=DATASET.seed),
 
 
-use rule neighbours as retrieval_neighbours with:
+use rule neighbours_shard as retrieval_neighbours_shard with:
     input:
         database=rules.assemble.output.manifest,
         chunks=rules.assemble.input.chunks,
@@ -112,7 +160,28 @@ use rule neighbours as retrieval_neighbours with:
             rules.assemble.input.arrays,
         ),
         duplicates=duplicates("exclude"),
-        shards=[],
+    output:
+        note=temp(f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/retrievals/{{retrieval}}/neighbours/{{split}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/retrievals/{{retrieval}}/neighbours/{{split}}.{{shard}}.jsonl"
+    params:
+        code=code("retro.retrieval.neighbours"),
+        settings=lambda wildcards: section(**RETRIEVALS.searching(wildcards.retrieval), seed=DATASET.seed),
+
+
+use rule neighbours as retrieval_neighbours with:
+    input:
+        database=rules.retrieval_neighbours_shard.input.database,
+        chunks=rules.retrieval_neighbours_shard.input.chunks,
+        embeddings=rules.retrieval_neighbours_shard.input.embeddings,
+        index=rules.retrieval_neighbours_shard.input.index,
+        tokenizer=rules.retrieval_neighbours_shard.input.tokenizer,
+        tokens=rules.retrieval_neighbours_shard.input.tokens,
+        arrays=rules.retrieval_neighbours_shard.input.arrays,
+        duplicates=rules.retrieval_neighbours_shard.input.duplicates,
+        shards=shards(f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}"),
     output:
         ids=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/ids.npy",
         scores=f"{D}/retrievals/{{retrieval}}/neighbours/{{split}}/scores.npy",

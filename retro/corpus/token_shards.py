@@ -12,6 +12,7 @@ import numpy as np
 from retro.corpus.document_table import Table
 from retro.corpus.mmididx import TokenStore, TokenWriter
 from retro.database.shards import read_notes
+from retro.errors import UserError
 from retro.paging import release
 
 COLUMNS = ("documents", "lines", "remarks")  # documents; bytes of documents.jsonl; bytes of skipped.jsonl
@@ -37,7 +38,10 @@ class Ledger:
 class _Shard:
     """The files of one shard, read from beginning to end."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, note: Path):
+        folder = note.with_suffix("")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: missing. Delete {note} and run snakemake again: the shard makes it again.")
         self.store, self.documents = TokenStore(folder / "tokens"), np.load(folder / "documents.npy")
         self.ids, self.ledger = np.load(folder / "ids.npy"), np.load(folder / "ledger.npy")
         self.lengths = np.diff(self.store.offsets)
@@ -63,7 +67,7 @@ class _Shard:
 def join(notes: list[Path], writer: TokenWriter, table: Table, remarks: BinaryIO) -> dict[str, int]:
     """Append all blocks of all shards in order; what the shards counted, summed up."""
     counts = [found["counts"] for found in read_notes(notes, but=("counts",))]
-    shards = [_Shard(note.with_suffix("")) for note in notes]
+    shards = [_Shard(note) for note in notes]
     order = sorted((*row, number) for number, shard in enumerate(shards) for row in shard.ledger.tolist())
     for _, *shares, number in order:
         shards[number].take(*shares, writer, table, remarks)

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ BLOCK = 1 << 20  # chunks looked at together
 
 
 def select(
-    name: str, tables: list[np.ndarray], uses: list[dict[str, bool]], dropped: list[np.ndarray] | None = None
-) -> Iterator[np.ndarray]:
-    """Global rows int64, ascending, of one of `LISTS`, block by block, from the sources' chunk tables and their
+    tables: list[np.ndarray], uses: list[dict[str, bool]], dropped: list[np.ndarray] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Global rows int64, ascending, of each of `LISTS`, block by block, from the sources' chunk tables and their
     `database` flags. `dropped`: for each chunk of each source, 1 to leave it out of train, 2 of the database, 3 of
     both.
     """
@@ -37,13 +38,30 @@ def select(
         for start in range(0, len(table), BLOCK):
             split = np.array(table["split"][start : start + BLOCK])
             gone = dropped[number][start : start + BLOCK] if dropped else np.zeros(len(split), np.uint8)
-            if name == "database":
-                chosen = use["database"] & ((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0)
-            else:
-                chosen = (split == SPLITS.index(name)) & ((name != "train") | (gone & 1 == 0))
-            yield np.flatnonzero(chosen) + (offset + start)
+            chosen = {
+                "database": use["database"] & ((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0),
+                "train": (split == TRAIN) & (gone & 1 == 0),
+                "valid": split == VALID,
+                "test": split == TEST,
+            }
+            yield {name: np.flatnonzero(chosen[name]) + (offset + start) for name in LISTS}
             release(table)
         offset += len(table)
+
+
+def write(folder: Path, counts: dict[str, int], parts: Iterator[dict[str, np.ndarray]]) -> list[Path]:
+    """Write each list, of `counts` rows, as <name>.npy; the files."""
+    files, done = {name: folder / f"{name}.npy" for name in LISTS}, dict.fromkeys(LISTS, 0)
+    with ExitStack() as stack:
+        lists = {
+            name: stack.enter_context(growing_array(path, (counts[name],), np.int64)) for name, path in files.items()
+        }
+        for part in parts:
+            for name, rows in part.items():
+                lists[name][done[name] : done[name] + len(rows)] = rows
+                done[name] += len(rows)
+            release(*lists.values())
+    return list(files.values())
 
 
 def check(rows: dict[str, int], counts: dict[str, dict[str, int]]) -> None:
@@ -99,16 +117,11 @@ def main() -> None:
     _check_uses(manifests, names, uses)
     dropped = by_chunk("dropped.npy", options.duplicates[0], options.chunks) if options.duplicates else None
     chosen = ([manifest.array("chunks.npy") for manifest in manifests], uses, dropped)
-    counts = {name: sum(map(len, select(name, *chosen))) for name in LISTS}
+    counts = dict.fromkeys(LISTS, 0)
+    for part in select(*chosen):
+        counts = {name: counts[name] + len(rows) for name, rows in part.items()}
     check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
-    files = [options.output.parent / f"{name}.npy" for name in LISTS]
-    for name, path in zip(LISTS, files, strict=True):
-        with growing_array(path, (counts[name],), np.int64) as rows:
-            done = 0
-            for part in select(name, *chosen):
-                rows[done : done + len(part)] = part
-                done += len(part)
-                release(rows)
+    files = write(options.output.parent, counts, select(*chosen))
     write_manifest(
         options.output,
         kind="database",

@@ -48,8 +48,13 @@ def cut(
     offsets, splits = offsets_of(store, length), np.zeros(len(SPLITS), np.int64)
     with progress.bar(len(table), "chunk", "chunk") as shown:
         for first, end in document_blocks(offsets):
-            part = table[offsets[first] : offsets[end]]
-            cut_documents(store, documents, token_bytes, length, offsets, first, part)
+            begin, stop = offsets[first], offsets[end]
+            for start in range(begin, stop, BLOCK):
+                rows = np.arange(start, min(start + BLOCK, stop))
+                table[start : start + len(rows)] = chunks(store, documents, token_bytes, length, offsets, rows)
+                release(store.tokens)
+            part = table[begin:stop]
+            correct_bytes(part, offsets[first : end + 1] - begin, documents["bytes"][first:end])
             splits += np.bincount(part["split"], minlength=len(SPLITS))
             shown.update(len(part))
             release(table, documents)
@@ -65,32 +70,25 @@ def document_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def cut_documents(
+def chunks(
     store: TokenStore,
     documents: np.ndarray,
     token_bytes: np.ndarray,
     length: int,
     offsets: np.ndarray,
-    first: int,
-    table: np.ndarray,
-) -> None:
-    """Fill `table` with the chunks of the documents from number `first` on, as many as fit, to their last chunk."""
-    begin = int(offsets[first])
-    for start_row in range(0, len(table), BLOCK):
-        rows = begin + np.arange(start_row, min(start_row + BLOCK, len(table)))
-        document = np.searchsorted(offsets, rows, side="right") - 1
-        start = store.offsets[document] + (rows - offsets[document]) * length
-        lengths = np.minimum(store.offsets[document + 1] - start, length)
-        tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
-        block = np.empty(len(rows), CHUNK)
-        block["start"], block["document"], block["length"] = start, document, lengths
-        block["split"], block["group"] = documents["split"][document], documents["group"][document]
-        block["text"] = text_hashes(tokens, lengths)
-        block["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
-        table[start_row : start_row + len(rows)] = block
-        release(store.tokens)
-    end = int(np.searchsorted(offsets, begin + len(table), side="left"))
-    correct_bytes(table, offsets[first : end + 1] - begin, documents["bytes"][first:end])
+    rows: np.ndarray,
+) -> np.ndarray:
+    """The chunks of consecutive `rows` of the table, bytes as their tokens have them."""
+    document = np.searchsorted(offsets, rows, side="right") - 1
+    start = store.offsets[document] + (rows - offsets[document]) * length
+    lengths = np.minimum(store.offsets[document + 1] - start, length)
+    tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
+    made = np.empty(len(rows), CHUNK)
+    made["start"], made["document"], made["length"] = start, document, lengths
+    made["split"], made["group"] = documents["split"][document], documents["group"][document]
+    made["text"] = text_hashes(tokens, lengths)
+    made["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
+    return made
 
 
 def offsets_of(store: TokenStore, length: int) -> np.ndarray:
@@ -158,14 +156,14 @@ def main() -> None:
     store = TokenStore(manifest.file("tokens.bin").with_suffix(""))
     documents = manifest.array("documents.npy")
     _check(manifest, store, documents, tokenizer.token_bytes)
-    path, chunks = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
-    with growing_array(path, (chunks,), CHUNK) as table:
+    path, count = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
+    with growing_array(path, (count,), CHUNK) as table:
         splits = cut(store, documents, tokenizer.token_bytes, length, table)
     tokens = len(store.tokens)
     counts = {
-        "chunks": chunks,
+        "chunks": count,
         "tokens": tokens,
-        "padding_share": round(1 - tokens / (chunks * length), 6) if chunks else 0.0,
+        "padding_share": round(1 - tokens / (count * length), 6) if count else 0.0,
         "by_split": dict(zip(SPLITS, splits.tolist(), strict=True)),
     }
     write_manifest(
@@ -179,8 +177,7 @@ def main() -> None:
     )
     shares = ", ".join(f"{name} {count}" for name, count in counts["by_split"].items() if count)
     print(
-        f"{options.output.parent}: {chunks} chunks of {length} tokens ({shares}), "
-        f"{counts['padding_share']:.1%} padding",
+        f"{options.output.parent}: {count} chunks of {length} tokens ({shares}), {counts['padding_share']:.1%} padding",
         file=sys.stderr,
     )
 

@@ -16,6 +16,7 @@ from retro.retrieval.settings import IndexSettings
 
 AFFORDABLE = 2**44  # multiply-adds of an exact search: some minutes on two CPU cores; 200,000² pairs of 384 dimensions
 IN_MEMORY = 5_000_000  # vectors; more are compressed by product quantization
+JOINABLE = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ, faiss.IndexIVFRaBitQ)
 POINTS = 39  # training points for each centroid, below which faiss warns
 
 
@@ -103,12 +104,13 @@ def is_exact(index: faiss.Index) -> bool:
 def is_joinable(index: faiss.Index) -> bool:
     """Whether parts filled by several jobs can be joined to the bytes that one job would make.
 
-    Inverted lists can, also behind a rotation; not those of fast-scan codes, which are stored by groups, nor graphs.
+    Plain inverted lists can, also behind a rotation; not those of fast-scan codes, which are stored by groups, nor
+    those with more beside them (refinement), nor graphs.
     """
     layer = faiss.downcast_index(index)
     while isinstance(layer, faiss.IndexPreTransform):
         layer = faiss.downcast_index(layer.index)
-    return isinstance(layer, faiss.IndexIVF) and not isinstance(layer, faiss.IndexIVFFastScan)
+    return type(layer) in JOINABLE
 
 
 def needed(index: faiss.Index) -> int:

@@ -5,6 +5,7 @@ With shards, one job trains, one a shard adds, and one joins (IVF indexes; other
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import struct
@@ -81,8 +82,8 @@ def write_in_parts(
 ) -> None:
     """Fill an index of inverted lists and write it, a limited number of vectors in memory at a time."""
     size = max(PART, len(database) // PARTS)
-    parts = [[block for block in wanted if block[0] // size == number] for number in range(-(-len(database) // size))]
-    if len(parts) == 1:
+    parts = [list(blocks) for _, blocks in itertools.groupby(wanted, key=lambda block: block[0] // size)]
+    if len(parts) <= 1:
         write(fill(trained, vectors, database, wanted, settings), path)
         return
     folder = path.with_name(f".{path.name}.parts")

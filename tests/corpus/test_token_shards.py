@@ -32,9 +32,7 @@ def source(tmp_path_factory):
         settings={"tokenizer": TOKENIZER, "sources": {"s": facts}, **common},
         output=output,
     )
-    facts["keep"] = {}
-    facts["keep"] = {"kept": ["True"]}
-    return {"settings": {"source": facts, "name": "s", **common}, "tokenizer": output}
+    return {"settings": {"source": facts | {"keep": {"kept": ["True"]}}, "name": "s", **common}, "tokenizer": output}
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -66,4 +64,7 @@ def test_a_source_without_documents_is_refused_when_it_is_joined(source, tmp_pat
     for note in notes:
         stage("retro.corpus.tokenize", **options, shard=note.stem, output=note)
     with pytest.raises(UserError, match="no documents left of 1 records in 1 files: 1 empty"):
+        stage("retro.corpus.tokenize", **options, shards=notes, output=tmp_path / "t/manifest.json")
+    shutil.rmtree(tmp_path / "t/shards/1-of-2")
+    with pytest.raises(UserError, match=r"1-of-2: missing\. Delete .*1-of-2\.json and run snakemake again"):
         stage("retro.corpus.tokenize", **options, shards=notes, output=tmp_path / "t/manifest.json")

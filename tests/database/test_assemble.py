@@ -20,7 +20,8 @@ def table(*splits: int) -> np.ndarray:
 
 
 def lists(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate(list(select(name, tables, uses))) for name in LISTS}
+    parts = list(select(tables, uses))
+    return {name: np.concatenate([part[name] for part in parts]) for name in LISTS}
 
 
 def counts(tables: list[np.ndarray], uses: list[dict[str, bool]]) -> dict[str, int]:

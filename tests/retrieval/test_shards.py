@@ -1,16 +1,21 @@
 """One job, or three, or eight that share the work: the same bytes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from retro.artifacts import read_manifest
+from retro.corpus import readers
 from retro.database.shards import bounds, shard_name
 from retro.errors import UserError
 from retro.retrieval import index
-from tests.database.stages import stage
+from tests.database.stages import Corpus, stage
 
 COUNTS = (3, 8)
+SPLITS = ("train", "valid", "test")
+JOINED = ["Flat", "IVF8,SQ8", "IVF8,Flat", "IVF8,RaBitQ", "OPQ4_16,IVF4_HNSW4,PQ4x4"]
+FILLED_LAST = ["IVF8,FlatDedup", "IVF8,PQ8x4fs,RFlat", "HNSW8", "SQ8"]  # by the job that joins
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,7 +61,7 @@ def index_options(corpus, name: str, **more) -> dict:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", ["Flat", "IVF8,SQ8", "OPQ4_16,IVF4_HNSW4,PQ4x4", "IVF8,PQ8x4fs,RFlat", "HNSW8", "SQ8"])
+@pytest.mark.parametrize("name", [*JOINED, *FILLED_LAST])
 def test_indexes(corpus, tmp_path, name, count, monkeypatch):
     """Written in parts of 32 vectors or whole, by one job or by many."""
     options = index_options(corpus, name)
@@ -85,6 +90,58 @@ def test_neighbours(corpus, tmp_path, name, count):
     stage("retro.retrieval.neighbours", **options, output=tmp_path / "one/manifest.json")
     in_shards("retro.retrieval.neighbours", count, tmp_path / "many/manifest.json", **options)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+SEARCH = {"index": {"factory": "IVF8,SQ8", "nprobe": 2}, "seed": 1}
+MADE = ("tokens", "chunks", "embeddings", "database", "index", "neighbours")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Corpus:
+    """Tokens to neighbours, one job a stage."""
+    made = Corpus(tmp_path_factory.mktemp("alone")).tokenize().chunk().embed().assemble().index(**SEARCH["index"])
+    for split in SPLITS:
+        made.neighbours(split, index=SEARCH["index"], saved=5)
+    return made
+
+
+@pytest.mark.parametrize("count", [1, *COUNTS])
+def test_every_artifact_from_tokens_to_neighbours(alone, tmp_path, count, monkeypatch):
+    """All stages one after another, each on what the shards of the one before made."""
+    monkeypatch.setattr(readers, "RECORDS", 4)
+    made = Corpus(tmp_path)
+    shutil.copytree(alone.manifest("tokenizer").parent, made.manifest("tokenizer").parent)
+    for name in made.names:
+        settings = read_manifest(alone.manifest("tokens", name)).settings
+        settings["source"]["path"] = made.sources[name]["path"]
+        options = {"settings": settings, "tokenizer": made.manifest("tokenizer")}
+        in_shards("retro.corpus.tokenize", count, made.manifest("tokens", name), **options)
+    made.chunk()
+    for name in made.names:
+        options = made.embed_options(name)
+        output, _ = options.pop("output"), options.pop("blocks")
+        in_shards("retro.database.embed", count, output, **options, block=8)
+    made.assemble()
+    inputs = {"database": made.manifest("database"), "embeddings": made.manifests("embeddings")}
+    options, trained = (
+        {"settings": SEARCH, **inputs, "block": 16},
+        made.manifest("index").parent / "shards/trained.faiss",
+    )
+    stage("retro.retrieval.index", **options, part="train", output=trained)
+    options["trained"] = [trained]
+    in_shards("retro.retrieval.index", count, made.manifest("index"), ".faiss", {"part": "add"}, **options)
+    inputs |= {"settings": {**SEARCH, "neighbours": {"saved": 5}}, "index": made.manifest("index")}
+    for split in SPLITS:
+        options = {**inputs, "split": split, "chunks": made.manifests("chunks"), "block": 16}
+        in_shards("retro.retrieval.neighbours", count, made.manifest("neighbours", split), **options)
+    for kind in MADE:
+        for path in alone.manifest(kind).parent.rglob("*.*"):
+            name = path.relative_to(alone.folder)
+            if path.name == "manifest.json":
+                one, other = (read_manifest(folder / name).facts for folder in (alone.folder, tmp_path))
+                assert one["files"] == other["files"] and one["counts"] == other["counts"], name
+            else:
+                assert path.read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_a_lost_block_and_shards_of_different_inputs_are_named(corpus, tmp_path):

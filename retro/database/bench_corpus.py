@@ -1,0 +1,187 @@
+"""Measure preprocessing at two sizes of a corpus: python -m retro.database.bench_corpus
+
+The corpus is text that is installed: sources and documentation of Python, of its packages and of the system
+(/usr/share/doc). Each file is a document, equal ones once, in the order of a hash of their content, so that the smaller
+corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake preprocesses both with
+the static encoder and an index of inverted lists, one thread a job. Reported are the peak memory of each job (the
+kernel's own mark, because Snakemake's benchmark files sample it too rarely; theirs where it is higher) and, from those
+files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its memory or its cost
+grows by more than 20 % from the smaller corpus to the larger.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from retro import errors
+from retro.artifacts import read_json, replacing, write_json
+from retro.errors import UserError
+
+KINDS = {".py", ".pyi", ".h", ".md", ".rst", ".txt", ".jsonl"}
+SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a virtual environment was made with
+MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
+LISTS = 10  # inverted lists for each megabyte of text: as many vectors a list at both sizes
+STARTS = 5.0  # CPU seconds of a job below which starting Python is most of it, and cost says nothing
+PAUSE = 0.1  # seconds between two looks at the jobs' memory
+LOG = re.compile(r"/logs/(\S+\.log)")  # in a job's shell command
+MARK = re.compile(r"VmHWM:\s+(\d+) kB")
+COLUMNS = ["job", "MiB", "MiB ", "growth", "CPU s / 1000 chunks", "CPU s / 1000 chunks ", "growth "]
+
+
+def roots() -> list[Path]:
+    """Folders whose text is taken."""
+    paths = sysconfig.get_paths()
+    return [Path(paths["stdlib"]), Path(paths["purelib"]), Path("/usr/share/doc")]
+
+
+def found(folders: list[Path]) -> list[Path]:
+    """One file for each different content, in the order of the sha256 of that content."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for place, below, names in os.walk(folder):
+            below[:] = sorted(name for name in below if name not in SKIPPED and not name.startswith("."))
+            for name in sorted(names):
+                path = Path(place, name)
+                if path.suffix in KINDS and path.is_file() and not path.is_symlink():
+                    files.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
+    return [files[key] for key in sorted(files)]
+
+
+def documents(paths: list[Path], size: int) -> Iterator[bytes]:
+    """Lines of JSON of the first files that are valid UTF-8, of `size` bytes of text in all; the last is cut."""
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        text = text.encode()[:size].decode(errors="ignore")
+        size -= len(text.encode())
+        if text.strip():
+            yield json.dumps({"id": path.as_posix(), "text": text}, ensure_ascii=False).encode() + b"\n"
+        if size <= 0:
+            return
+    raise UserError(f"{size} bytes of text are missing: install more packages, or give a smaller --megabytes.")
+
+
+def config(folder: Path, megabytes: int) -> dict:
+    """The config of one size."""
+    return {
+        "preset": "tiny",
+        "results": str(folder),
+        "dataset": {
+            "name": f"{megabytes}mb",
+            "sources": {"installed": {"path": str(folder / f"{megabytes}mb.jsonl")}},
+            "split": {"by": "document"},
+            "tokenizer": {"vocab_size": 8192, "train_bytes": 10_000_000},
+            "encoder": {"type": "static"},
+            "index": {"factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8", "train_vectors": 40_000, "nprobe": 4},
+            "neighbours": {"recall_sample": 200},
+        },
+        "resources": dict.fromkeys(["tokenize_threads", "embed_threads", "search_threads"], 1),
+    }
+
+
+def named(path: str) -> str:
+    """The job that a log or a benchmark file, named below its folder, is of."""
+    return path.rpartition(".")[0].replace("/installed", "")
+
+
+def watch(process: subprocess.Popen) -> dict[str, float]:
+    """Wait for Snakemake; the most MiB that a process of each job had, as the kernel counted."""
+    marks: dict[str, float] = {}
+    while process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error, OSError):
+                shell = LOG.search(" ".join(child.parent().cmdline()))
+                mark = MARK.search(Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8"))
+                if shell and mark:
+                    marks[named(shell[1])] = max(marks.get(named(shell[1]), 0), int(mark[1]) / 1024)
+        time.sleep(PAUSE)
+    return marks
+
+
+def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> pd.DataFrame:
+    """Run the pipeline up to the recorded config; MiB and CPU seconds for every 1,000 chunks of each job."""
+    corpus, settings = folder / f"{megabytes}mb.jsonl", folder / f"{megabytes}mb.json"
+    with replacing(corpus) as temporary, open(temporary, "wb") as file:
+        file.writelines(documents(paths, megabytes * 1_000_000))
+    write_json(settings, config(folder, megabytes))
+    command = [sys.executable, "-m", "snakemake", "preprocess", "--configfile", str(settings), "--cores", str(cores)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--resources", "gpu=0", "--quiet", "all"], env=environment)
+    marks = watch(process)
+    if process.returncode:
+        raise UserError(f"snakemake preprocess failed for {settings}: its log is above.")
+    made = folder / f"{megabytes}mb"
+    chunks = read_json(made / "chunks/installed/manifest.json")["counts"]["chunks"]
+    rows = []
+    for path in sorted((made / "benchmarks").rglob("*.jsonl")):
+        facts = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        job = named(path.relative_to(made / "benchmarks").as_posix())
+        memory = max(marks.get(job, 0), float(facts["max_rss"]))
+        rows.append({"job": job, "memory": memory, "cpu": float(facts["cpu_time"])})
+    table = pd.DataFrame(rows).set_index("job")
+    table["cost"] = table["cpu"] / chunks * 1000
+    print(f"{megabytes} MB: {chunks:,} chunks", file=sys.stderr)
+    return table
+
+
+def compared(small: pd.DataFrame, large: pd.DataFrame) -> tuple[str, list[str]]:
+    """The table in Markdown, and what is over a bound."""
+    rows, wrong = [], []
+    for job in large.index:
+        before, after = small.loc[job], large.loc[job]
+        memory, cost = after["memory"] / before["memory"], after["cost"] / before["cost"]
+        rows.append(
+            [
+                job,
+                *(f"{value:.0f}" for value in (before["memory"], after["memory"])),
+                f"{memory:.2f}",
+                *(f"{value:.3f}" for value in (before["cost"], after["cost"])),
+                f"{cost:.2f}",
+            ]
+        )
+        if after["memory"] > MEMORY:
+            wrong.append(f"{job}: {after['memory']:.0f} MiB, the bound is {MEMORY}")
+        if memory > GROWTH:
+            wrong.append(f"{job}: memory grows by a factor of {memory:.2f}")
+        if cost > GROWTH and after["cpu"] > STARTS:
+            wrong.append(f"{job}: cost a chunk grows by a factor of {cost:.2f}")
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)]), wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--megabytes", type=int, default=100, help="text of the larger corpus; the smaller has a quarter"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("results/bench-preprocess"), help="where it all goes")
+    parser.add_argument("--cores", type=int, default=1, help="jobs at a time")
+    options = parser.parse_args()
+    paths = found(roots())
+    small, large = (
+        preprocess(paths, options.folder, size, options.cores) for size in (options.megabytes // 4, options.megabytes)
+    )
+    table, wrong = compared(small, large)
+    print(table)
+    for line in wrong:
+        print(line)
+    if wrong:
+        raise UserError(f"{len(wrong)} figures are over their bound.")
+
+
+if __name__ == "__main__":
+    errors.run(main)
