@@ -24,8 +24,8 @@ COLUMNS = ["name", "factory", "recall", "recall_of_split", "ms", "bytes"]
 ENOUGH = 0.95  # recall that the section's first sentence asks for
 CAPTION = (
     "Each point is an index: the share of the exact nearest neighbours that it finds, and what a query costs on one "
-    "CPU core, exclusion and exact scores of the candidates included. The larger a point, the more bytes a vector takes. "
-    "On a small database exact search is hard to beat; what it costs grows with the database, what lists cost hardly does."
+    "CPU core, exclusion and exact scores of the candidates included. The larger a point, the more bytes a vector "
+    "takes. Exact search is hard to beat on a small database, but costs as much more as the database is larger."
 )
 HEAD = (
     '<tr><th>retrieval</th><th>index</th><th class="n">recall@{k}</th><th class="n">recall@{k}, all of {split}</th>'

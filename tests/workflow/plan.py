@@ -7,8 +7,15 @@ from typing import Any
 
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import (
-    ConfigSettings, DAGSettings, ExecutionSettings, GroupSettings, OutputSettings, Quietness, RemoteExecutionSettings,
-    ResourceSettings, SchedulingSettings,
+    ConfigSettings,
+    DAGSettings,
+    ExecutionSettings,
+    GroupSettings,
+    OutputSettings,
+    Quietness,
+    RemoteExecutionSettings,
+    ResourceSettings,
+    SchedulingSettings,
 )  # fmt: skip
 
 Job = tuple[str, tuple[str, ...]]  # rule and outputs

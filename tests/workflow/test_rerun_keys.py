@@ -5,15 +5,13 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-import pytest
 import yaml
 from pydantic.fields import FieldInfo
 
 from retro.config import Config, parse
 from retro.config_docs import _settings_in
 from retro.config_layers import merged
-from tests.workflow.conftest import ROOT, Project
-from tests.workflow.plan import Plan
+from tests.workflow.conftest import ROOT
 
 TARGETS = {"all", "experiments", "qa"}
 # The tiny config with something of everything: an open book, other retrievals, duplicates, questions, a third run.
