@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retro.artifacts import read_manifest
+from retro.database import assemble, chunk
 from retro.database.shards import bounds
 from retro.errors import UserError
 from retro.validate import embeddings, index, neighbours, sample, tell, tokens
@@ -21,6 +22,8 @@ STAGES = ("tokens", "chunks", "embeddings", "database", "index", "neighbours")
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
     """Small blocks, so that a small dataset has many."""
+    monkeypatch.setattr(chunk, "BLOCK", 16)
+    monkeypatch.setattr(assemble, "BLOCK", 16)
     monkeypatch.setattr(tokens, "DOCUMENTS", 7)
     monkeypatch.setattr(embeddings, "CHUNKS", 32)
     monkeypatch.setattr(index, "BLOCK", 32)
@@ -129,6 +132,26 @@ def test_other_versions_and_code_are_given_as_reasons(copy):
     (report,) = found([path]).values()
     assert report["reasons"][0] == "made by other code of retro.database.chunk than is here now"
     assert report["reasons"][1].startswith("made with numpy 1.0, here is ")
+
+
+def test_verify_reports_other_major_versions(copy, capsys):
+    """Packages whose versions can change an artifact's bytes are in its manifest."""
+    copy.verify()
+    assert "note: " not in capsys.readouterr().out
+    recorded = {"tokens/main": {"tokenizers", "numpy"}, "neighbours/test": {"torch", "faiss"}}
+    for name, packages in recorded.items():
+        path = copy.folder / name / "manifest.json"
+        facts = json.loads(path.read_text())
+        assert packages | {"python"} <= facts["versions"].keys()
+        facts["versions"] |= {package: f"999.{version}" for package, version in facts["versions"].items()}
+        path.write_text(json.dumps(facts))
+    copy.vouch()
+    copy.verify()
+    told = capsys.readouterr().out
+    for kind, package in [("tokens", "tokenizers"), ("neighbours", "torch"), ("neighbours", "faiss")]:
+        assert f"note: {kind}: made with {package} 999." in told
+    facts = json.loads((copy.folder / "embeddings/main/manifest.json").read_text())
+    assert {"identity", "engine"} <= facts["settings"]["encoder"].keys(), "the encoder's weights"
 
 
 def test_vectors_of_another_engine_are_not_compared(copy):

@@ -1,6 +1,6 @@
 """What Snakemake would run for a changed config, from what it records of every job, without starting it anew."""
 
-import os
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from snakemake.settings.types import (
     RemoteExecutionSettings,
     ResourceSettings,
     SchedulingSettings,
-)  # fmt: skip
+)
 
 Job = tuple[str, tuple[str, ...]]  # rule and outputs
 
@@ -32,9 +32,8 @@ class Plan:
 
     @classmethod
     def of(cls, folder: Path, config: dict[str, Any], targets: set[str]) -> "Plan":
-        """The jobs for `targets` in the project `folder`, whose working directory becomes this process's."""
-        os.chdir(folder)
-        with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+        """The jobs for `targets` in the project `folder`."""
+        with chdir(folder), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
             given = api.workflow(
                 resource_settings=ResourceSettings(cores=2),
                 config_settings=ConfigSettings(config=config),

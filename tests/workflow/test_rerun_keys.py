@@ -1,143 +1,147 @@
 """Every key of the config, changed to another valid value: exactly the declared rules run again."""
 
-import copy
-import shutil
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+import pytest
 
-import yaml
-from pydantic.fields import FieldInfo
+from tests.workflow.conftest import Project
+from tests.workflow.keys import BASE, TARGETS, VALUES, changed, keys, prepare
+from tests.workflow.plan import Plan
 
-from retro.config import Config, parse
-from retro.config_docs import _settings_in
-from retro.config_layers import merged
-from tests.workflow.conftest import ROOT
+# The rules that read what a rule makes: when it runs, they run, and so on.
+FOLLOWS = {
+    "train_tokenizer": "tokenize chunk embed retrieval_words retrieval_neighbours record train",
+    "tokenize": "duplicates chunk embed retrieval_words retrieval_neighbours record train",
+    "duplicates": "neighbours candidates retrieval_neighbours record train",
+    "chunk": "embed assemble neighbours candidates retrieval_words retrieval_neighbours record train",
+    "embed": "index neighbours candidates retrieval_index retrieval_neighbours record train overlap finetune answer",
+    "assemble": "index neighbours candidates retrieval_index retrieval_words retrieval_neighbours record train",
+    "index": "neighbours candidates record train finetune answer",
+    "neighbours": "record train overlap",
+    "retrieval_index": "retrieval_neighbours",
+    "retrieval_words": "retrieval_neighbours",
+    "retrieval_neighbours": "",
+    "record": "train losses summarise overlap filtered sample figures explorer page experiment_comparison experiment "
+    "finetune answer",
+    "train": "losses sample figures page experiment finetune answer",
+    "losses": "summarise filtered explorer experiment_comparison",
+    "summarise": "figures page",
+    "overlap": "filtered",
+    "filtered": "leakage",
+    "leakage": "page",
+    "sample": "page",
+    "figures": "page",
+    "explorer": "page",
+    "page": "",
+    "candidates": "subsample",
+    "subsample": "losses",
+    "experiment_comparison": "experiment",
+    "experiment": "experiments_part",
+    "experiments_part": "",
+    "finetune": "answer",
+    "answer": "score qa",
+    "score": "qa",
+    "qa": "",
+}
 
-TARGETS = {"all", "experiments", "qa"}
-# The tiny config with something of everything: an open book, other retrievals, duplicates, questions, a third run.
-BASE = merged(
-    yaml.safe_load((ROOT / "config/tiny.yaml").read_text(encoding="utf-8")),
-    {
-        "dataset": {
-            "sources": {"book": {"path": "data/book.jsonl", "train": False}},
-            "duplicates": {"action": "exclude"},
-        },
-        "retrievals": {"words": {"retriever": "bm25"}, "fast": {"index": {"factory": "IVF8,Flat"}}},
-        "runs": {"alone": {"architecture": "gpt"}},
-        "qa": {"questions": "data/questions.jsonl", "instructions": ["data/questions.jsonl"]},
-    },
-)
-
-
-def prepare(folder) -> None:
-    """Files that configs here name; only their names count."""
-    shutil.copy(folder / "data/tiny.jsonl", folder / "data/book.jsonl")
-    for name in ["more.jsonl", "questions.jsonl", "others.jsonl", "given.idx", "given.bin", "vocab.json", "merges.txt"]:
-        (folder / "data" / name).write_text("{}\n", encoding="utf-8")
-
-
-def keys(model=Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of the schema, `*` for a name that the config chooses, and its field."""
-    for attribute, field in model.model_fields.items():
-        path, inside = (*prefix, field.alias or attribute), _settings_in(field.annotation)
-        if inside is None:
-            yield ".".join(path), field
-        else:
-            yield from keys(inside, (*path, "*") if "dict" in str(field.annotation) else path)
-
-
-NAMES = {"dataset.sources": "tiny", "retrievals": "fast", "runs": "retro"}  # which of the names is changed
-FOREIGN = {"tokenizer": {"type": "tokenizer.json", "path": "data/vocab.json"}}
-VALUES: dict[str, Any] = {  # where another value cannot be made up from the type; a mapping lies on the whole config
-    "preset": "config/models/tiny.yaml",
-    "results": "elsewhere",
-    "dataset.name": "other",
-    "dataset.sources.*.type": {"dataset": {"sources": {"book": {"type": "megatron", "path": "data/given"}}, **FOREIGN}},
-    "dataset.sources.*.path": "data/more.jsonl",
-    "dataset.sources.*.keep": {"source": ["x"]},
-    "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
-    "dataset.sources.*.weight": 2.0,
-    "dataset.tokenizer.type": {"dataset": FOREIGN},
-    "dataset.tokenizer.path": {"dataset": FOREIGN},
-    "dataset.tokenizer.merges": {
-        "dataset": {"tokenizer": {"type": "gpt2", "path": "data/vocab.json", "merges": "data/merges.txt"}}
-    },
-    "dataset.duplicates.action": "drop",
-    "dataset.duplicates.drop_from": ["train"],
-    "dataset.chunk_length": 64,
-    "dataset.encoder.path": {"dataset": {"encoder": {"type": "transformers", "path": "data"}}},
-    "dataset.index.factory": "Flat",
-    "dataset.neighbours.exclude": ["document", "text"],
-    "dataset.samples.seq_length": 64,
-    "retrievals.*.retriever": "random",
-    "retrievals.*.encoder": {"retrievals": {"fast": {"encoder": {"width": 128}}}},
-    "retrievals.*.index": {"retrievals": {"fast": {"index": {"factory": "IVF4,Flat"}}}},
-    "retrievals.*.neighbours": {"retrievals": {"fast": {"neighbours": {"saved": 10}}}},
-    "model.layers": 4,
-    "model.width": 64,
-    "model.heads": 4,
-    "model.kv_heads": 1,
-    "model.ffn": 64,
-    "model.init_std": 0.02,
-    "model.cca_layers": [2],
-    "model.cca_heads": 1,
-    "model.cca_kv_heads": {"model": {"cca": "standard", "cca_kv_heads": 1}},
-    "model.copy_context": {"model": {"cca": "copy-ready", "copy_context": 4}},
-    "model.encoder_positions": "none",
-    "model.encoder_width": 32,
-    "model.encoder_heads": 1,
-    "model.encoder_ffn": 32,
-    "model.encoder_cross_attention": [],
-    "train.micro_batch_size": 2,
-    "train.exit_minutes": 60,
-    "runs.*.architecture": {"runs": {"alone": {"architecture": "retro"}}},
-    "runs.*.twin": "alone",
-    "runs.*.model": {"runs": {"retro": {"model": {"layers": 4}}}},
-    "runs.*.train": {"runs": {"retro": {"train": {"lr": 0.001}}}},
-    "runs.*.from": "gpt",
-    "runs.*.freeze": {"runs": {"retro": {"from": "gpt", "freeze": "base"}}},
-    "seeds": [1, 2],
-    "evaluate.splits": ["valid"],
-    "evaluate.stride": 32,
-    "evaluate.neighbours_used": 1,
-    "experiments.names": ["cost"],
-    "experiments.of": "retro",
-    "experiments.k": [0, 1],
-    "experiments.fractions": [0.5],
-    "experiments.fraction_seeds": [1],
-    "qa.questions": "data/others.jsonl",
-    "qa.instructions": ["data/others.jsonl"],
-    "qa.splits": ["valid"],
+SEARCH = "neighbours candidates retrieval_neighbours"
+# A section, or a key that differs from the rest of its section: the first rules that it makes run again.
+CHANGES = {
+    "preset": "",  # where settings stand is no setting
+    "results": "train_tokenizer",
+    "dataset.name": "train_tokenizer",
+    "dataset.seed": "train_tokenizer",
+    "dataset.sources": "train_tokenizer",
+    "dataset.sources.*.database": "duplicates assemble",
+    "dataset.sources.*.weight": "record",
+    "dataset.on_error": "train_tokenizer",
+    "dataset.split": "train_tokenizer",
+    "dataset.tokenizer": "train_tokenizer",
+    "dataset.shards": "tokenize tokenize_shard embed_shard index_train index_shard neighbours_shard "
+    "retrieval_index_train retrieval_index_shard retrieval_neighbours_shard",
+    "dataset.duplicates": "duplicates",
+    "dataset.duplicates.action": "duplicates assemble",
+    "dataset.chunk_length": "chunk",
+    "dataset.encoder": "embed",
+    "dataset.retriever": f"words {SEARCH}",
+    "dataset.index": SEARCH,
+    "dataset.index.factory": f"index {SEARCH}",  # the other retrieval names its own
+    "dataset.index.train_vectors": "index retrieval_index",
+    "dataset.index.gpu": "index retrieval_index",
+    "dataset.index.gpu_float16": "index retrieval_index",
+    "dataset.index.bm25_k1": f"retrieval_words {SEARCH}",
+    "dataset.index.bm25_b": f"retrieval_words {SEARCH}",
+    "dataset.neighbours": SEARCH,
+    "dataset.neighbours.saved": "neighbours subsample retrieval_neighbours",  # candidates have a number of their own
+    "dataset.neighbours.recall_sample": "neighbours retrieval_neighbours",
+    "dataset.samples": "record",
+    "retrievals.*.retriever": "retrieval_neighbours",
+    "retrievals.*.encoder": "retrieval_embed retrieval_index",
+    "retrievals.*.index": "retrieval_index",
+    "retrievals.*.neighbours": "retrieval_neighbours",
+    "model": "train",
+    "train": "train",
+    "train.neighbours_used": "train overlap",
+    "train.retrieved_chunks": "train overlap",
+    "runs": "train",
+    "seeds": "train",
+    "evaluate": "losses",
+    "evaluate.splits": "losses overlap candidates retrieval_neighbours",
+    "evaluate.neighbours_used": "losses overlap",
+    "evaluate.random_neighbours": "summarise filtered experiment_comparison",
+    "evaluate.bootstrap": "summarise filtered experiment_comparison",
+    "evaluate.bootstrap_unit": "summarise filtered experiment_comparison",
+    "experiments": "experiment_comparison",
+    "experiments.names": "experiments_part",
+    "experiments.of": "",  # the run that is measured anyway
+    "experiments.candidates": "candidates",
+    "qa": "finetune",
+    "qa.questions": "answer",
+    "qa.splits": "answer",
+    "qa.bootstrap": "score",
+    "generate": "sample",
+    "validate": "",  # no part of `all`
+    "resources": "",  # what a job may use changes no byte
 }
 
 
-def other(field: FieldInfo, value: Any) -> Any:
-    """Another value of a field's type."""
-    if get_origin(field.annotation) is Literal:
-        return next(each for each in get_args(field.annotation) if each != value)
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, float):
-        return value / 2 or 0.1
-    if isinstance(value, str):
-        return f"{value}2"
-    raise KeyError("give it in VALUES")
+def declared(key: str) -> set[str]:
+    """The rules that run when a key changes: those of CHANGES, and all that follows."""
+    parts = key.split(".")
+    sections = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    waiting, seen = CHANGES[next(name for name in sections if name in CHANGES)].split(), set()
+    while waiting:
+        rule = waiting.pop()
+        if rule not in seen:
+            seen.add(rule)
+            waiting.extend(FOLLOWS.get(rule, "").split())
+    return seen
 
 
-def changed(key: str, field: FieldInfo) -> dict[str, Any]:
-    """The base config with one key changed; what the schema does not take is refused by `parse`."""
-    value = VALUES.get(key)
-    if isinstance(value, dict) and key != "dataset.sources.*.keep":
-        return merged(copy.deepcopy(BASE), value)
-    section, _, rest = key.partition(".*")
-    path = [*section.split("."), *([NAMES[section], *rest.strip(".").split(".")] if rest else [])]
-    if value is None:
-        found: Any = parse(BASE).model_dump(mode="json", by_alias=True)
-        for name in path:
-            found = found[name]
-        value = other(field, found)
-    for name in reversed(path):
-        value = {name: value}
-    return merged(BASE, value)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of the project in which nothing was run."""
+    project = Project.create(tmp_path_factory.mktemp("keys") / "project")
+    prepare(project.folder)
+    return project.folder
+
+
+@pytest.fixture(scope="module")
+def base(folder) -> Plan:
+    return Plan.of(folder, BASE, TARGETS)
+
+
+def test_what_follows_each_rule_is_declared(base):
+    found: dict[str, set[str]] = {}
+    for (rule, _), jobs in base.dependants.items():
+        found.setdefault(rule, set()).update(rule for rule, outputs in jobs if outputs)
+    wanted = {rule: set(following.split()) for rule, following in FOLLOWS.items()}
+    assert {rule: following for rule, following in found.items() if rule not in TARGETS - {"qa"}} == wanted
+
+
+@pytest.mark.parametrize(("key", "field"), keys(), ids=[key for key, _ in keys()])
+def test_changing_a_key_runs_exactly_the_declared_rules(folder, base, key, field):
+    assert Plan.of(folder, changed(key, field), TARGETS).after(base) == declared(key)
+
+
+def test_every_declaration_is_of_a_key_or_a_section():
+    known = {".".join(key.split(".")[:count]) for key, _ in keys() for count in range(1, 9)}
+    assert set(CHANGES) | set(VALUES) <= known
