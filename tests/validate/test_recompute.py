@@ -14,7 +14,9 @@ from retro.database.shards import bounds
 from retro.errors import UserError
 from retro.validate import embeddings, index, neighbours, sample, tell, tokens
 from retro.validate.recompute import recompute
-from tests.database.stages import stage
+from tests.database.stages import SPLIT, stage
+from tests.retrieval.test_retrievers import index_bm25
+from tests.retrieval.test_retrievers import neighbours as find_neighbours
 
 STAGES = ("tokens", "chunks", "embeddings", "database", "index", "neighbours")
 
@@ -192,6 +194,34 @@ def test_a_wrong_vector_of_any_index_is_named(corpus, tmp_path, name):
     assert (
         report["recomputed"] == f"{-(-len(vectors) // 32)} of {-(-len(vectors) // 32)} blocks, {len(vectors)} vectors"
     )
+
+
+def test_tokens_that_were_given_are_recomputed_too(copy):
+    source = {"type": "megatron", "path": str(copy.folder / "tokens/main/tokens")}
+    output = copy.folder / "tokens/given/manifest.json"
+    stage(
+        "retro.corpus.tokenize",
+        settings={"source": source, "name": "given", "split": SPLIT, "seed": 1, "on_error": "stop"},
+        tokenizer=copy.folder / "tokenizer/manifest.json",
+        output=output,
+    )
+    assert found([output]) == {}
+    flip(501)(output.parent / "tokens.bin")
+    (report,) = found([output]).values()
+    assert "tokens.bin, document " in report["difference"]
+
+
+@pytest.mark.parametrize("retriever", ["bm25", "random", "shuffled"])
+def test_neighbours_of_every_retriever_are_found_again(corpus, dataset, tmp_path, retriever):
+    searched, output = corpus.manifest("index"), tmp_path / "neighbours/test/manifest.json"
+    if retriever == "bm25":
+        searched = tmp_path / "bm25/manifest.json"
+        index_bm25(corpus, searched)
+    find_neighbours(corpus, output, retriever, searched, "test")
+    assert found([output]) == {}
+    put((3, 1), 0)(output.parent / "ids.npy")
+    (report,) = found([output]).values()
+    assert "ids.npy, chunk 3, column 1: stored 0, recomputed " in report["difference"]
 
 
 def test_a_sample_is_seeded_and_never_empty(copy):
