@@ -118,3 +118,14 @@ def test_retrievals_are_made_beside_the_dataset_and_retrain_nothing(finished, tm
     for name in ("words", "drawn", "others"):
         assert (project.results(f"retrievals/{name}/neighbours/test/manifest.json")).is_file()
     assert not {"train", "embed", "index", "neighbours"} & project.planned()
+
+
+def test_without_snakemakes_own_records_nothing_runs_again(finished):
+    """They say what changed; where they are gone, files that are there and in order of time are taken as they are."""
+    records = finished.folder / ".snakemake"
+    records.rename(finished.folder / "records.kept")
+    try:
+        assert finished.planned() == set()
+    finally:
+        shutil.rmtree(records)
+        (finished.folder / "records.kept").rename(records)
