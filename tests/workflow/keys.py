@@ -9,7 +9,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from retro.config import Config, parse
-from retro.config_docs import _settings_in
+from retro.config_errors import settings_in
 from retro.config_layers import merged
 from tests.workflow.conftest import ROOT
 
@@ -39,7 +39,7 @@ def prepare(folder) -> None:
 def keys(model=Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, FieldInfo]]:
     """Every key of the schema, `*` for a name that the config chooses, and its field."""
     for attribute, field in model.model_fields.items():
-        path, inside = (*prefix, field.alias or attribute), _settings_in(field.annotation)
+        path, inside = (*prefix, field.alias or attribute), settings_in(field.annotation)
         if inside is None:
             yield ".".join(path), field
         else:
