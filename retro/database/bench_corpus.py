@@ -5,8 +5,8 @@ The corpus is text that is installed: sources and documentation of Python, of it
 that the smaller corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake
 preprocesses both with the static encoder and an index of inverted lists, one thread a job. Reported are each job's peak
 memory and CPU seconds for every 1,000 chunks: the kernel's own counts, because Snakemake's benchmark files sample every
-30 s, or theirs where they are higher. Exit status 1 if a job needs more than 2 GiB, or if its memory or its cost grows by
-more than 20 % from the smaller corpus to the larger.
+30 s, or theirs where they are higher. A second call goes on where the first was stopped. Exit status 1 if a job needs
+more than 2 GiB, or if its memory or its cost grows by more than 20 % from the smaller corpus to the larger.
 """
 
 import argparse
@@ -118,8 +118,9 @@ def watch(process: subprocess.Popen) -> dict[str, tuple[float, float]]:
 def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> pd.DataFrame:
     """Run the pipeline up to the recorded config; MiB and CPU seconds for every 1,000 chunks of each job."""
     corpus, settings = folder / f"{megabytes}mb.jsonl", folder / f"{megabytes}mb.json"
-    with replacing(corpus) as temporary, open(temporary, "wb") as file:
-        file.writelines(documents(paths, megabytes * 1_000_000))
+    if not corpus.exists():  # written again, it would be preprocessed again
+        with replacing(corpus) as temporary, open(temporary, "wb") as file:
+            file.writelines(documents(paths, megabytes * 1_000_000))
     write_json(settings, config(folder, megabytes))
     command = [sys.executable, "-m", "snakemake", "preprocess", "--configfile", str(settings), "--cores", str(cores)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
