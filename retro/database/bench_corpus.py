@@ -87,8 +87,13 @@ def config(folder: Path, megabytes: int) -> dict:
             "split": {"by": "document"},
             "tokenizer": {"vocab_size": 8192, "train_bytes": 10_000_000},
             "encoder": {"type": "static"},
-            "index": {"factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8", "train_vectors": 40_000, "nprobe": 4},
-            "neighbours": {"recall_sample": 200},
+            "index": {
+                "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
+                "train_vectors": 40_000,
+                "nprobe": 4,
+                "k_factor": 2,
+            },
+            "neighbours": {"saved": 10, "recall_sample": 200},
         },
         "resources": dict.fromkeys(["tokenize_threads", "embed_threads", "search_threads"], 1),
     }
