@@ -3,10 +3,10 @@
 The corpus is text that is installed: sources and documentation of Python, of its packages and of the system
 (/usr/share/doc). Each file of up to 100 kB is a document, equal ones once, in the order of a hash of their content, so
 that the smaller corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake
-preprocesses both with the static encoder and an index of inverted lists, one thread a job. Reported are the peak memory
-of each job (the kernel's own mark, because Snakemake's benchmark files sample it too rarely; theirs where it is higher)
-and, from those files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its
-memory or its cost grows by more than 20 % from the smaller corpus to the larger.
+preprocesses both with the static encoder and an index of inverted lists, one thread a job. Reported are each job's peak
+memory and CPU seconds for every 1,000 chunks: the kernel's own counts, because Snakemake's benchmark files sample every
+30 s, or theirs where they are higher. A second call goes on where the first was stopped. Exit status 1 if a job needs
+more than 2 GiB, or if its memory or its cost grows by more than 20 % from the smaller corpus to the larger.
 """
 
 import argparse
@@ -87,8 +87,13 @@ def config(folder: Path, megabytes: int) -> dict:
             "split": {"by": "document"},
             "tokenizer": {"vocab_size": 8192, "train_bytes": 10_000_000},
             "encoder": {"type": "static"},
-            "index": {"factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8", "train_vectors": 40_000, "nprobe": 4},
-            "neighbours": {"recall_sample": 200},
+            "index": {
+                "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
+                "train_vectors": 40_000,
+                "nprobe": 4,
+                "k_factor": 2,
+            },
+            "neighbours": {"saved": 10, "recall_sample": 200},
         },
         "resources": dict.fromkeys(["tokenize_threads", "embed_threads", "search_threads"], 1),
     }
@@ -99,16 +104,18 @@ def named(path: str) -> str:
     return path.rpartition(".")[0].replace("/installed", "")
 
 
-def watch(process: subprocess.Popen) -> dict[str, float]:
-    """Wait for Snakemake; the most MiB that a process of each job had, as the kernel counted."""
-    marks: dict[str, float] = {}
+def watch(process: subprocess.Popen) -> dict[str, tuple[float, float]]:
+    """Wait for Snakemake; of the largest process of each job, as the kernel counts: most MiB, CPU seconds."""
+    marks: dict[str, tuple[float, float]] = {}
     while process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error, OSError):
                 shell = LOG.search(" ".join(child.parent().cmdline()))
                 mark = MARK.search(Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8"))
                 if shell and mark:
-                    marks[named(shell[1])] = max(marks.get(named(shell[1]), 0), int(mark[1]) / 1024)
+                    job, times = named(shell[1]), child.cpu_times()
+                    memory, cpu = marks.get(job, (0.0, 0.0))
+                    marks[job] = max(memory, int(mark[1]) / 1024), max(cpu, times.user + times.system)
         time.sleep(PAUSE)
     return marks
 
@@ -116,8 +123,9 @@ def watch(process: subprocess.Popen) -> dict[str, float]:
 def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> pd.DataFrame:
     """Run the pipeline up to the recorded config; MiB and CPU seconds for every 1,000 chunks of each job."""
     corpus, settings = folder / f"{megabytes}mb.jsonl", folder / f"{megabytes}mb.json"
-    with replacing(corpus) as temporary, open(temporary, "wb") as file:
-        file.writelines(documents(paths, megabytes * 1_000_000))
+    if not corpus.exists():  # written again, it would be preprocessed again
+        with replacing(corpus) as temporary, open(temporary, "wb") as file:
+            file.writelines(documents(paths, megabytes * 1_000_000))
     write_json(settings, config(folder, megabytes))
     command = [sys.executable, "-m", "snakemake", "preprocess", "--configfile", str(settings), "--cores", str(cores)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -127,12 +135,16 @@ def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> p
         raise UserError(f"snakemake preprocess failed for {settings}: correct what its log above says.")
     made = folder / f"{megabytes}mb"
     chunks = read_json(made / "chunks/installed/manifest.json")["counts"]["chunks"]
+    marks_file = folder / f"{megabytes}mb.marks.json"  # of jobs that an earlier call ran
+    marks = (read_json(marks_file) if marks_file.exists() else {}) | marks
+    write_json(marks_file, marks)
     rows = []
     for path in sorted((made / "benchmarks").rglob("*.jsonl")):
         facts = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         job = named(path.relative_to(made / "benchmarks").as_posix())
-        memory = max(marks.get(job, 0), float(facts["max_rss"]))
-        rows.append({"job": job, "memory": memory, "cpu": float(facts["cpu_time"])})
+        memory, cpu = marks.get(job, (0.0, 0.0))
+        memory, cpu = max(memory, float(facts["max_rss"])), max(cpu, float(facts["cpu_time"]))
+        rows.append({"job": job, "memory": memory, "cpu": cpu})
     table = pd.DataFrame(rows).set_index("job")
     table["cost"] = table["cpu"] / chunks * 1000
     print(f"{megabytes} MB: {chunks:,} chunks", file=sys.stderr)

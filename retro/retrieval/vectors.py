@@ -10,6 +10,7 @@ from retro.paging import release
 
 AROUND = 1 << 16  # bytes that a system maps around a vector
 RESIDENT = 1 << 26  # bytes mapped before they are handed back
+PIECE = RESIDENT // AROUND // 2  # vectors read before that is looked at
 
 
 class Vectors:
@@ -41,13 +42,16 @@ class Vectors:
         """float32 [n, width]: vectors of global rows."""
         rows = np.asarray(rows)
         found = np.empty((len(rows), self.width), np.float32)
+        for start in range(0, len(rows), PIECE):
+            self._read(rows[start : start + PIECE], found[start : start + PIECE])
+        return found
+
+    def _read(self, rows: np.ndarray, found: np.ndarray) -> None:
         source = np.searchsorted(self._offsets, rows, side="right") - 1
         for number in np.unique(source):
             here = source == number
             found[here] = self._arrays[number][rows[here] - self._offsets[number]]
-        span = int(rows.max() - rows.min() + 1) * self.width * 4 if len(rows) else 0
-        self._touched += min(span, len(rows) * AROUND)
+        self._touched += min(int(rows.max() - rows.min() + 1) * self.width * 4, len(rows) * AROUND)
         if self._touched > RESIDENT:
             release(*self._arrays)
             self._touched = 0
-        return found
