@@ -70,8 +70,8 @@ def windows(text: Text, length: int, chunks: int) -> Iterator[Window]:
 class Lookups:
     """Neighbours of chunks, each text searched once; a `Lookup` of `retro.evaluation.decoding`.
 
-    A run fine-tuned to answer finds them as in its fine-tuning (`whole`): with the titles of pages, and for a context as
-    a whole, whatever chunk is read. Others look up each chunk, as in generation.
+    A run fine-tuned to answer finds them as in its fine-tuning (`whole`): with the titles of pages, and for a context
+    as a whole, whatever chunk is read. Others look up each chunk, as in generation.
     """
 
     def __init__(self, dataset: Dataset, run: dict[str, Any], threads: int = 1):
