@@ -3,6 +3,7 @@
 Only `retro.qa.harness` imports this module: lm-eval has a lock, and a folder, of its own.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,7 @@ class RetroLM(TemplateLM):
         super().__init__()
         self.dataset, self.lookups, self.batch_size = dataset, lookups, batch_size
         self.reader = Reader(model, run, dataset, lookups, batch_size)
-        self.decoder = Decoder(
-            model,
-            dataset.store,
-            seq_length=dataset.seq_length,
-            eod_id=dataset.tokenizer.eod_id,
-            retrieved_chunks=run["train"]["retrieved_chunks"],
-            lookup=lookups,
-        )
+        self.model, self.retrieved = model, run["train"]["retrieved_chunks"]
 
     @property
     def eot_token_id(self) -> int:
@@ -66,6 +60,20 @@ class RetroLM(TemplateLM):
                 shown.update(1)
         return found
 
+    def decoder(self, prompt: np.ndarray) -> Decoder:
+        """What continues a prompt, int64 [n]."""
+        lookup = self.lookups
+        if lookup is not None and lookup.whole:
+            lookup = partial(lambda found, chunk: found, lookup(prompt))
+        return Decoder(
+            self.model,
+            self.dataset.store,
+            seq_length=self.dataset.seq_length,
+            eod_id=self.eot_token_id,
+            retrieved_chunks=self.retrieved,
+            lookup=lookup,
+        )
+
     def _write(self, context: str, options: dict[str, Any], seed: int) -> str:
         """What follows a context, up to a stop sequence, the end of document or the most tokens a task allows.
 
@@ -76,7 +84,7 @@ class RetroLM(TemplateLM):
         prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
         sampler = Sampler(wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
         padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
-        for step in self.decoder.write(prompt, wanted["max_gen_toks"], sampler, padding):
+        for step in self.decoder(prompt).write(prompt, wanted["max_gen_toks"], sampler, padding):
             tokens.append(step.token)
             text = self.dataset.tokenizer.decode(tokens)
             if any(stop in text for stop in until):

@@ -70,18 +70,26 @@ def windows(text: Text, length: int, chunks: int) -> Iterator[Window]:
 class Lookups:
     """Neighbours of chunks, each text searched once; a `Lookup` of `retro.evaluation.decoding`.
 
-    A run fine-tuned to answer finds them as in its fine-tuning, with the titles of pages; others as in generation.
+    A run fine-tuned to answer finds them as in its fine-tuning (`whole`): with the titles of pages, and for a context
+    as a whole, whatever chunk is read. Others look up each chunk, as in generation.
     """
 
     def __init__(self, dataset: Dataset, run: dict[str, Any], threads: int = 1):
-        self.dataset, self.known = dataset, {}
-        if "qa" in run:
+        self.dataset, self.whole, self.known = dataset, "qa" in run, {}
+        if self.whole:
             qa = QuestionSettings(**run["qa"])
             lookup = QuestionLookup(dataset, qa.neighbours_used, qa.candidates, qa.title_weight, threads)
             self.k, self.find = lookup.k, lambda texts: lookup([question_of(text) for text in texts])
         else:
             searcher, self.k = Searcher(dataset, threads), run["train"]["neighbours_used"]
             self.find = lambda texts: dataset.neighbour_rows(searcher.search(texts, self.k)[0])
+
+    def query(self, text: Text, chunk: int) -> np.ndarray:
+        """The tokens that are looked up when a chunk of a text is full."""
+        m = self.dataset.chunk_length
+        if self.whole and text.first > text.padding:
+            return text.tokens[text.padding : text.first]
+        return text.tokens[max(text.padding, chunk * m) : (chunk + 1) * m]
 
     def ahead(self, chunks: list[np.ndarray]) -> None:
         """Search for chunks that will be asked for, many at a time."""
@@ -160,7 +168,7 @@ class Reader:
         m, full = self.dataset.chunk_length, {}
         for i, each in enumerate(batch):
             for chunk in range(each.start, (each.high - 1) // m):
-                full[i, chunk - each.start] = each.text.tokens[max(each.text.padding, chunk * m) : (chunk + 1) * m]
+                full[i, chunk - each.start] = self.lookups.query(each.text, chunk)
         self.lookups.ahead(list(full.values()))
         rows = np.full((len(batch), chunks, self.lookups.k), -1, np.int64)
         for place, tokens in full.items():
