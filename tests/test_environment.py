@@ -113,3 +113,13 @@ def test_the_conda_file_installs_the_locks(tmp_path):
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "-r", str(tmp_path / "conda.txt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Would install" not in done.stdout, done.stdout + done.stderr
+
+
+def test_both_images_are_made_of_the_same_files():
+    definition = (ROOT / "envs/retro.def").read_text(encoding="utf-8")
+    section = definition.partition("%files\n")[2].partition("\n\n")[0]
+    apptainer = {line.split()[0] for line in section.splitlines()}
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    docker = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert apptainer == docker
+    assert all(list(ROOT.glob(name)) for name in docker)
