@@ -74,7 +74,7 @@ def entries(index: faiss.Index, ids: np.ndarray) -> Entries:
         yield "code, decoded,", layer.reconstruct_batch(ids)
     else:
         raise UserError(
-            f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part. Set validate to leave it out."
+            f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part; use python -m retro.verify."
         )
 
 
