@@ -13,10 +13,10 @@ WHEELS ?=
 ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
 .PHONY: help run report archive harness test test-slurm test-container test-faults check audit \
-        bench bench-model bench-database wheels image clean
+        bench bench-model bench-database bench-corpus wheels image clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another config
 	@$(ACTIVE) python -m retro.run --config $(CONFIG) --cores $(CORES)
@@ -58,6 +58,9 @@ bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and 
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
 	@$(ACTIVE) python -m retro.retrieval.bench_peer
+
+bench-corpus: .venv/installed  ## memory and cost of preprocessing 25 and 100 MB of installed text (half an hour)
+	@$(ACTIVE) python -m retro.database.bench_corpus
 
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 

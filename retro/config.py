@@ -43,8 +43,8 @@ class DatasetSettings(Settings):
         1,
         gt=0,
         le=10_000,
-        description="Jobs that embedding (of each source), the index and the neighbours (of each split) are "
-        "divided into. What is made does not depend on it.",
+        description="Jobs that tokenizing and embedding (of each source), the index and the neighbours (of each split) "
+        "are divided into. What is made does not depend on it.",
     )
     duplicates: DuplicateSettings = Field(
         DuplicateSettings(),
@@ -125,7 +125,9 @@ class ResourceSettings(Settings):
     )
     nodes: int = Field(1, gt=0, description="Nodes of a training; several are nodes of one SLURM job.")
     processes: int = Field(
-        1, gt=0, description="Processes of a training on each node; they share samples, and what train.parallel says."
+        1,
+        gt=0,
+        description="Processes of a training on each node; they share its samples, and more as train.parallel says.",
     )
 
 

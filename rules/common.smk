@@ -7,6 +7,7 @@ Both are params, so Snakemake reruns a rule when either changes. Everything else
 import json
 import os
 import shlex
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -36,8 +37,11 @@ SPLITS = ["train", "valid", "test"]
 WHOLE = DATASET.facts()
 RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
 DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]
-# What is read of a source; a weight only decides how often its samples are trained on.
-READ = {name: {key: value for key, value in each.items() if key != "weight"} for name, each in WHOLE["sources"].items()}
+# What is read of a source; `weight` and `database` only say what is done with it.
+READ = {
+    name: {key: value for key, value in each.items() if key not in ("weight", "database")}
+    for name, each in WHOLE["sources"].items()
+}
 RESOURCES = CONFIG.resources
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 TWINS = json.dumps({name: {"twin": run["twin"], "seed": run["seed"]} for name, run in RUNS.items()})
@@ -48,6 +52,15 @@ RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retr
 
 EXPERIMENTS = CONFIG.experiments
 MEASURED = EXPERIMENTS.of or (FIRST_RETRO and FIRST_RETRO.removesuffix(f"-s{RUNS[FIRST_RETRO]['seed']}"))
+
+VALIDATED = {  # what is recomputed by `snakemake validate`, with how many threads
+    "tokens": RESOURCES.tokenize_threads,
+    "chunks": 1,
+    "database": 1,
+    "embeddings": RESOURCES.embed_threads,
+    "index": RESOURCES.search_threads,
+    "neighbours": RESOURCES.search_threads,
+}
 
 
 wildcard_constraints:
@@ -151,6 +164,16 @@ def models():
     return [f"{D}/runs/{run}/{name}" for run in RUNS for name in ["model.safetensors", "model.json", "metrics.jsonl"]]
 
 
+def launch():
+    """How a training is started: on several nodes it starts the container itself, as in there no srun is."""
+    options = f"--nodes {RESOURCES.nodes} --processes {RESOURCES.processes}"
+    deployment = workflow.deployment_settings
+    if RESOURCES.nodes > 1 and any(method.name == "APPTAINER" for method in deployment.deployment_method):
+        inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
+        options += f" --inside {shlex.quote(inside)}"
+    return options
+
+
 def explored():
     """Losses the explorer shows side by side: the first RETRO run's, and its twin's."""
     split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]
@@ -207,3 +230,17 @@ def answered():
     tuned = CONFIG.qa.name
     answering = [(run, name) for run in runs for name in (f"{run}-{tuned}", run)]
     return [f"{D}/{tuned}/{name}.{mode}.jsonl" for run, name in answering for mode in modes_of[run]]
+
+
+def stored(stage):
+    """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
+    own = [path for path in manifests() if path.startswith(f"{D}/{stage}/")]
+    folders = [Path(RETRIEVALS.folder(name), stage) for name in RETRIEVALS.named]
+    return own + [path.as_posix() for folder in folders for path in sorted(folder.glob("**/manifest.json"))]
+
+
+def dense():
+    """Names of the retrievals whose indexes are drawn, which the default config has none of."""
+    if not DENSE:
+        raise WorkflowError("retrievals: the config names none with an index. Take config/indexes.yaml, or name some.")
+    return DENSE

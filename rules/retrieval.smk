@@ -25,7 +25,7 @@ rule index_train:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.index"),
-        settings=section(index=WHOLE["index"], seed=DATASET.seed),
+        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
     shell:
         "python -m retro.retrieval.index"
         " --settings {params.settings:q}"
@@ -57,7 +57,7 @@ rule index_shard:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.index"),
-        settings=section(index=WHOLE["index"], seed=DATASET.seed),
+        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
     shell:
         "python -m retro.retrieval.index"
         " --settings {params.settings:q}"
@@ -93,7 +93,7 @@ rule index:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.index"),
-        settings=section(index=WHOLE["index"], seed=DATASET.seed),
+        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
     shell:
         "python -m retro.retrieval.index"
         " --settings {params.settings:q}"

@@ -38,6 +38,7 @@ rule words:
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --chunks {input.chunks:q}"
+        " --memory {resources.mem_mb}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"
 
@@ -202,16 +203,19 @@ rule retrievals:
 
 
 rule indexes:
-    """Drawing what the indexes of the config's retrievals find, and at what cost."""
+    """What the indexes of the config's retrievals find, and at what cost; the next `snakemake` puts it in the report."""
     input:
         config=rules.record.output.config,
-        neighbours=[f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in DENSE],
+        neighbours=lambda wildcards: [
+            f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in dense()
+        ],
         indexes=[RETRIEVALS.searched(name)[0] for name in DENSE],
         arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in DENSE]),
     output:
         csv=f"{D}/figures/indexes.csv",
         svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
         png=f"{D}/figures/indexes.png",
+        part=f"{D}/parts/indexes.html",
     log:
         f"{D}/logs/indexes.log",
     benchmark:
@@ -233,4 +237,5 @@ rule indexes:
         " --indexes {input.indexes:q}"
         " --split {params.split}"
         " --output-folder {params.folder:q}"
+        " --part {output.part:q}"
         " 2>&1 | tee {log:q}"

@@ -6,16 +6,6 @@ out    {D}/runs/<run>: model.safetensors, model.json, metrics.jsonl
 """
 
 
-def launch():
-    """How a training is started: on several nodes it starts the container itself, as in there no srun is."""
-    options = f"--nodes {RESOURCES.nodes} --processes {RESOURCES.processes}"
-    deployment = workflow.deployment_settings
-    if RESOURCES.nodes > 1 and any(method.name == "APPTAINER" for method in deployment.deployment_method):
-        inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
-        options += f" --inside {shlex.quote(inside)}"
-    return options
-
-
 rule train:
     """Training {wildcards.run}."""
     input:

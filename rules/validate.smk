@@ -5,27 +5,6 @@ steps  recompute, one job a stage; validate tells what they found
 out    {D}/validate/<stage>.json
 """
 
-import time
-
-THREADS = {
-    "tokens": RESOURCES.tokenize_threads,
-    "chunks": 1,
-    "database": 1,
-    "embeddings": RESOURCES.embed_threads,
-    "index": RESOURCES.search_threads,
-    "neighbours": RESOURCES.search_threads,
-}
-
-
-def stored(stage):
-    """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
-    own = [path for path in manifests() if path.startswith(f"{D}/{stage}/")]
-    return own + [
-        path.as_posix()
-        for name in RETRIEVALS.named
-        for path in sorted(Path(RETRIEVALS.folder(name), stage).glob("**/manifest.json"))
-    ]
-
 
 rule recompute:
     """Recomputing a sample of what is stored: {wildcards.stage}."""
@@ -33,11 +12,9 @@ rule recompute:
         report=f"{D}/validate/{{stage}}.json",
     log:
         f"{D}/logs/validate/{{stage}}.log",
-    benchmark:
-        f"{D}/benchmarks/validate/{{stage}}.jsonl"
     wildcard_constraints:
-        stage="|".join(THREADS),
-    threads: lambda wildcards: THREADS[wildcards.stage]
+        stage="|".join(VALIDATED),
+    threads: lambda wildcards: VALIDATED[wildcards.stage]
     resources:
         mem_mb=16000,
         runtime="24h",
@@ -60,7 +37,7 @@ rule recompute:
 rule validate:
     """Recomputing a sample of everything that preprocessing stored."""
     input:
-        reports=expand(rules.recompute.output.report, stage=THREADS),
+        reports=expand(rules.recompute.output.report, stage=VALIDATED),
     log:
         f"{D}/logs/validate.log",
     localrule: True

@@ -103,38 +103,39 @@ def test_the_peak_is_what_pytorch_allocates(name, precision, recompute):
     assert planned == pytest.approx(measured(settings, architecture, work), rel=0.15)
 
 
-def held(rank, port, settings, precision, queue):
+def held(rank, port, settings, queue):
     """What one of two FSDP processes holds after a step: bytes of its parameters, gradients, moments."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
     world = World.start(1)
-    model = build_model(settings, architecture="retro", seed=1, **SHAPE)
-    parts = parallelize(model, world, ParallelSettings(fsdp=True), "layers", precision)
-    optimizer = build_optimizer(parts, TrainSettings())
-    tokens = torch.zeros(1, 128, dtype=torch.int64)
-    neighbours = torch.zeros(1, 8, 2, 32, dtype=torch.int64)
-    with world.autocast(precision):
-        losses = model(tokens, neighbours, torch.ones_like(neighbours, dtype=torch.bool), tokens)
-    losses.mean().backward()
-    gradients = parts.take_gradients()
-    optimizer.step()
-    moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
-    dtypes = {tensor.dtype for tensor in (*gradients, *moments, *parts.parameters())}
-    sizes = [sum(tensor.nbytes for tensor in found) for found in (parts.parameters(), gradients, moments)]
-    queue.put((sizes, dtypes == {torch.float32}, losses.isfinite().all().item()))
+    for precision in ("fp32", "bf16"):
+        model = build_model(settings, architecture="retro", seed=1, **SHAPE)
+        parts = parallelize(model, world, ParallelSettings(fsdp=True), "layers", precision)
+        optimizer = build_optimizer(parts, TrainSettings())
+        tokens = torch.zeros(1, 128, dtype=torch.int64)
+        neighbours = torch.zeros(1, 8, 2, 32, dtype=torch.int64)
+        with world.autocast(precision):
+            losses = model(tokens, neighbours, torch.ones_like(neighbours, dtype=torch.bool), tokens)
+        losses.mean().backward()
+        gradients = parts.take_gradients()
+        optimizer.step()
+        moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+        dtypes = {tensor.dtype for tensor in (*gradients, *moments, *parts.parameters())}
+        sizes = [sum(tensor.nbytes for tensor in found) for found in (parts.parameters(), gradients, moments)]
+        queue.put((precision, sizes, dtypes == {torch.float32}, losses.isfinite().all().item()))
     world.finish()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_processes_hold_half_of_the_state_in_fp32(precision):
+def test_two_processes_hold_half_of_the_state_in_fp32():
     settings = ModelSettings(layers=6, width=64, heads=4, flavour="megatron")
-    planned = step(settings, "retro", Work(1, **SHAPE, neighbours=2, precision=precision, fsdp=True), ranks=2)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(held, (port, settings, precision, queue), nprocs=2)
-    for _ in range(2):
-        found, fp32, finite = queue.get()
+    torch.multiprocessing.spawn(held, (port, settings, queue), nprocs=2)
+    for _ in range(4):
+        precision, found, fp32, finite = queue.get()
+        work = Work(1, **SHAPE, neighbours=2, precision=precision, fsdp=True)
+        planned = step(settings, "retro", work, ranks=2)
         assert found == pytest.approx([planned.parameters, planned.gradients, planned.optimizer], rel=0.15)
         assert fp32 and finite
 
@@ -142,14 +143,14 @@ def test_two_processes_hold_half_of_the_state_in_fp32(precision):
 def test_the_largest_preset_fits_into_eight_gpus():
     settings = ModelSettings(flavour="megatron", layers=48, width=2560, heads=32)
     work = Work(1, 50304, 2048, 64, 128, neighbours=2, precision="bf16")
-    eight, sixteen = (fit(settings, "retro", work, gpus, 32, 80e9) for gpus in (8, 16))
+    eight, sixteen = (fit(settings, "retro", work, gpus=gpus, limit=32, room=80e9) for gpus in (8, 16))
     assert eight.step.state == pytest.approx(16 * 4_461_291_520 / 8, rel=0.001)
     assert 0 < eight.micro_batch <= sixteen.micro_batch
     for found in (eight, sixteen):
         assert found.step.total <= 0.9 * 80e9 < step(
             settings, "retro", Work(found.micro_batch + 1, 50304, 2048, 64, 128, 2, "bf16", fsdp=True), ranks=found.gpus
         ).total  # fmt: skip
-    assert fit(settings, "retro", work, 1, 32, 80e9).micro_batch == 0
+    assert fit(settings, "retro", work, gpus=1, limit=32, room=80e9).micro_batch == 0
 
 
 def test_a_frozen_decoder_needs_neither_gradients_nor_moments():

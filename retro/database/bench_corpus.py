@@ -1,12 +1,12 @@
 """Measure preprocessing at two sizes of a corpus: python -m retro.database.bench_corpus
 
 The corpus is text that is installed: sources and documentation of Python, of its packages and of the system
-(/usr/share/doc). Each file is a document, equal ones once, in the order of a hash of their content, so that the smaller
-corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake preprocesses both with
-the static encoder and an index of inverted lists, one thread a job. Reported are the peak memory of each job (the
-kernel's own mark, because Snakemake's benchmark files sample it too rarely; theirs where it is higher) and, from those
-files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its memory or its cost
-grows by more than 20 % from the smaller corpus to the larger.
+(/usr/share/doc). Each file of up to 100 kB is a document, equal ones once, in the order of a hash of their content, so
+that the smaller corpus is a random sample of the larger; the same installation gives the same corpus. Snakemake
+preprocesses both with the static encoder and an index of inverted lists, one thread a job. Reported are the peak memory
+of each job (the kernel's own mark, because Snakemake's benchmark files sample it too rarely; theirs where it is higher)
+and, from those files, CPU seconds for every 1,000 chunks. Exit status 1 if a job needs more than 2 GiB, or if its
+memory or its cost grows by more than 20 % from the smaller corpus to the larger.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from retro.artifacts import read_json, replacing, write_json
 from retro.errors import UserError
 
 KINDS = {".py", ".pyi", ".h", ".md", ".rst", ".txt", ".jsonl"}
+LONGEST = 100_000  # bytes of a file; longer ones are mostly tables and generated code
 SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a virtual environment was made with
 MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
 LISTS = 10  # inverted lists for each megabyte of text: as many vectors a list at both sizes
@@ -54,7 +55,7 @@ def found(folders: list[Path]) -> list[Path]:
             below[:] = sorted(name for name in below if name not in SKIPPED and not name.startswith("."))
             for name in sorted(names):
                 path = Path(place, name)
-                if path.suffix in KINDS and path.is_file() and not path.is_symlink():
+                if path.suffix in KINDS and path.is_file() and not path.is_symlink() and path.stat().st_size <= LONGEST:
                     files.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
     return [files[key] for key in sorted(files)]
 

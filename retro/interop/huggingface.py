@@ -66,7 +66,7 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
         config |= {"tie_word_embeddings": False, "use_cache": False}
         weights = {f"retro.{name}": tensor for name, tensor in weights.items()}
         copy_modules(output)
-    ends = {"eos_token_id": recorded["eod_id"], "pad_token_id": recorded["pad_id"], "bos_token_id": None}
+    ends = {"eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id, "bos_token_id": None}
     with replacing(output / "model.safetensors") as temporary:
         state = {name: tensor.contiguous() for name, tensor in sorted(weights.items())}
         save_file(state, temporary, metadata={"format": "pt"})

@@ -38,14 +38,19 @@ FACTS = {
 }
 
 
-def load(state_path: Path, out: Path, given: dict[str, Any]) -> None:
-    """Import a state dict into `out`; `given` are facts by Megatron's names, which win over STATE.json."""
+def load(state_path: Path, out: Path, given: dict[str, Any], tokens: int | None = None) -> None:
+    """Import a state dict into `out`; `given` are facts by Megatron's names, which win over STATE.json.
+
+    `tokens` is the tokenizer's vocabulary: rows beyond it, with which Megatron pads its tables, are cut off.
+    """
     state = read_state(state_path)
     beside = state_path.with_suffix(".json")
     facts = flatten(read_json(beside)) if beside.exists() else {}
     facts |= flatten({name: value for name, value in given.items() if value is not None})
     found = infer({name: tuple(t.shape) for name, t in state.items()}, facts, str(state_path))
     ours = from_megatron(state, found.settings, found.architecture)
+    if tokens is not None:
+        _cut(ours, found.lengths, tokens, state_path)
     with torch.device("meta"):
         model = build_model(found.settings, architecture=found.architecture, seed=None, **found.lengths)
     for name, parameter in model.named_parameters():
@@ -73,6 +78,16 @@ def load(state_path: Path, out: Path, given: dict[str, Any]) -> None:
     )
     shape = f"{found.settings.layers} layers x {found.settings.width} x {found.settings.heads} heads"
     print(f"{out / 'model.json'}: {found.architecture}, {shape}, {parameters:,} parameters")
+
+
+def _cut(ours: dict[str, torch.Tensor], lengths: dict[str, int], tokens: int, state_path: Path) -> None:
+    """Keep the rows of `tokens` tokens in the token table and the head."""
+    if not 0 < tokens <= lengths["vocab_size"]:
+        raise UserError(f"{state_path}: holds {lengths['vocab_size']} tokens, --tokens wants {tokens} of them")
+    for name in ("embedding.tokens.weight", "head.weight"):
+        if name in ours:
+            ours[name] = ours[name][:tokens]
+    lengths["vocab_size"] = tokens
 
 
 def save(folder: Path, state_path: Path, spec: str) -> None:
@@ -157,6 +172,9 @@ def main() -> None:
     reading.add_argument("out", type=Path, help="folder for model.safetensors and model.json")
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    reading.add_argument(
+        "--tokens", type=int, help="vocabulary of the tokenizer; Megatron's padding beyond it is cut off"
+    )
     reading.add_argument("--encoder-residual", choices=("normed", "raw"), help="raw: a legacy (non-core) model")
     reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
     writing = commands.add_parser("export", help="a model folder becomes a Megatron state dict")
@@ -171,6 +189,7 @@ def main() -> None:
             options.state,
             options.out,
             {name: getattr(options, name) for name in (*FACTS, "gelu_tanh", "encoder_residual")},
+            options.tokens,
         )
     elif options.command == "export":
         save(options.model, options.state, options.spec)

@@ -132,9 +132,18 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
             precision=train["precision"],
             recompute=train["recompute"],
         )
-        alone = step(model, architecture, work, freeze=facts["freeze"] == "base")
+        frozen = facts["freeze"] == "base"
+        alone = step(model, architecture, work, freeze=frozen)
         fits = [
-            fit(model, architecture, replace(work, recompute=recompute), gpus, max(1, batch // gpus), room)
+            fit(
+                model,
+                architecture,
+                replace(work, recompute=recompute),
+                gpus=gpus,
+                limit=max(1, batch // gpus),
+                room=room,
+                freeze=frozen,
+            )
             for gpus in shards
             for recompute in ("none", "layers")
         ]

@@ -106,17 +106,23 @@ def step(settings: ModelSettings, architecture: str, work: Work, *, ranks: int =
     return Step(4 * sum(held.values()), 4 * trained, 8 * trained, gathered, peak)
 
 
-def fit(settings: ModelSettings, architecture: str, work: Work, gpus: int, limit: int, room: float) -> Fit:
+def fit(
+    settings: ModelSettings, architecture: str, work: Work, *, gpus: int, limit: int, room: float, freeze: bool = False
+) -> Fit:
     """The largest micro batch up to `limit` with which `gpus` of `room` bytes, that share the model by FSDP2, take a
     step; SAFE of each is planned.
 
     Activations grow in proportion to the micro batch, so that two of them tell all.
     """
-    one, two = (step(settings, architecture, replace(work, micro_batch=b, fsdp=True), ranks=gpus) for b in (1, 2))
+
+    def at(size: int) -> Step:
+        here = replace(work, micro_batch=size, fsdp=True)
+        return step(settings, architecture, here, ranks=gpus, freeze=freeze)
+
+    one, two = at(1), at(2)
     size = int((SAFE * room - one.total) // (two.total - one.total)) + 1
     size = max(0, min(limit, size))
-    found = step(settings, architecture, replace(work, micro_batch=max(size, 1), fsdp=True), ranks=gpus)
-    return Fit(gpus, work.recompute, size, found)
+    return Fit(gpus, work.recompute, size, at(max(size, 1)))
 
 
 @lru_cache

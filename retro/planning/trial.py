@@ -20,7 +20,7 @@ from retro.errors import UserError
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.planning.estimates import BASE
-from retro.planning.memory import Work, activations, step
+from retro.planning.memory import Work, step
 from retro.training.distribution import World
 from retro.training.parallel import parallelize
 from retro.training.settings import ParallelSettings
@@ -52,7 +52,8 @@ def main() -> None:
         raise UserError(f"--tokens is {options.tokens}; wanted {wanted}.")
     whole = step(settings, "retro", work)
     lengths, work = work.lengths, replace(work, seq_length=options.tokens)
-    planned = BASE["train"] * 1e6 + whole.parameters + whole.gradients + activations(settings, "retro", work)
+    passing = step(settings, "retro", work).activations
+    planned = BASE["train"] * 1e6 + whole.parameters + whole.gradients + passing
     has = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(f"plan       {planned / 1e9:.2f} GB; {has / 1e9:.1f} GB are free", flush=True)
     if planned > has:

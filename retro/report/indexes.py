@@ -1,21 +1,59 @@
-"""Measure the indexes of a config's retrievals and draw recall against cost: indexes.csv, .svg, .png."""
+"""The report's section Indexes: recall and cost of a config's retrievals; indexes.csv, .svg, .png and its HTML."""
 
 import argparse
 import csv
 import sys
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from retro import errors
-from retro.artifacts import read_manifest, replacing
+from retro.artifacts import read_manifest, replacing, write_text
 from retro.errors import UserError
 from retro.recorded import Dataset
 from retro.report.recall import draw_indexes
+from retro.report.svg import figure
 from retro.retrieval.approximate import read_mapped
 from retro.retrieval.costs import Sample
 from retro.retrieval.settings import IndexSettings
 
 STAGE = "retro.report.indexes"
 COLUMNS = ["name", "factory", "recall", "recall_of_split", "ms", "bytes"]
+
+ENOUGH = 0.95  # recall that the section's first sentence asks for
+CAPTION = (
+    "Each point is an index: the share of the exact nearest neighbours that it finds, and what a query costs on one "
+    "CPU core, exclusion and exact scores of the candidates included. The larger a point, the more bytes a vector "
+    "takes. Exact search is hard to beat on a small database, but costs as much more as the database is larger."
+)
+HEAD = (
+    '<tr><th>retrieval</th><th>index</th><th class="n">recall@{k}</th><th class="n">recall@{k}, all of {split}</th>'
+    '<th class="n">CPU ms a query</th><th class="n">bytes a vector</th></tr>'
+)
+
+
+def sentence(rows: list[dict[str, Any]], k: int, vectors: int, queries: int) -> str:
+    """What was measured, and the cheapest and the smallest index that find enough."""
+    told = (
+        f"Different indexes over the {vectors:,} vectors of the database, searched for the {k} nearest neighbours of "
+        f"{queries:,} chunks."
+    )
+    enough = [row for row in rows if row["recall"] >= ENOUGH]
+    if not enough:
+        return f"{told} None finds {ENOUGH:.0%} of them."
+    fast, small = (min(enough, key=lambda row: (row[what], row["ms"])) for what in ("ms", "bytes"))
+    return (
+        f"{told} The cheapest that finds {ENOUGH:.0%} of them is {fast['factory']} ({fast['ms']:.2f} ms a query), the "
+        f"smallest {small['factory']} ({small['bytes']:,.0f} bytes a vector)."
+    )
+
+
+def line(row: dict[str, Any]) -> Markup:
+    """A row of the table as HTML."""
+    recorded = "" if row["recall_of_split"] is None else f"{row['recall_of_split']:.3f}"
+    cells = (row["name"], row["factory"], f"{row['recall']:.3f}", recorded, f"{row['ms']:.2f}", f"{row['bytes']:,.0f}")
+    return Markup("<tr><td>{}</td><td>{}</td>" + '<td class="n">{}</td>' * 4 + "</tr>\n").format(*cells)
 
 
 def main() -> None:
@@ -27,7 +65,8 @@ def main() -> None:
     parser.add_argument("--split", required=True, help="the split these are the neighbours of")
     parser.add_argument("--k", type=int, default=10, help="neighbours a query")
     parser.add_argument("--sample", type=int, default=1000, help="queries measured")
-    parser.add_argument("--output-folder", required=True, type=Path)
+    parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figure and the table")
+    parser.add_argument("--part", required=True, type=Path, help="parts/indexes.html to write")
     options = parser.parse_args()
     sample, rows = Sample(Dataset.open(options.config), options.split, options.sample, options.k), []
     for name, neighbours, index in zip(options.names, options.neighbours, options.indexes, strict=True):
@@ -54,6 +93,12 @@ def main() -> None:
         {**row, "label": row["factory"] if row["name"] != "auto" else f"auto: {row['factory']}"} for row in rows
     ]
     draw_indexes(labelled, options.output_folder, options.k)
+    drawn = figure(options.output_folder / "indexes.svg", CAPTION)
+    head = Markup(HEAD).format(k=options.k, split=options.split)
+    table = head + Markup("").join(line(row) for row in sorted(rows, key=lambda row: row["ms"]))
+    told = sentence(rows, options.k, len(sample.database), len(sample.truth))
+    part = Markup('<p>{}</p>\n{}<div class="wide"><table>{}</table></div>\n')
+    write_text(options.part, part.format(told, drawn, table))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
+        Part("indexes", "Indexes", "training", "snakemake indexes --configfile config/indexes.yaml"),
         Part("leakage", "Leakage", "generation", "snakemake leakage"),
         Part("experiments", "Experiments", "generation", "snakemake experiments"),
         Part("qa", "Question answering", "cost", "snakemake qa --configfile config/qa.yaml"),

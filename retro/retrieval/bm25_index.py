@@ -11,12 +11,25 @@ from retro.arguments import given
 from retro.artifacts import read_manifest, write_manifest
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.settings import read_section
+from retro.errors import UserError
 from retro.retrieval.bm25 import FILES, build
 from retro.retrieval.retrievers import open_store, texts
 from retro.retrieval.settings import IndexSettings
 
 STAGE = "retro.retrieval.bm25_index"
 BLOCK = 4096  # chunks decoded at a time
+BYTES = 40  # memory a token of the database, at most, while bm25s builds (docs/scale.md says what was measured)
+
+
+def check(chunks: int, length: int, memory: int) -> None:
+    """Refuse a database of `chunks` of `length` tokens for which `memory`, in MB, is too little."""
+    needed = chunks * length * BYTES // 1_000_000
+    if needed > memory:
+        raise UserError(
+            f"bm25: to index {chunks:,} chunks of {length} tokens takes up to {needed:,} MB of memory, the job has "
+            f"{memory:,}. Give it more (snakemake --set-resources words:mem_mb={needed} "
+            f"retrieval_words:mem_mb={needed}), or take retriever: dense, whose memory does not grow with the database."
+        )
 
 
 def main() -> None:
@@ -26,12 +39,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--memory", type=int, help="MB that the job may use")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     options = parser.parse_args()
     settings, folder = read_section(IndexSettings, options.settings["index"], "index"), options.output.parent
     tokenizer = Tokenizer.load(options.tokenizer)
     store = open_store(options.tokens, options.chunks, tokenizer)
     database = read_manifest(options.database, "database").array("database.npy")
+    if options.memory is not None:
+        check(len(database), store.length, options.memory)
     folder.mkdir(parents=True, exist_ok=True)
 
     def decoded():

@@ -22,7 +22,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.settings import read_section
-from retro.paging import release, release_file
+from retro.paging import release
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
 from retro.retrieval.retrievers import Retriever, open_retriever, open_store
@@ -153,7 +153,6 @@ class Search:
         """Neighbours of the chunks at positions start .. stop of the split: FOUND [stop - start, K]."""
         found = np.empty((stop - start, self.k), FOUND)
         found["id"], found["score"] = self.retriever.find(np.arange(start, stop), self.k, advance)
-        release_file(self.index.folder / "index.faiss")
         return found
 
     def truth(self, sample: np.ndarray) -> np.ndarray:

@@ -142,7 +142,8 @@ def open_retriever(
     if name == "random":
         return Random(exact, vectors, exclusion, rows, seed)
     if not index.settings["exact"]:
-        search = ApproximateSearch(open_index(index.file("index.faiss"), settings), exact, settings)
+        path = index.file("index.faiss")
+        search = ApproximateSearch(open_index(path, settings), exact, settings, path)
     dense = Dense(search, vectors, exclusion, rows)
     return Shuffled(dense, exact, seed) if name == "shuffled" else dense
 

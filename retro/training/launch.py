@@ -29,6 +29,7 @@ from typing import Any
 from retro import errors
 from retro.errors import UserError
 from retro.training.rank import LAUNCHER, TRAINER, follow
+from retro.training.say import say
 from retro.training.stop import TRY_AGAIN
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -70,7 +71,7 @@ def on_nodes(nodes: int, processes: int, inside: str, arguments: list[str]) -> i
         )
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     # All CPUs and GPUs of the job, even if a job step holds them; one node's end is the end of all.
-    command += ["--overlap", "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=1", "--wait=0"]
+    command += ["--overlap", "--cpu-bind=none", "--mpi=none", "--kill-on-bad-exit=1", "--wait=0", "--input=none"]
     command += [*shlex.split(inside), "python" if inside else sys.executable, "-m", "retro.training.launch"]
     command += ["--nodes", str(nodes), "--processes", str(processes)]
     command += ["--rendezvous", f"{first_node(job)}:{free_port()}", "--", *arguments]
@@ -136,7 +137,7 @@ def on_this(nodes: int, processes: int, rendezvous: str | None, arguments: list[
             if {failure.exitcode for failure in error.failures.values()} & STOPPED:  # then all have saved
                 time.sleep(LINGER if rendezvous else 0)
                 return TRY_AGAIN
-            print(f"error: {told(error.failures, Path(logs), nodes * processes)}", file=sys.stderr, flush=True)
+            say(f"error: {told(error.failures, Path(logs), nodes * processes)}")
             return 1
     return 0
 

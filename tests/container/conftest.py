@@ -1,6 +1,7 @@
 """Real images, built without network from a base, a folder of wheels and the project's own commands."""
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from tests.workflow.conftest import ROOT, Project, finished  # noqa: F401
 
 MORE = ["Makefile", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "docs", "envs"]
 BIN = Path(__file__).parent / "bin"
-USER = 12345  # a user that has neither a name nor a home
+USER = pwd.getpwnam("nobody").pw_uid  # Apptainer's users have names
+NUMBER = 12345  # Docker's need none
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -51,7 +53,7 @@ class Place:
         assert done.returncode == 0, f"{line}\n{done.stdout[-8000:]}"
         return done.stdout
 
-    def desk(self, name: str) -> tuple[Path, Path, Path]:
+    def desk(self, name: str, user: int) -> tuple[Path, Path, Path]:
         """What a user has: a folder with a config and the places for the two mounts; the corpora; the results."""
         desk, data, results = (self.folder / f"{name}{kind}" for kind in ["", "-data", "-results"])
         for folder in [desk, desk / "data", desk / "results", data, results]:
@@ -59,7 +61,7 @@ class Place:
         shutil.copy(ROOT / "config/tiny.yaml", desk / "mine.yaml")
         shutil.copy(ROOT / "data/tiny.jsonl", data)
         for path in [desk, desk / "data", desk / "results", results]:
-            os.chown(path, USER, USER)
+            os.chown(path, user, user)
         data.chmod(0o555)
         return desk, data, results
 
@@ -108,8 +110,9 @@ def _environment(folder: Path) -> dict[str, str]:
     tools = install(folder / "apptainer")
     storage = f'driver = "{_driver(folder)}"\ngraphroot = "{folder}/images"\nrunroot = "{folder}/run"'
     (folder / "storage.conf").write_text(f"[storage]\n{storage}\n", encoding="utf-8")
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
     return {
-        **os.environ,
+        **inherited,
         "PATH": os.pathsep.join([str(BIN), str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
         "BUILDAH_ISOLATION": "chroot",

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.container.conftest import USER, documented
+from tests.container.conftest import NUMBER, USER, documented
 from tests.told import tell
 
 MODELS = [f"runs/{run}/model.safetensors" for run in ["gpt-s1", "retro-s1"]]
@@ -19,11 +19,11 @@ def differing(folder, finished, names) -> list[str]:
     return [name for name in names if (folder / name).read_bytes() != finished.results(name).read_bytes()]
 
 
-def strangers(*folders) -> list[str]:
+def strangers(user: int, *folders) -> list[str]:
     """Files that do not belong to the user of the container."""
     made = [path for folder in folders for path in folder.rglob("*")]
     assert made
-    return [str(path) for path in made if path.lstat().st_uid != USER]
+    return [str(path) for path in made if path.lstat().st_uid != user]
 
 
 def left_behind() -> set[str]:
@@ -75,32 +75,34 @@ def test_snakemake_runs_every_stage_in_the_image(place, sif, finished):
 
 
 def test_one_line_trains_in_the_apptainer_image_as_the_user(place, sif, finished):
-    desk, data, results = place.desk("apptainer")
+    desk, data, results = place.desk("apptainer", USER)
     home = place.folder / "home"
+    (desk / "envs").mkdir()
     home.mkdir()
     os.chown(home, USER, USER)
-    (desk / "envs").mkdir()
     os.link(sif, desk / "envs/retro.sif")
     before = left_behind()
     line = documented("apptainer run ")
-    variables = {"DATA": data, "RESULTS": results, "HOME": home, "LINE": line}
-    variables |= {"APPTAINER_CACHEDIR": home / ".apptainer", "TMPDIR": "/tmp"}
-    drop = f'setpriv --reuid {USER} --regid {USER} --clear-groups bash -ec "$LINE"'
-    place.shell(drop, cwd=desk, **variables)
+    # HOME is Apptainer's own, for its caches; APPTAINER_HOME is what it mounts as the user's home.
+    variables = {"DATA": data, "RESULTS": results, "HOME": home, "APPTAINER_HOME": home / "inside", "TMPDIR": "/tmp"}
+    (home / "inside").mkdir()
+    os.chown(home / "inside", USER, USER)
+    as_user = f'setpriv --reuid {USER} --regid {USER} --clear-groups bash -ec "$LINE"'
+    place.shell(as_user, cwd=desk, LINE=line, **variables)
     assert differing(results / "tiny", finished, MADE) == []
-    assert strangers(results, desk / ".snakemake") == []
-    assert sorted(path.name for path in home.iterdir() if path.name != ".apptainer") == []
+    assert strangers(USER, results, desk / ".snakemake") == []
+    assert list((home / "inside").iterdir()) == []
     assert left_behind() == before
     assert sorted(path.name for path in desk.iterdir()) == [".snakemake", "data", "envs", "mine.yaml", "results"]
     tell(f"{line}: the same weights; written as the user, to the mounted folders only")
 
 
 def test_one_line_trains_in_the_docker_image_as_the_user(place, docker, finished):
-    desk, data, results = place.desk("docker")
+    desk, data, results = place.desk("docker", NUMBER)
     line = documented("docker run ")
     # The line asks who runs it; the build needs root here, the run must not be root's.
-    place.shell(f"id() {{ echo {USER}; }}; {line}", cwd=desk, DATA=data, RESULTS=results)
+    place.shell(f"id() {{ echo {NUMBER}; }}; {line}", cwd=desk, DATA=data, RESULTS=results)
     assert differing(results / "tiny", finished, MADE) == []
-    assert strangers(results, desk / ".snakemake") == []
+    assert strangers(NUMBER, results, desk / ".snakemake") == []
     assert sorted(path.name for path in desk.iterdir()) == [".snakemake", "data", "mine.yaml", "results"]
     tell(f"{line}: the same weights; written as the user, to the mounted folders only")

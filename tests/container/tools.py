@@ -6,6 +6,7 @@ own. The machine's own C library and apt sources stay as they are. Needs root.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def install(folder: Path) -> Path:
     found = shutil.which("apptainer")
     if found:
         return Path(found).parent
-    if "(none)" not in _output("apt-cache", "policy", "apptainer").partition("Candidate:")[2][:20]:
+    if re.search(r"Candidate: [^(\s]", _output("apt-cache", "policy", "apptainer")):
         _apt(["apptainer"])
         return Path(shutil.which("apptainer")).parent
     if not Path(KEYS).exists():

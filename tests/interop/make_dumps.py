@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parent / "megatron"
-SHAPE = {"layers": 6, "hidden": 16, "heads": 2, "vocab": 32, "chunk": 4, "seq": 16, "batch": 2}
+SHAPE = {"layers": 6, "hidden": 8, "heads": 2, "vocab": 32, "chunk": 4, "seq": 16, "batch": 2}
 COUNTS = {"neighbors": 2, "retrieved": 2, "encoder_layers": 2}
 OPTIONS = {"rope": False, "rotary_percent": 1.0, "swiglu": False, "no_bias": False, "untie": False, "rmsnorm": False}
 OPTIONS |= {"final_norm": False, "gelu_tanh": False}
@@ -32,7 +32,7 @@ CASES = {
     "ragged": {"ns": 13},
     "shorter": {"ns": 3},
     "threes": THREES,
-    "deep": {"layers": 18, "hidden": 8},
+    "deep": {"layers": 18},
     "modern": MODERN,
     "modern-ragged": {**MODERN, "rmsnorm": True, "ns": 14},
     "final-norm": {"final_norm": True},
@@ -56,7 +56,7 @@ def make(name: str, changed: dict) -> None:
         num_layers=layers,
         hidden_size=width,
         num_attention_heads=args["heads"],
-        ffn_hidden_size=64 if args["swiglu"] else 4 * width,
+        ffn_hidden_size=24 if args["swiglu"] else 4 * width,
         gated_linear_unit=args["swiglu"],
         activation_func=torch.nn.functional.silu if args["swiglu"] else torch.nn.functional.gelu,
         bias_activation_fusion=args["gelu_tanh"],
@@ -113,7 +113,7 @@ def make(name: str, changed: dict) -> None:
     save_file({key: value.contiguous().clone() for key, value in tensors.items()}, FOLDER / f"{name}.safetensors")
     facts = {"megatron_core": megatron.core.__version__, "torch": torch.__version__, "args": args, "ns": ns}
     (FOLDER / f"{name}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, loss {float(losses.mean()):.4f}")
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, loss {losses.mean().item():.4f}")
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def lines_of(model, retrieval, right, tuned=False, seed=1, shots=0):
             "group": str(i // 2),
             "prompt": "<b>?",
             "answers": ["yes"],
-            "prediction": "Yes." if good else "<i>yes\u2028</i>",
+            "prediction": "Yes." if good else "<i> yes\u2028</i>",
             "rank": (0 if good else 1) if retrieval == "on" else None,
         }
         for i, good in enumerate(right)
@@ -170,7 +170,7 @@ def test_scores_differences_and_report(tmp_path):
     given_ = ("--scores", scores, "--differences", differences, "--answers", paths[2])
     stage("retro.report.qa", *given_, "--output-folder", tmp_path / "figures", "--part", part)
     html = part.read_text()
-    assert "&lt;b&gt;?" in html and "<i>yes" not in html and 'id="figure-qa"' in html
+    assert "&lt;b&gt;?" in html and "<i> yes" not in html and 'id="figure-qa"' in html
     assert "as trained, 4 shown" in html and "Means over" not in html
     assert (tmp_path / "figures/qa.png").stat().st_size > 5000
 

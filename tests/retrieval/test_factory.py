@@ -2,12 +2,15 @@
 well.
 """
 
+import re
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
 
 from retro.errors import UserError
-from retro.retrieval import factory
+from retro.retrieval import approximate, factory
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.index import make
@@ -59,6 +62,32 @@ def test_a_string_trains_fills_stores_maps_and_searches(case, name, tmp_path):
     assert np.mean(shared) >= STRINGS[name]
     assert (ids >= 0).all() and case.admissible()[np.arange(QUERIES)[:, None], ids].all()
     assert (scores == np.take_along_axis(best, ids, 1)).all() and (np.diff(scores, axis=1) <= 0).all()
+
+
+def resident(path: Path) -> int:
+    """KiB of a file that this process has mapped and touched."""
+    lines, found, inside = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines(), 0, False
+    for line in lines:
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is mapped")
+def test_what_was_read_of_a_mapped_index_is_handed_back(case, tmp_path, monkeypatch):
+    path, exact = tmp_path / "index.faiss", ExactSearch(Plain(case.vectors), np.arange(SIZE), 1)
+    faiss.write_index(build(case, "IVF16,SQ8"), str(path))
+    monkeypatch.setattr(approximate, "FEWEST", 8)
+    monkeypatch.setattr(approximate, "RESIDENT", 1)
+    found = []
+    for mapped in (None, path):
+        search = ApproximateSearch(open_index(path, SETTINGS), exact, SETTINGS, mapped)
+        assert search.queries == (8 if mapped else approximate.QUERIES)
+        found.append(search.search(case.queries, K, case.barred())[0].tolist())
+        assert (resident(path) == 0) == (mapped is not None)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["IVF16,SQ8", "IVF16_HNSW8,PQ8", "HNSW16"])

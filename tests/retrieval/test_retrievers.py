@@ -9,6 +9,7 @@ import pytest
 from retro.artifacts import read_manifest
 from retro.errors import UserError
 from retro.retrieval.bm25 import FILES, Bm25Search, build, first, words
+from retro.retrieval.bm25_index import check
 from retro.retrieval.controls import draw, others
 from retro.retrieval.exclusion import Barred, Rule, read_keys
 from retro.retrieval.retrievers import open_store, texts
@@ -26,7 +27,7 @@ def bm25(corpus, tmp_path_factory):
     return output
 
 
-def index_bm25(corpus, output):
+def index_bm25(corpus, output, **more):
     stage(
         "retro.retrieval.bm25_index",
         settings={"index": {"bm25_k1": K1, "bm25_b": B}},
@@ -35,7 +36,17 @@ def index_bm25(corpus, output):
         tokens=corpus.manifests("tokens"),
         chunks=corpus.manifests("chunks"),
         output=output,
+        **more,
     )
+
+
+def test_a_bm25_index_larger_than_the_jobs_memory_is_refused_before_it_is_built(corpus, tmp_path):
+    check(1_000_000, 64, 2560)
+    with pytest.raises(UserError, match=r"1,000,000 chunks of 64 tokens takes up to 2,560 MB.*the job has 2,559"):
+        check(1_000_000, 64, 2559)
+    with pytest.raises(UserError, match=r"--set-resources words:mem_mb=\d+ retrieval_words:mem_mb=\d+"):
+        index_bm25(corpus, tmp_path / "manifest.json", memory=0)
+    assert not list(tmp_path.iterdir())
 
 
 def neighbours(corpus, output, retriever, index=None, split="train", saved=5, exclude=("document",), **more):

@@ -77,11 +77,13 @@ def test_a_second_run_makes_the_same_bytes(unbroken, config, tmp_path):
     assert again.output.read_bytes().count(b"sha256") == unbroken.output.read_bytes().count(b"sha256")
 
 
-def test_killed_at_any_step_it_resumes_to_the_same_bytes(unbroken, config, tmp_path):
-    stage, draw = Stage(config, RUN, tmp_path / "killed"), random.Random(4)
-    for step in sorted(draw.sample(range(1, 10), 3)):
+def test_killed_ten_times_at_any_step_it_resumes_to_the_same_bytes(tmp_path):
+    forty = make_dataset(tmp_path / "forty", train_samples=160)
+    unbroken, stage = Stage(forty, RUN, tmp_path / "unbroken"), Stage(forty, RUN, tmp_path / "killed")
+    assert unbroken.run() == 0, unbroken.log
+    for step in sorted(random.Random(4).sample(range(1, 40), 10)):
         process = stage.start()
-        stage.wait_for(f"step {step}/10", process)
+        stage.wait_for(f"step {step}/40", process)
         process.kill()
         assert ended(process) == -signal.SIGKILL
     assert stage.run() == 0, stage.log

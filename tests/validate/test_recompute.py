@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from retro.artifacts import read_manifest
+from retro.database import assemble, chunk
 from retro.database.shards import bounds
 from retro.errors import UserError
 from retro.validate import embeddings, index, neighbours, sample, tell, tokens
 from retro.validate.recompute import recompute
-from tests.database.stages import stage
+from tests.database.stages import SPLIT, stage
+from tests.retrieval.test_retrievers import index_bm25
+from tests.retrieval.test_retrievers import neighbours as find_neighbours
 
 STAGES = ("tokens", "chunks", "embeddings", "database", "index", "neighbours")
 
@@ -21,6 +24,8 @@ STAGES = ("tokens", "chunks", "embeddings", "database", "index", "neighbours")
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
     """Small blocks, so that a small dataset has many."""
+    monkeypatch.setattr(chunk, "BLOCK", 16)
+    monkeypatch.setattr(assemble, "BLOCK", 16)
     monkeypatch.setattr(tokens, "DOCUMENTS", 7)
     monkeypatch.setattr(embeddings, "CHUNKS", 32)
     monkeypatch.setattr(index, "BLOCK", 32)
@@ -131,6 +136,26 @@ def test_other_versions_and_code_are_given_as_reasons(copy):
     assert report["reasons"][1].startswith("made with numpy 1.0, here is ")
 
 
+def test_verify_reports_other_major_versions(copy, capsys):
+    """Packages whose versions can change an artifact's bytes are in its manifest."""
+    copy.verify()
+    assert "note: " not in capsys.readouterr().out
+    recorded = {"tokens/main": {"tokenizers", "numpy"}, "neighbours/test": {"torch", "faiss"}}
+    for name, packages in recorded.items():
+        path = copy.folder / name / "manifest.json"
+        facts = json.loads(path.read_text())
+        assert packages | {"python"} <= facts["versions"].keys()
+        facts["versions"] |= {package: f"999.{version}" for package, version in facts["versions"].items()}
+        path.write_text(json.dumps(facts))
+    copy.vouch()
+    copy.verify()
+    told = capsys.readouterr().out
+    for kind, package in [("tokens", "tokenizers"), ("neighbours", "torch"), ("neighbours", "faiss")]:
+        assert f"note: {kind}: made with {package} 999." in told
+    facts = json.loads((copy.folder / "embeddings/main/manifest.json").read_text())
+    assert {"identity", "engine"} <= facts["settings"]["encoder"].keys(), "the encoder's weights"
+
+
 def test_vectors_of_another_engine_are_not_compared(copy):
     path = copy.folder / "embeddings/main/manifest.json"
     facts = json.loads(path.read_text())
@@ -169,6 +194,34 @@ def test_a_wrong_vector_of_any_index_is_named(corpus, tmp_path, name):
     assert (
         report["recomputed"] == f"{-(-len(vectors) // 32)} of {-(-len(vectors) // 32)} blocks, {len(vectors)} vectors"
     )
+
+
+def test_tokens_that_were_given_are_recomputed_too(copy):
+    source = {"type": "megatron", "path": str(copy.folder / "tokens/main/tokens")}
+    output = copy.folder / "tokens/given/manifest.json"
+    stage(
+        "retro.corpus.tokenize",
+        settings={"source": source, "name": "given", "split": SPLIT, "seed": 1, "on_error": "stop"},
+        tokenizer=copy.folder / "tokenizer/manifest.json",
+        output=output,
+    )
+    assert found([output]) == {}
+    flip(501)(output.parent / "tokens.bin")
+    (report,) = found([output]).values()
+    assert "tokens.bin, document " in report["difference"]
+
+
+@pytest.mark.parametrize("retriever", ["bm25", "random", "shuffled"])
+def test_neighbours_of_every_retriever_are_found_again(corpus, dataset, tmp_path, retriever):
+    searched, output = corpus.manifest("index"), tmp_path / "neighbours/test/manifest.json"
+    if retriever == "bm25":
+        searched = tmp_path / "bm25/manifest.json"
+        index_bm25(corpus, searched)
+    find_neighbours(corpus, output, retriever, searched, "test")
+    assert found([output]) == {}
+    put((3, 1), 0)(output.parent / "ids.npy")
+    (report,) = found([output]).values()
+    assert "ids.npy, chunk 3, column 1: stored 0, recomputed " in report["difference"]
 
 
 def test_a_sample_is_seeded_and_never_empty(copy):

@@ -68,6 +68,7 @@ TABLE = {
     "neighbours saved (K)": (config("chunk_length: 32", "chunk_length: 32\n  neighbours: {saved: 10}"), SEARCHED),
     "the encoder": (config("width: 256", "width: 128"), EMBEDDED),
     "the index": (config("chunk_length: 32", "chunk_length: 32\n  index: {factory: Flat}"), INDEXED),
+    "nodes, processes and GPUs": (append(CONFIG, "resources: {nodes: 2, processes: 4, gpus: 4}\n"), set()),
     "bootstrap resamplings": (
         config("bootstrap: 1000", "bootstrap: 900"),
         {"summarise", "filtered", "leakage", "figures", "page"},
@@ -117,3 +118,14 @@ def test_retrievals_are_made_beside_the_dataset_and_retrain_nothing(finished, tm
     for name in ("words", "drawn", "others"):
         assert (project.results(f"retrievals/{name}/neighbours/test/manifest.json")).is_file()
     assert not {"train", "embed", "index", "neighbours"} & project.planned()
+
+
+def test_without_snakemakes_own_records_nothing_runs_again(finished):
+    """They say what changed; where they are gone, files that are there and in order of time are taken as they are."""
+    records = finished.folder / ".snakemake"
+    records.rename(finished.folder / "records.kept")
+    try:
+        assert finished.planned() == set()
+    finally:
+        shutil.rmtree(records)
+        (finished.folder / "records.kept").rename(records)

@@ -1,0 +1,67 @@
+"""The report's section Indexes: figure and table of what indexes find and cost."""
+
+import csv
+import re
+
+import pytest
+
+from retro.artifacts import read_manifest
+from retro.report.indexes import sentence
+from tests.database.stages import stage
+from tests.retrieval.conftest import SAVED, corpus, dataset  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def made(corpus, dataset, tmp_path_factory):  # noqa: F811
+    """The folder of the figure, the table and the section, of an exact and a coarse index."""
+    folder = tmp_path_factory.mktemp("indexes")
+    coarse = {"factory": "IVF8,Flat", "nprobe": 1}
+    stage(
+        "retro.retrieval.index",
+        settings={"index": coarse, "seed": 1},
+        database=corpus.manifest("database"),
+        embeddings=corpus.manifests("embeddings"),
+        output=folder / "index/manifest.json",
+    )
+    exact = dataset.folder / "neighbours/test/manifest.json"
+    found = corpus.neighbours("test", folder / "neighbours/manifest.json", index=coarse, saved=SAVED)
+    stage(
+        "retro.report.indexes",
+        config=dataset.path,
+        names=["exact", "coarse"],
+        neighbours=[exact, found],
+        indexes=[corpus.manifest("index"), folder / "index/manifest.json"],
+        split="test",
+        k=5,
+        sample=30,
+        **{"output-folder": folder, "part": folder / "indexes.html"},
+    )
+    return folder
+
+
+def test_the_table_holds_what_was_measured(made):
+    with open(made / "indexes.csv", newline="", encoding="utf-8") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert rows["exact"]["factory"] == "Flat" and float(rows["exact"]["recall"]) == 1
+    assert rows["coarse"]["factory"] == "IVF8,Flat" and float(rows["coarse"]["recall"]) < 1
+    width = read_manifest(made / "index/manifest.json").counts["width"]
+    assert float(rows["exact"]["bytes"]) == pytest.approx(4 * width, abs=1)
+    page = (made / "indexes.html").read_text(encoding="utf-8")
+    for name, row in rows.items():
+        assert f"<td>{name}</td><td>{row['factory']}</td>" in page
+        assert f'<td class="n">{float(row["recall"]):.3f}</td>' in page
+    assert re.search(r'<figure id="figure-indexes">.*<svg.*<figcaption>', page, re.DOTALL)
+    assert "The cheapest that finds 95%" in page or "None finds 95%" in page
+
+
+def test_the_sentence_names_the_cheapest_and_the_smallest_that_find_enough():
+    rows = [
+        {"factory": "Flat", "recall": 1.0, "ms": 3.0, "bytes": 1536},
+        {"factory": "IVF", "recall": 0.96, "ms": 1.0, "bytes": 1544},
+        {"factory": "PQ", "recall": 0.95, "ms": 2.0, "bytes": 48},
+        {"factory": "RaBitQ", "recall": 0.6, "ms": 0.5, "bytes": 60},
+    ]
+    told = sentence(rows, 10, 14038, 443)
+    assert "14,038 vectors" in told and "10 nearest neighbours of 443 chunks" in told
+    assert "is IVF (1.00 ms a query), the smallest PQ (48 bytes a vector)" in told
+    assert sentence(rows[3:], 10, 14038, 443).endswith("None finds 95% of them.")

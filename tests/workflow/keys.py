@@ -1,0 +1,146 @@
+"""A config with something of everything, all keys of the schema, and another valid value for each."""
+
+import copy
+import shutil
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from retro.config import Config, parse
+from retro.config_docs import _settings_in
+from retro.config_layers import merged
+from tests.workflow.conftest import ROOT
+
+TARGETS = {"all", "experiments", "qa"}
+# The tiny config with something of everything: an open book, other retrievals, duplicates, questions, a third run.
+BASE = merged(
+    yaml.safe_load((ROOT / "config/tiny.yaml").read_text(encoding="utf-8")),
+    {
+        "dataset": {
+            "sources": {"book": {"path": "data/book.jsonl", "train": False}},
+            "duplicates": {"action": "exclude"},
+        },
+        "retrievals": {"words": {"retriever": "bm25"}, "fast": {"index": {"factory": "IVF8,Flat"}}},
+        "runs": {"alone": {"architecture": "gpt"}},
+        "qa": {"questions": "data/questions.jsonl", "instructions": ["data/questions.jsonl"]},
+    },
+)
+
+
+def prepare(folder) -> None:
+    """Files that configs here name; only their names count."""
+    shutil.copy(folder / "data/tiny.jsonl", folder / "data/book.jsonl")
+    for name in ["more.jsonl", "questions.jsonl", "others.jsonl", "given.idx", "given.bin", "vocab.json", "merges.txt"]:
+        (folder / "data" / name).write_text("{}\n", encoding="utf-8")
+
+
+def keys(model=Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the schema, `*` for a name that the config chooses, and its field."""
+    for attribute, field in model.model_fields.items():
+        path, inside = (*prefix, field.alias or attribute), _settings_in(field.annotation)
+        if inside is None:
+            yield ".".join(path), field
+        else:
+            yield from keys(inside, (*path, "*") if "dict" in str(field.annotation) else path)
+
+
+NAMES = {"dataset.sources": "tiny", "retrievals": "fast", "runs": "retro"}  # which of the names is changed
+FOREIGN = {"tokenizer": {"type": "tokenizer.json", "path": "data/vocab.json"}}
+VALUES: dict[str, Any] = {  # where another value cannot be made up from the type; a mapping lies on the whole config
+    "preset": "config/models/tiny.yaml",
+    "results": "elsewhere",
+    "dataset.name": "other",
+    "dataset.sources.*.type": {"dataset": {"sources": {"book": {"type": "megatron", "path": "data/given"}}, **FOREIGN}},
+    "dataset.sources.*.path": "data/more.jsonl",
+    "dataset.sources.*.keep": {"source": ["x"]},
+    "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
+    "dataset.sources.*.weight": 2.0,
+    "dataset.tokenizer.type": {"dataset": FOREIGN},
+    "dataset.tokenizer.path": {"dataset": FOREIGN},
+    "dataset.tokenizer.merges": {
+        "dataset": {"tokenizer": {"type": "gpt2", "path": "data/vocab.json", "merges": "data/merges.txt"}}
+    },
+    "dataset.duplicates.action": "drop",
+    "dataset.duplicates.drop_from": ["train"],
+    "dataset.chunk_length": 64,
+    "dataset.encoder.path": {"dataset": {"encoder": {"type": "transformers", "path": "data"}}},
+    "dataset.index.factory": "Flat",
+    "dataset.neighbours.exclude": ["document", "text"],
+    "dataset.samples.seq_length": 64,
+    "retrievals.*.retriever": "random",
+    "retrievals.*.encoder": {"retrievals": {"fast": {"encoder": {"width": 128}}}},
+    "retrievals.*.index": {"retrievals": {"fast": {"index": {"factory": "IVF4,Flat"}}}},
+    "retrievals.*.neighbours": {"retrievals": {"fast": {"neighbours": {"saved": 10}}}},
+    "model.layers": 4,
+    "model.width": 64,
+    "model.heads": 4,
+    "model.kv_heads": 1,
+    "model.ffn": 64,
+    "model.init_std": 0.02,
+    "model.cca_layers": [2],
+    "model.cca_heads": 1,
+    "model.cca_kv_heads": {"model": {"cca": "standard", "cca_kv_heads": 1}},
+    "model.copy_context": {"model": {"cca": "copy-ready", "copy_context": 4}},
+    "model.encoder_positions": "none",
+    "model.encoder_width": 32,
+    "model.encoder_heads": 1,
+    "model.encoder_ffn": 32,
+    "model.encoder_cross_attention": [],
+    "train.micro_batch_size": 2,
+    "train.exit_minutes": 60,
+    "runs.*.architecture": {
+        "runs": {"retro": {"architecture": "gpt", "twin": None}, "alone": {"architecture": "retro", "twin": "gpt"}}
+    },
+    "runs.*.twin": "alone",
+    "runs.*.model": {"runs": {"retro": {"model": {"layers": 4}}}},
+    "runs.*.train": {"runs": {"retro": {"train": {"lr": 0.001}}}},
+    "runs.*.from": "gpt",
+    "runs.*.freeze": {"runs": {"retro": {"from": "gpt", "freeze": "base"}}},
+    "seeds": [2],
+    "evaluate.splits": ["valid"],
+    "evaluate.stride": 32,
+    "evaluate.neighbours_used": 1,
+    "experiments.names": ["cost"],
+    "experiments.of": "retro",
+    "experiments.k": [0, 1],
+    "experiments.fractions": [0.5],
+    "experiments.fraction_seeds": [1],
+    "experiments.candidates": 900,
+    "qa.questions": "data/others.jsonl",
+    "qa.instructions": ["data/others.jsonl"],
+    "qa.splits": ["valid"],
+}
+
+
+def other(field: FieldInfo, value: Any) -> Any:
+    """Another value of a field's type."""
+    if get_origin(field.annotation) is Literal:
+        return next(each for each in get_args(field.annotation) if each != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.1
+    if isinstance(value, str):
+        return f"{value}2"
+    raise KeyError("give it in VALUES")
+
+
+def changed(key: str, field: FieldInfo) -> dict[str, Any]:
+    """The base config with one key changed; what the schema does not take is refused by `parse`."""
+    value = VALUES.get(key)
+    if isinstance(value, dict) and key != "dataset.sources.*.keep":
+        return merged(copy.deepcopy(BASE), value)
+    section, _, rest = key.partition(".*")
+    path = [*section.split("."), *([NAMES[section], *rest.strip(".").split(".")] if rest else [])]
+    if value is None:
+        found: Any = parse(BASE).model_dump(mode="json", by_alias=True)
+        for name in path:
+            found = found[name]
+        value = other(field, found)
+    for name in reversed(path):
+        value = {name: value}
+    return merged(BASE, value)

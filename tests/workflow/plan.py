@@ -1,0 +1,67 @@
+"""What Snakemake would run for a changed config, from what it records of every job, without starting it anew."""
+
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    ExecutionSettings,
+    GroupSettings,
+    OutputSettings,
+    Quietness,
+    RemoteExecutionSettings,
+    ResourceSettings,
+    SchedulingSettings,
+)
+
+Job = tuple[str, tuple[str, ...]]  # rule and outputs
+
+
+@dataclass
+class Plan:
+    """Every job of a workflow: what Snakemake compares between runs (params, inputs, shell command), and what
+    depends on it.
+    """
+
+    records: dict[Job, Any]
+    dependants: dict[Job, set[Job]]
+
+    @classmethod
+    def of(cls, folder: Path, config: dict[str, Any], targets: set[str]) -> "Plan":
+        """The jobs for `targets` in the project `folder`."""
+        with chdir(folder), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+            given = api.workflow(
+                resource_settings=ResourceSettings(cores=2),
+                config_settings=ConfigSettings(config=config),
+                snakefile=folder / "Snakefile",
+                workdir=folder,
+            )
+            given.dag(DAGSettings(targets=targets, forceall=True))
+            workflow = given._workflow
+            workflow.execution_settings, workflow.group_settings = ExecutionSettings(), GroupSettings()
+            workflow.scheduling_settings, workflow.remote_execution_settings = (
+                SchedulingSettings(),
+                RemoteExecutionSettings(),
+            )
+            workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True, nolock=True)
+            workflow._build_dag()
+            kept = workflow.persistence
+            found = {job: (job.rule.name, tuple(sorted(map(str, job.output)))) for job in workflow.dag.jobs}
+            records = {name: (kept._params(job), kept._input(job), kept._code(job.rule)) for job, name in found.items()}
+            dependants = {name: {found[each] for each in workflow.dag.depending[job]} for job, name in found.items()}
+        return cls(records, dependants)
+
+    def after(self, before: "Plan") -> set[str]:
+        """Rules that run when everything of `before` is finished: changed and new jobs, and all that follows."""
+        waiting = [job for job, record in self.records.items() if before.records.get(job) != record]
+        seen: set[Job] = set()
+        while waiting:
+            job = waiting.pop()
+            if job not in seen:
+                seen.add(job)
+                waiting.extend(self.dependants[job])
+        return {rule for rule, outputs in seen if outputs}
