@@ -26,6 +26,31 @@ def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str
     for key, number in used.items():
         if number > saved:
             yield f"{key}: found {number}, but dataset.neighbours.saved is {saved}; lower the one or raise the other"
+    if "k" in experiments.model_fields_set and max(experiments.k) > saved:
+        yield (
+            f"experiments.k: found {max(experiments.k)}, but dataset.neighbours.saved is {saved}; lower the one "
+            "or raise the other"
+        )
+    for name in config.runs:
+        train = runs[f"{name}-s{config.seeds[0]}"]["train"]
+        if train["min_lr"] > train["lr"] and train["schedule"] != "constant":
+            yield (
+                f"runs.{name}: train.min_lr {train['min_lr']} is above train.lr {train['lr']}; lower the one or "
+                "raise the other"
+            )
+    given, encoder = dataset.tokenizer, dataset.encoder
+    if given.type == "bpe" and given.path is not None:
+        yield (
+            f"dataset.tokenizer.path: found {given.path!r}, but type bpe is trained here; leave it out, or give "
+            "its type"
+        )
+    if given.type != "gpt2" and given.merges is not None:
+        yield (
+            f"dataset.tokenizer.merges: found {given.merges!r}, but type {given.type} has none; leave it out, or "
+            "set type: gpt2"
+        )
+    if encoder.type != "transformers" and encoder.path is not None:
+        yield f"dataset.encoder.path: found {encoder.path!r}, but type {encoder.type} has none; set type: transformers"
     if experiments.of is not None and experiments.of not in [name for name, _ in _retro(config, runs)]:
         known = ", ".join(name for name, _ in _retro(config, runs)) or "none"
         yield f"experiments.of: found {experiments.of!r}, wanted a retro run of this config: {known}"

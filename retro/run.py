@@ -69,7 +69,8 @@ def found(folder: Path) -> str:
     """The figures in short, and the pages to open."""
     summary = pd.read_csv(folder / "summary.csv")
     rows = summary[summary["source"] == "all"][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
-    pages = "".join(f"\n  {folder / name}" for name in ["report.html", "neighbours.html", "summary.csv"])
+    pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]
+    pages = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
     return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{pages}"
 
 

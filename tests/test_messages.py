@@ -15,7 +15,7 @@ THEIRS |= {"ensurepip is not available", "Python 3.11 or newer is needed"}  # an
 WORDS = """
 wanted supported nearest needs only add begin change choose copy correct delete did drop evaluate give install installs
 leave lower make name prepare put raise reinstall remove rename restore run save set split start stop take train try
-use wait write
+call use wait wants write
 """
 WAY_OUT = re.compile(rf"\b({'|'.join(WORDS.split())})\b", re.IGNORECASE)
 

@@ -73,7 +73,9 @@ def entries(index: faiss.Index, ids: np.ndarray) -> Entries:
     elif isinstance(layer, faiss.IndexFastScan):
         yield "code, decoded,", layer.reconstruct_batch(ids)
     else:
-        raise UserError(f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part.")
+        raise UserError(
+            f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part; use python -m retro.verify."
+        )
 
 
 def _in_lists(layer: faiss.IndexIVF, ids: np.ndarray) -> Entries:

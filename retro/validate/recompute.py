@@ -49,7 +49,7 @@ def recompute(path: Path, fraction: float, seed: int, threads: int) -> dict:
     started, manifest, told = time.monotonic(), read_manifest(path), None
     stage, sample = manifest.facts["stage"], Sample(fraction, seed, manifest)
     if stage not in CHECKS:
-        raise UserError(f"{path}: what {stage} makes cannot be recomputed in part.")
+        raise UserError(f"{path}: what {stage} makes cannot be recomputed in part; leave it out.")
     try:
         found = next((each for each in CHECKS[stage](manifest, sample, threads) if each), None)
         told = str(found) if found else None
