@@ -200,7 +200,7 @@ def parts():
 
 def compared(experiment):
     """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
-    if experiment not in ["neighbours", "database", "controls", "retrievers"]:
+    if experiment not in ["seeds", "neighbours", "database", "controls", "retrievers"]:
         return losses()
     runs = [f"{MEASURED}-s{seed}" for seed in CONFIG.seeds] if MEASURED else []
     wanted = {*runs, *(RUNS[run]["twin"] for run in runs)}

@@ -46,7 +46,7 @@ CATALOGUE = {
     "retrofit": Experiment(
         "Retro-fitting", "bars",
         "What does retrieval add to a model that was trained without?",
-        "The difference from the GPT for models that began with trained weights, beside those trained from nothing.",
+        "The difference from the GPT for models that began with trained weights, beside the first that did not.",
     ),
     "retrievers": Experiment(
         "Retrievers and indexes", "points",

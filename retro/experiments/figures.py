@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
+
 from retro.experiments.catalogue import Experiment
 from retro.report import palette, style
 from retro.report.read import Row
 from retro.report.words import percent
+
+LINE, WIDE = 11, 130  # height and width that the name of a point takes, points (1/72 inch)
 
 
 def draw(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
@@ -34,6 +38,7 @@ def _bars(name: str, rows: list[Row], folder: Path) -> None:
                 edge = max(high, edge)
             axes.text(edge, position, f"  {percent(value)}", va="center")
         axes.axvline(0, color=palette.INK, linewidth=0.9)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         style.bars(axes)
         axes.margins(x=0.16)
@@ -56,11 +61,6 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
                 ends = [row["twin_bits_per_byte"] * (1 + row[key] / 100) for key in ("low", "high")]
                 axes.plot([row["x"]] * 2, ends, color=palette.FAINT, linewidth=4, zorder=1)
             axes.plot(row["x"], row["bits_per_byte"], "o", color=colour, markersize=4.5, zorder=3)
-            if not line:
-                axes.annotate(
-                    f" {row['label']}  {row['bits_per_byte']:.3f}", (row["x"], row["bits_per_byte"]), xytext=(5, 4),
-                    textcoords="offset points", fontsize=8.5,
-                )  # fmt: skip
         if line:
             xs = sorted({row["x"] for row in rows})
             means = [_mean([row["bits_per_byte"] for row in rows if row["x"] == x]) for x in xs]
@@ -69,19 +69,38 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
             off = row["bits_per_byte"] / (1 + (row["off_percent"] or 0) / 100)
             for level, mode, label in ((off, "off", "retrieval off"), (row["twin_bits_per_byte"], "none", "GPT")):
                 axes.axhline(level, color=palette.COLOURS[mode], linestyle=(0, (4, 3)), linewidth=1.2, label=label)
-            axes.legend()
+            axes.legend(loc="lower left" if experiment.log else "center right")
         if experiment.log and min(row["x"] for row in rows) > 0:
             axes.set_xscale("log")
         elif not line:
-            axes.margins(x=0.25)
+            axes.margins(x=0.25, y=0.1)
         if name == "database":
             axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
             axes.minorticks_off()
         if name == "neighbours":
             axes.set_xticks(xs)
         if name == "cost":
+            axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        if name == "retrievers":
+            axes.set_xticks([x for x in axes.get_xticks() if x <= 1])
         axes.set(xlabel=experiment.x, ylabel="bits per byte")
+        if not line:
+            _label(axes, rows)
+
+
+def _label(axes: Axes, rows: list[Row]) -> None:
+    """Name the points, to their right, from the lowest up; a name that would cover one below is moved above it."""
+    axes.figure.draw_without_rendering()
+    scale, placed = 72 / axes.figure.dpi, []  # points (1/72 inch) a pixel; where names stand
+    for row in sorted(rows, key=lambda row: row["bits_per_byte"]):
+        point = (row["x"], row["bits_per_byte"])
+        x, y = axes.transData.transform(point) * scale
+        below = [top for left, top in placed if abs(left - x) < WIDE]
+        top = max([y, *(other + LINE for other in below)])
+        placed.append((x, top))
+        name = f" {row['label']}  {row['bits_per_byte']:.3f}"
+        axes.annotate(name, point, xytext=(5, top - y), textcoords="offset points", fontsize=8.5, va="center")
 
 
 def _mean(values: list[float]) -> float:

@@ -55,8 +55,11 @@ def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], r
         return _cost(where(pooled, retrieval="on"), runs)
     chosen = [row for row in pooled if row["retrieval"] in ("on", "off")]
     if name == "retrofit":
+        first = chosen[0]["run"] if chosen else None
+        chosen = [row for row in chosen if row["run"] == first or runs[row["run"]].get("from")]
         return [_row(row, f"{row['run']}, {row['retrieval']}{_began(runs[row['run']])}") for row in chosen]
-    return [_row(row, _shape(row["run"], runs[row["run"]])) for row in chosen if row["retrieval"] == "on"]
+    fresh = [row for row in chosen if row["retrieval"] == "on" and not runs[row["run"]].get("from")]
+    return [_row(row, _shape(row["run"], runs[row["run"]])) for row in fresh]
 
 
 def _row(row: Row, label: str, x: float | None = None) -> Row:

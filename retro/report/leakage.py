@@ -71,7 +71,7 @@ def draw(rows: list[Row], folder: Path) -> None:
 def line(row: Row) -> Markup:
     """A row of a bucket as HTML."""
     known = row["difference_percent"] is not None
-    span = f"{row['over']:.1%} … {row['alpha']:.1%}"
+    span = f"{100 * row['over']:.1f} … {100 * row['alpha']:.1f} %"
     cells = (row["overlap"], span, MODES[row["retrieval"]], f"{row['chunks']:.0f}", f"{row['bits_per_byte']:.4f}")
     difference = (percent(row["difference_percent"]), interval(row)) if known else ("", "")
     return Markup("<tr>" + "<td>{}</td>" * 3 + '<td class="n">{}</td>' * 4 + "</tr>\n").format(*cells, *difference)
@@ -86,7 +86,7 @@ def sentence(rows: list[Row]) -> str:
     return (
         f"Against the GPT, retrieval changes bits per byte by {percent(whole['difference_percent'])} {interval(whole)} "
         f"on all {whole['chunks']:.0f} chunks, and by {percent(little['difference_percent'])} {interval(little)} on "
-        f"the {little['chunks']:.0f} of which at most {little['alpha']:.1%} stands in the neighbours shown."
+        f"the {little['chunks']:.0f} of which at most {100 * little['alpha']:.1f} % stands in the neighbours shown."
     )
 
 

@@ -109,26 +109,35 @@ def book(sources: dict[str, dict[str, Any]]) -> tuple[str, str]:
 
 def flavour(runs: list[Run], comparison: list[Row]) -> str:
     """Which RETRO each run is, for the readers of the paper, and what copy-ready cross-attention bought."""
-    sentences, gains = [], {True: [], False: []}
+    names, gains = {}, {True: [], False: []}
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
         model = next(run.facts["model"] for run in runs if run.base == base)
         ready = model["cca"] == "copy-ready"
         found = where(comparison, run=base, seed=ALL, source=ALL, retrieval="on")
         gains[ready] += [f"{base} {percent(row['difference_percent'])} {interval(row)}" for row in found]
-        if ready:
+        names.setdefault("copy-ready" if ready else model["flavour"], []).append(base)
+    sentences = []
+    for flavour, bases in names.items():
+        have = f"{listed(bases)} {'has' if len(bases) == 1 else 'have'}"
+        if flavour == "copy-ready":
             sentences.append(
-                f"{base} has copy-ready cross-attention. This is an option of this project, not the paper's RETRO: "
+                f"{have} copy-ready cross-attention. This is an option of this project, not the paper's RETRO: "
                 "cross-attention is told where in a neighbour the last tokens it read occur, and reads the token "
                 "that comes next there, so that it can copy from the first hundred steps."
             )
         else:
-            sentences.append(f"{base} has the cross-attention of flavour {model['flavour']}; copy-ready is off.")
+            sentences.append(f"{have} the cross-attention of flavour {flavour}; copy-ready is off.")
     if gains[True] and gains[False]:
         gains = "; ".join(gains[True] + gains[False])
         sentences.append(f"What copy-ready bought, in bits per byte against the same twin: {gains}.")
     elif gains[True]:
         sentences.append("No run of flavour paper was trained beside it, so what it bought is not shown here.")
     return " ".join(sentences)
+
+
+def listed(names: list[str]) -> str:
+    """Names in a sentence: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def excluded(rules: list[str]) -> str:
