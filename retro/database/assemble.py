@@ -23,7 +23,7 @@ from retro.paging import release
 STAGE = "retro.database.assemble"
 TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 LISTS = ("database", "train", "valid", "test")
-BLOCK = 1 << 20  # chunks looked at together
+BLOCK = 1 << 16  # chunks looked at together
 
 
 def select(

@@ -91,6 +91,7 @@ def config(folder: Path, megabytes: int) -> dict:
                 "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
                 "train_vectors": 40_000,
                 "nprobe": 4,
+                "ef_search": 32,
                 "k_factor": 2,
             },
             "neighbours": {"saved": 10, "recall_sample": 200},

@@ -8,7 +8,7 @@ from retro.artifacts import read_manifest
 from retro.errors import UserError
 from retro.paging import release
 
-AROUND = 1 << 16  # bytes that a system maps around a vector
+AROUND = 1 << 18  # bytes that a system maps around a vector, as measured; more than Linux says (64 kB)
 RESIDENT = 1 << 26  # bytes mapped before they are handed back
 PIECE = RESIDENT // AROUND // 2  # vectors read before that is looked at
 
