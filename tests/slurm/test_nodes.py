@@ -85,7 +85,8 @@ def test_two_nodes_that_are_stopped_save_one_step_and_go_on(ran, tmp_path):
         one = stopped(20, lambda: launchers()[0].send_signal(signal.SIGTERM))
         two = stopped(one + 20, lambda: subprocess.run(["scontrol", "requeue", str(submitted()[0])], check=True))
     finally:
-        process.terminate()
+        process.terminate()  # Snakemake waits for what runs
+        subprocess.run(["scancel", str(submitted()[0])], check=True)
         process.wait(timeout=120)
     assert one < two < 500, "500 is an ordinary checkpoint"
     tell(f"two nodes, the launcher stopped, then the job requeued: saved and went on at steps {one} and {two}")
