@@ -8,11 +8,21 @@ from retro.artifacts import read_json
 from retro.errors import UserError
 
 
+def artifacts(path: Path) -> list[dict]:
+    """What a report says of each artifact."""
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not isinstance(facts.get("artifacts"), list):
+        raise UserError(
+            f"{path}: wanted a report of retro.validate.recompute. Delete it and run snakemake validate again."
+        )
+    return facts["artifacts"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reports", required=True, nargs="+", type=Path, help="reports of retro.validate.recompute")
     options = parser.parse_args()
-    rows = [row for path in options.reports for row in read_json(path)["artifacts"]]
+    rows = [row for path in options.reports for row in artifacts(path)]
     width = max(len(row["artifact"]) for row in rows)
     for row in rows:
         state = "DIFFERS" if row["difference"] else "equal"
