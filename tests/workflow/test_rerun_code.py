@@ -17,12 +17,11 @@ def stages(base) -> dict[str, str]:  # noqa: F811
     """Rule: the module it runs, checked against the digest that is its param."""
     found = {}
     for (rule, _), (params, _, shell) in base.records.items():
-        module = re.search(r"python -m (retro[\w.]+)", shell or "")
-        if module and rule not in UNTRACKED:
-            found[rule] = module[1]
-            assert any(provenance.digest(module[1]) in param for param in params), (
-                f"{rule} has no code() of {module[1]}"
-            )
+        named = [name for name in re.findall(r"\bretro(?:\.\w+)+", shell or "") if provenance.source_path(name)]
+        tracked = [name for name in named if any(provenance.digest(name) in param for param in params)]
+        if named and rule not in UNTRACKED:  # a launcher may start the stage
+            assert len(tracked) == 1, f"{rule} runs {named}, code() of {tracked} is among its params"
+            found[rule] = tracked[0]
     assert len(found) >= 25
     return found
 
