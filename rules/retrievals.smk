@@ -202,40 +202,47 @@ rule retrievals:
         retrieved(),
 
 
-rule indexes:
-    """What the indexes of the config's retrievals find, and at what cost; the next `snakemake` puts it in the report."""
-    input:
-        config=rules.record.output.config,
-        neighbours=lambda wildcards: [
-            f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in dense()
-        ],
-        indexes=[RETRIEVALS.searched(name)[0] for name in DENSE],
-        arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in DENSE]),
-    output:
-        csv=f"{D}/figures/indexes.csv",
-        svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
-        png=f"{D}/figures/indexes.png",
-        part=f"{D}/parts/indexes.html",
-    log:
-        f"{D}/logs/indexes.log",
-    benchmark:
-        f"{D}/benchmarks/indexes.jsonl"
-    threads: 1
-    resources:
-        mem_mb=8000,
-        runtime="4h",
-    params:
-        code=code("retro.report.indexes"),
-        names=DENSE,
-        split=CONFIG.evaluate.splits[0],
-        folder=lambda wildcards, output: os.path.dirname(output.svg),
-    shell:
-        "python -m retro.report.indexes"
-        " --config {input.config:q}"
-        " --names {params.names:q}"
-        " --neighbours {input.neighbours:q}"
-        " --indexes {input.indexes:q}"
-        " --split {params.split}"
-        " --output-folder {params.folder:q}"
-        " --part {output.part:q}"
-        " 2>&1 | tee {log:q}"
+if DENSE:
+
+    rule indexes:
+        """What the indexes of the config's retrievals find, and at what cost; the next `snakemake` puts it in the report."""
+        input:
+            config=rules.record.output.config,
+            neighbours=[f"{D}/retrievals/{name}/neighbours/{CONFIG.evaluate.splits[0]}/manifest.json" for name in DENSE],
+            indexes=[RETRIEVALS.searched(name)[0] for name in DENSE],
+            arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in DENSE]),
+        output:
+            csv=f"{D}/figures/indexes.csv",
+            svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
+            png=f"{D}/figures/indexes.png",
+            part=f"{D}/parts/indexes.html",
+        log:
+            f"{D}/logs/indexes.log",
+        benchmark:
+            f"{D}/benchmarks/indexes.jsonl"
+        threads: 1
+        resources:
+            mem_mb=8000,
+            runtime="4h",
+        params:
+            code=code("retro.report.indexes"),
+            names=DENSE,
+            split=CONFIG.evaluate.splits[0],
+            folder=lambda wildcards, output: os.path.dirname(output.svg),
+        shell:
+            "python -m retro.report.indexes"
+            " --config {input.config:q}"
+            " --names {params.names:q}"
+            " --neighbours {input.neighbours:q}"
+            " --indexes {input.indexes:q}"
+            " --split {params.split}"
+            " --output-folder {params.folder:q}"
+            " --part {output.part:q}"
+            " 2>&1 | tee {log:q}"
+
+else:  # a section that another config made is a file like any other
+
+    rule indexes:
+        """Nothing to draw."""
+        input:
+            lambda wildcards: dense(),
