@@ -116,32 +116,41 @@ rule score:
         " 2>&1 | tee {log:q}"
 
 
-rule qa:
-    """Answers scored, and drawn for the report; the next `snakemake` puts them in it."""
-    input:
-        scores=rules.score.output.scores,
-        differences=rules.score.output.differences,
-        answers=lambda wildcards: answered()[:1],
-    output:
-        svg=report(f"{D}/figures/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"),
-        png=f"{D}/figures/{TUNED}.png",
-        part=f"{D}/parts/{TUNED}.html",
-    log:
-        f"{D}/logs/{TUNED}.log",
-    benchmark:
-        f"{D}/benchmarks/{TUNED}.jsonl"
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime="1h",
-    params:
-        code=code("retro.report.qa"),
-        folder=lambda wildcards, output: os.path.dirname(output.svg),
-    shell:
-        "python -m retro.report.qa"
-        " --scores {input.scores:q}"
-        " --differences {input.differences:q}"
-        " --answers {input.answers:q}"
-        " --output-folder {params.folder:q}"
-        " --part {output.part:q}"
-        " 2>&1 | tee {log:q}"
+if CONFIG.qa.questions:
+
+    rule qa:
+        """Answers scored, and drawn for the report; the next `snakemake` puts them in it."""
+        input:
+            scores=rules.score.output.scores,
+            differences=rules.score.output.differences,
+            answers=lambda wildcards: answered()[:1],
+        output:
+            svg=report(f"{D}/figures/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"),
+            png=f"{D}/figures/{TUNED}.png",
+            part=f"{D}/parts/{TUNED}.html",
+        log:
+            f"{D}/logs/{TUNED}.log",
+        benchmark:
+            f"{D}/benchmarks/{TUNED}.jsonl"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime="1h",
+        params:
+            code=code("retro.report.qa"),
+            folder=lambda wildcards, output: os.path.dirname(output.svg),
+        shell:
+            "python -m retro.report.qa"
+            " --scores {input.scores:q}"
+            " --differences {input.differences:q}"
+            " --answers {input.answers:q}"
+            " --output-folder {params.folder:q}"
+            " --part {output.part:q}"
+            " 2>&1 | tee {log:q}"
+
+else:  # a section that another config made is a file like any other
+
+    rule qa:
+        """Nothing to ask."""
+        input:
+            lambda wildcards: questions(),
