@@ -95,7 +95,7 @@ def read_lines(path: Path, key: str) -> list[str | dict]:
     refused.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). Give a file that can.") from None
     found = []

@@ -23,7 +23,7 @@ BYTES = 40  # memory a token of the database, at most, while bm25s builds (docs/
 
 def check(chunks: int, length: int, memory: int) -> None:
     """Refuse a database of `chunks` of `length` tokens for which `memory`, in MB, is too little."""
-    needed = chunks * length * BYTES // 1_000_000
+    needed = -(-chunks * length * BYTES // 1_000_000)
     if needed > memory:
         raise UserError(
             f"bm25: to index {chunks:,} chunks of {length} tokens takes up to {needed:,} MB of memory, the job has "

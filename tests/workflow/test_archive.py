@@ -7,7 +7,7 @@ from tests.workflow.conftest import ROOT, Project
 
 def test_an_archive_rebuilds_the_same_bytes(finished, tmp_path):
     project = finished.clone(tmp_path / "project")
-    for name in ["Makefile", "pyproject.toml", "README.md", "LICENSE"]:
+    for name in ["Makefile", "pyproject.toml", "README.md", "LICENSE", ".dockerignore"]:
         shutil.copy2(ROOT / name, project.folder / name)
     for name in ["envs", "docs"]:
         shutil.copytree(ROOT / name, project.folder / name, dirs_exist_ok=True)
