@@ -103,7 +103,6 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "evaluate.stride": 32,
     "evaluate.neighbours_used": 1,
     "evaluate.retrieved_chunks": 1,
-    "evaluate.retrieved_chunks": 1,
     "experiments.names": ["cost"],
     "experiments.of": "retro",
     "experiments.k": [0, 1],

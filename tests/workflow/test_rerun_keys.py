@@ -87,7 +87,6 @@ CHANGES = {
     "evaluate.splits": "losses overlap candidates retrieval_neighbours",
     "evaluate.neighbours_used": "losses overlap",
     "evaluate.retrieved_chunks": "losses overlap",
-    "evaluate.retrieved_chunks": "losses overlap",
     "evaluate.random_neighbours": "summarise filtered experiment_comparison",
     "evaluate.bootstrap": "summarise filtered experiment_comparison",
     "evaluate.bootstrap_unit": "summarise filtered experiment_comparison",
