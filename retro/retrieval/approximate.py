@@ -20,8 +20,8 @@ from retro.retrieval.scores import best
 from retro.retrieval.settings import IndexSettings
 
 QUERIES = 1024  # queries a call of faiss; fewer where they would read more than RESIDENT of a mapped index
-FEWEST = 64
-RESIDENT = 1 << 26  # bytes of the index's file in memory
+FEWEST = 8
+RESIDENT = 1 << 25  # bytes of the index's file in memory
 WIDER = (4, 16)  # times the lists, visited for queries whose usual lists hold too few
 MOST = 2048  # candidates a query, the most faiss gives on a GPU
 
@@ -41,9 +41,8 @@ def read_mapped(path: Path) -> faiss.Index:
         return faiss.read_index(str(path))
 
 
-def queries_a_call(index: faiss.Index, size: int) -> int:
+def queries_a_call(lists: faiss.IndexIVF | None, size: int) -> int:
     """How many queries read about `RESIDENT` bytes of an index of `size` bytes; kinds without lists read all of it."""
-    lists = faiss.try_extract_index_ivf(index)
     if lists is None:
         return QUERIES
     return min(max(RESIDENT * lists.nlist // (size * lists.nprobe), FEWEST), QUERIES)
@@ -55,7 +54,7 @@ class ApproximateSearch:
     def __init__(self, index: faiss.Index, exact: ExactSearch, settings: IndexSettings, mapped: Path | None = None):
         """`mapped`: the index's file, if what was read of it is to be handed back as the search goes on."""
         self.index, self.exact, self.k_factor = index, exact, settings.k_factor
-        self.mapped, self.queries = mapped, queries_a_call(index, mapped.stat().st_size) if mapped else QUERIES
+        self.mapped = mapped
         self.lists = faiss.try_extract_index_ivf(index)
         self.fallen_back = 0
 
@@ -66,8 +65,8 @@ class ApproximateSearch:
         holes.
         """
         ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
-        for start in range(0, len(queries), self.queries):
-            these = slice(start, min(start + self.queries, len(queries)))
+        for start in range(0, len(queries), QUERIES):
+            these = slice(start, min(start + QUERIES, len(queries)))
             self._search(queries[these], k, barred[these], ids[these], scores[these])
             if advance:
                 advance(these.stop - start)
@@ -101,9 +100,7 @@ class ApproximateSearch:
         limit = min(MOST, self.index.ntotal)
         fetch = min(max(k, math.ceil(k * self.k_factor)), limit)
         while len(open_):
-            found = self.index.search(queries[open_], fetch)[1]
-            if self.mapped:
-                release_file(self.mapped)
+            found = self._fetch(queries[open_], fetch)
             exhausted = (found < 0).any(axis=1) | (fetch >= limit)
             found = np.where(barred[open_].among(found), -1, found)
             ids[open_], scores[open_] = best(found, self.exact.score(queries[open_], found), k)
@@ -111,3 +108,13 @@ class ApproximateSearch:
             given_up.append(open_[short & exhausted])
             open_, fetch = open_[short & ~exhausted], min(2 * fetch, limit)
         return np.concatenate(given_up)
+
+    def _fetch(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` ids of each query, int64 [q, count]; what was read of a mapped index is handed back."""
+        if not self.mapped:
+            return self.index.search(queries, count)[1]
+        step, found = queries_a_call(self.lists, self.mapped.stat().st_size), []
+        for start in range(0, len(queries), step):
+            found.append(self.index.search(queries[start : start + step], count)[1])
+            release_file(self.mapped)
+        return np.concatenate(found)

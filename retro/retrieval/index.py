@@ -25,8 +25,8 @@ from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
 STAGE = "retro.retrieval.index"
-BLOCK = 1 << 16  # vectors added at a time
-PART = 1 << 17  # vectors whose inverted lists are in memory together, or
+BLOCK = 1 << 14  # vectors added at a time
+PART = 1 << 15  # vectors whose inverted lists are in memory together, or
 PARTS = 64  # such a share of a database that has more
 
 

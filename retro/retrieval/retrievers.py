@@ -143,7 +143,7 @@ def open_retriever(
         return Random(exact, vectors, exclusion, rows, seed)
     if not index.settings["exact"]:
         path = index.file("index.faiss")
-        search = ApproximateSearch(open_index(path, settings), exact, settings, path)
+        search = ApproximateSearch(open_index(path, settings), exact, settings, path if settings.mmap else None)
     dense = Dense(search, vectors, exclusion, rows)
     return Shuffled(dense, exact, seed) if name == "shuffled" else dense
 
