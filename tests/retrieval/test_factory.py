@@ -84,6 +84,8 @@ def test_what_was_read_of_a_mapped_index_is_handed_back(case, tmp_path, monkeypa
     found = []
     for mapped in (None, path):
         search = ApproximateSearch(open_index(path, SETTINGS), exact, SETTINGS, mapped)
+        if mapped:
+            assert approximate.queries_a_call(search.lists, path.stat().st_size) == 8
         found.append(search.search(case.queries, K, case.barred())[0].tolist())
         assert (resident(path) == 0) == (mapped is not None)
     assert found[0] == found[1]
