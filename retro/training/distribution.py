@@ -6,6 +6,7 @@ gradients are summed, so that all make the same update. Tensor ranks of one data
 """
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -154,6 +155,17 @@ class World:
         """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+    def leave(self) -> None:
+        """End this process, whose work is done, if it is one of several.
+
+        At the interpreter's own end, threads of a group that is still referred to are destroyed while they run: seldom,
+        but one abort would make the whole training a failure.
+        """
+        if self.size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def autocast(self, precision: str) -> Any:
         """A context in which matrix products run in bf16, if `precision` says so."""

@@ -80,6 +80,7 @@ def main() -> None:
             if session.metrics:
                 session.metrics.close()
             session.world.finish()
+    session.world.leave()
 
 
 if __name__ == "__main__":
