@@ -25,14 +25,20 @@ def release(*arrays: np.ndarray) -> None:
             array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def release_file(path: Path) -> None:
-    """Hand back the pages of a file that a library has mapped, wherever it did."""
-    maps, name = Path("/proc/self/maps"), str(path.resolve())
-    if not maps.exists():
-        return
-    libc = ctypes.CDLL(None)
-    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
-        place, *_, mapped = line.split(maxsplit=5)
-        if mapped == name:
-            start, stop = (int(part, 16) for part in place.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+class MappedFile:
+    """A file that a library has mapped, wherever it did, and keeps mapped."""
+
+    def __init__(self, path: Path):
+        self.size, self._places = path.stat().st_size, []
+        maps, name = Path("/proc/self/maps"), str(path.resolve())
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else []
+        for line in lines:
+            place, *_, mapped = line.split(maxsplit=5)
+            if mapped == name:
+                start, stop = (int(part, 16) for part in place.split("-"))
+                self._places.append((ctypes.c_void_p(start), ctypes.c_size_t(stop - start)))
+
+    def release(self) -> None:
+        """Hand back its pages, as `release` does."""
+        for start, size in self._places:
+            ctypes.CDLL(None).madvise(start, size, mmap.MADV_DONTNEED)

@@ -12,7 +12,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.paging import release_file
+from retro.paging import MappedFile
 from retro.retrieval import factory, gpu
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
@@ -54,7 +54,7 @@ class ApproximateSearch:
     def __init__(self, index: faiss.Index, exact: ExactSearch, settings: IndexSettings, mapped: Path | None = None):
         """`mapped`: the index's file, if what was read of it is to be handed back as the search goes on."""
         self.index, self.exact, self.k_factor = index, exact, settings.k_factor
-        self.mapped = mapped
+        self.mapped = mapped and MappedFile(mapped)
         self.lists = faiss.try_extract_index_ivf(index)
         self.fallen_back = 0
 
@@ -113,8 +113,8 @@ class ApproximateSearch:
         """The first `count` ids of each query, int64 [q, count]; what was read of a mapped index is handed back."""
         if not self.mapped:
             return self.index.search(queries, count)[1]
-        step, found = queries_a_call(self.lists, self.mapped.stat().st_size), []
+        step, found = queries_a_call(self.lists, self.mapped.size), []
         for start in range(0, len(queries), step):
             found.append(self.index.search(queries[start : start + step], count)[1])
-            release_file(self.mapped)
+            self.mapped.release()
         return np.concatenate(found)

@@ -1,16 +1,17 @@
-"""Embeddings of all sources, read by global row from the memory-mapped arrays."""
+"""Embeddings of all sources, read by global row from their arrays' files.
 
+They are read, not mapped: where single vectors are wanted, mapping costs a page fault each, for which the system puts
+hundreds of its neighbours into the process's memory.
+"""
+
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from retro.artifacts import read_manifest
 from retro.errors import UserError
-from retro.paging import release
-
-AROUND = 1 << 18  # bytes that a system maps around a vector, as measured; more than Linux says (64 kB)
-RESIDENT = 1 << 26  # bytes mapped before they are handed back
-PIECE = RESIDENT // AROUND // 2  # vectors read before that is looked at
 
 
 class Vectors:
@@ -30,28 +31,51 @@ class Vectors:
                     f"{opened[0].path} by {wanted[:16]}…. Vectors of different encoders cannot be "
                     f"compared: run snakemake again."
                 )
-        self._arrays = [manifest.array("embeddings.npy") for manifest in opened]
-        self.width = self._arrays[0].shape[1]
-        self._touched = 0
-        self._offsets = np.concatenate([[0], np.cumsum([len(array) for array in self._arrays])])
+        self._files = [_File(manifest.file("embeddings.npy"), manifest.array("embeddings.npy")) for manifest in opened]
+        self.width, self._dtype = self._files[0].shape[1], self._files[0].dtype
+        for file in self._files[1:]:
+            if file.dtype != self._dtype:
+                raise UserError(
+                    f"{file.path}: {file.dtype}, but {self._files[0].path} is {self._dtype}. Delete both and run "
+                    f"snakemake: it embeds all sources with the config's dataset.encoder.dtype."
+                )
+        self._offsets = np.cumsum([0, *(file.shape[0] for file in self._files)])
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, width]: vectors of global rows."""
-        rows = np.asarray(rows)
-        found = np.empty((len(rows), self.width), np.float32)
-        for start in range(0, len(rows), PIECE):
-            self._read(rows[start : start + PIECE], found[start : start + PIECE])
-        return found
-
-    def _read(self, rows: np.ndarray, found: np.ndarray) -> None:
+        """float32 [n, width]: vectors of global rows. Rows that follow each other are read at once."""
+        rows = np.asarray(rows, np.int64)
         source = np.searchsorted(self._offsets, rows, side="right") - 1
-        for number in np.unique(source):
-            here = source == number
-            found[here] = self._arrays[number][rows[here] - self._offsets[number]]
-        self._touched += min(int(rows.max() - rows.min() + 1) * self.width * 4, len(rows) * AROUND)
-        if self._touched > RESIDENT:
-            release(*self._arrays)
-            self._touched = 0
+        found = np.empty((len(rows), self.width), self._dtype)
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(source) != 0)) + 1
+        starts = [0, *cuts.tolist(), len(rows)] if len(rows) else []
+        within, files = (rows - self._offsets[source]).tolist(), source.tolist()
+        for start, stop in pairwise(starts):
+            self._files[files[start]].read(within[start], found[start:stop])
+        return found.astype(np.float32, copy=False)
+
+
+class _File:
+    """The rows of a two-dimensional .npy file."""
+
+    def __init__(self, path: Path, array: np.ndarray):
+        """`array` is the file, mapped."""
+        self.path, self.shape, self.dtype = path, array.shape, array.dtype
+        self._begin = getattr(array, "offset", 0)  # bytes before the first row; an array without rows is not mapped
+        self._row = array.shape[1] * array.dtype.itemsize
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        os.close(self._descriptor)
+
+    def read(self, row: int, found: np.ndarray) -> None:
+        """Fill `found` [n, width] with the rows from `row` on. Raises UserError if the file has become shorter."""
+        place, done = self._begin + row * self._row, 0
+        while done < found.nbytes:
+            left = memoryview(found).cast("B")[done:] if done else found
+            count = os.preadv(self._descriptor, [left], place + done)
+            if not count:
+                raise UserError(f"{self.path}: shorter than when it was opened. Delete it and run snakemake again.")
+            done += count
