@@ -34,6 +34,7 @@ LONGEST = 100_000  # bytes of a file; longer ones are mostly tables and generate
 SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a virtual environment was made with
 MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
 LISTS = 10  # inverted lists for each megabyte of text: as many vectors a list at both sizes
+TRAINED = 160  # vectors a list is trained on; from fewer, the more lists there are, the less even they become
 STARTS = 5.0  # CPU seconds of a job below which starting Python is most of it, and cost says nothing
 PAUSE = 0.1  # seconds between two looks at the jobs' memory
 LOG = re.compile(r"/logs/(\S+\.log)")  # in a job's shell command
@@ -89,7 +90,7 @@ def config(folder: Path, megabytes: int) -> dict:
             "encoder": {"type": "static"},
             "index": {
                 "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
-                "train_vectors": 40_000,
+                "train_vectors": TRAINED * LISTS * megabytes,
                 "nprobe": 4,
                 "ef_search": 32,
                 "k_factor": 2,

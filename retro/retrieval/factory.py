@@ -57,7 +57,7 @@ def build(factory: str, width: int) -> faiss.Index:
             if hasattr(clustered, "cp"):
                 clustered.cp.min_points_per_centroid = 1
     # faiss's own list of what must live as long as the index.
-    index.referenced_objects = [_quiet(r) for r in _transforms(index) if isinstance(r, faiss.OPQMatrix)]
+    index.referenced_objects = [_quiet(r) for r in transforms(index) if isinstance(r, faiss.OPQMatrix)]
     return index
 
 
@@ -69,7 +69,7 @@ def _quiet(rotation: faiss.OPQMatrix) -> faiss.ProductQuantizer:
     return quantizer
 
 
-def _transforms(index: faiss.Index) -> Iterator[faiss.VectorTransform]:
+def transforms(index: faiss.Index) -> Iterator[faiss.VectorTransform]:
     """All transforms applied to vectors before they are indexed."""
     for layer in layers(index):
         if isinstance(layer, faiss.IndexPreTransform):
@@ -112,12 +112,23 @@ def is_joinable(index: faiss.Index) -> bool:
     return type(layer) in JOINABLE
 
 
+def own_lists(index: faiss.Index) -> faiss.IndexIVF | None:
+    """The inverted lists of an index whose centroids may be found apart and added to the coarse quantizer."""
+    lists = faiss.try_extract_index_ivf(index)
+    alone = 1  # faiss's number for a coarse quantizer that trains in its own way, such as a multi-index
+    return None if lists is None or lists.quantizer_trains_alone == alone else lists
+
+
 def needed(index: faiss.Index) -> int:
     """The least number of training vectors: one for each centroid of each part."""
+    lists = [layer.nlist for layer in layers(index) if isinstance(layer, faiss.IndexIVF)]
+    return max([needed_beside_lists(index), *lists])
+
+
+def needed_beside_lists(index: faiss.Index) -> int:
+    """The same for all parts but inverted lists."""
     most = 1
     for layer in layers(index):
-        if isinstance(layer, faiss.IndexIVF):
-            most = max(most, layer.nlist)
         for name in ("pq", "rq", "lsq", "aq"):
             quantizer = getattr(layer, name, None)
             if quantizer is None:
@@ -125,7 +136,7 @@ def needed(index: faiss.Index) -> int:
             bits = quantizer.nbits
             bits = bits if isinstance(bits, int) else max(bits.at(i) for i in range(bits.size()))
             most = max(most, 1 << bits)
-    for transform in _transforms(index):
+    for transform in transforms(index):
         if isinstance(transform, faiss.OPQMatrix):
             most = max(most, 256, transform.d_out)
         elif isinstance(transform, faiss.PCAMatrix):

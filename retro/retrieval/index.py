@@ -19,38 +19,15 @@ from retro.arguments import given
 from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
-from retro.errors import UserError
 from retro.retrieval import factory, gpu, inverted
 from retro.retrieval.settings import IndexSettings
+from retro.retrieval.training import train
 from retro.retrieval.vectors import Vectors
 
 STAGE = "retro.retrieval.index"
 BLOCK = 1 << 14  # vectors added at a time
 PART = 1 << 15  # vectors whose inverted lists are in memory together, or
 PARTS = 64  # such a share of a database that has more
-
-
-def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
-    """An empty index of factory string `name`, trained on a seeded random sample of the whole database."""
-    factory.check_size(name, vectors.width, len(database), settings.train_vectors)
-    index = factory.build(name, vectors.width)
-    if index.is_trained:
-        return index
-    count = min(len(database), settings.train_vectors)
-    wished = factory.POINTS * factory.needed(index)
-    if count < wished:
-        print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
-    chosen = np.random.default_rng(seed).choice(len(database), count, replace=False)
-    print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
-    on_gpus = gpu.to_gpus(index, settings)
-    try:
-        on_gpus.train(vectors.read(database[np.sort(chosen)]))
-    except RuntimeError as error:
-        raise UserError(
-            f"dataset.index.factory {name!r}: faiss cannot train it on {count} vectors of "
-            f"{vectors.width} dimensions: {' '.join(str(error).split())}. Try auto."
-        ) from None
-    return gpu.to_cpu(on_gpus, index)
 
 
 def fill(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retro.errors import UserError
-from retro.retrieval import approximate, factory
+from retro.retrieval import approximate, factory, training
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.index import make
@@ -48,8 +48,17 @@ def build(case: Case, name: str) -> faiss.Index:
     return make(name, Plain(case.vectors), np.arange(len(case.vectors)), SETTINGS, seed=1)
 
 
+def by_parts(monkeypatch, few: int) -> None:
+    """Let indexes be trained by parts whose sample is larger than `few`, with few vectors for each centroid."""
+    monkeypatch.setattr(training, "FEW", few)
+    monkeypatch.setattr(training, "PIECE", 100)
+    monkeypatch.setattr(factory, "POINTS", 1)
+
+
+@pytest.mark.parametrize("few", [training.FEW, 1500], ids=["at once", "by parts"])
 @pytest.mark.parametrize("name", STRINGS)
-def test_a_string_trains_fills_stores_maps_and_searches(case, name, tmp_path):
+def test_a_string_trains_fills_stores_maps_and_searches(case, name, few, tmp_path, monkeypatch):
+    by_parts(monkeypatch, few)
     faiss.omp_set_num_threads(1)
     index = build(case, name)
     assert index.ntotal == SIZE and factory.is_exact(index) == (name == "Flat")
@@ -62,6 +71,19 @@ def test_a_string_trains_fills_stores_maps_and_searches(case, name, tmp_path):
     assert np.mean(shared) >= STRINGS[name]
     assert (ids >= 0).all() and case.admissible()[np.arange(QUERIES)[:, None], ids].all()
     assert (scores == np.take_along_axis(best, ids, 1)).all() and (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["IVF64,SQ8", "OPQ8_16,IVF64_HNSW8,PQ8"])
+def test_lists_trained_by_parts_are_as_even_as_the_whole_sample_makes_them(case, name, monkeypatch):
+    """What training by parts is for: with the same vectors but less memory, not the lists of a tenth of them."""
+    faiss.omp_set_num_threads(1)
+    whole = build(case, name)
+    by_parts(monkeypatch, SIZE // 10)
+    parts = build(case, name)
+    assert faiss.serialize_index(parts).tobytes() == faiss.serialize_index(build(case, name)).tobytes()
+    few = make(name, Plain(case.vectors), np.arange(SIZE), SETTINGS.model_copy(update={"train_vectors": 300}), seed=1)
+    uneven = [faiss.extract_index_ivf(index).invlists.imbalance_factor() for index in (whole, parts, few)]
+    assert uneven[1] < (uneven[0] + uneven[2]) / 2 and uneven[0] < uneven[2]
 
 
 def resident(path: Path) -> int:
