@@ -209,7 +209,13 @@ def compared(experiment):
         f"{D}/runs/{run}/evaluation/{split}/{condition}/manifest.json"
         for run in runs
         for split in CONFIG.evaluate.splits[:1]
-        for condition in conditions(experiment, EXPERIMENTS, RETRIEVAL_NAMES, RUNS[run]["train"]["neighbours_used"])
+        for condition in conditions(
+            experiment,
+            EXPERIMENTS,
+            RETRIEVAL_NAMES,
+            used=RUNS[run]["train"]["neighbours_used"],
+            saved=DATASET.neighbours.saved,
+        )
     ]
 
 

@@ -16,12 +16,12 @@ def fraction_of(name: str) -> tuple[float, int] | None:
     return (float(parts[1]), int(parts[2][1:])) if parts[0] == "database" and len(parts) == 3 else None
 
 
-def conditions(name: str, settings: ExperimentSettings, retrievals: list[str], used: int) -> list[str]:
-    """Names of the conditions of an experiment for a run trained with `used` neighbours; `on` and `off` are always
-    measured.
+def conditions(name: str, settings: ExperimentSettings, retrievals: list[str], used: int, saved: int) -> list[str]:
+    """Names of the conditions of an experiment for a run trained with `used` of `saved` neighbours; `on` and `off` are
+    always measured.
     """
     if name == "neighbours":
-        return [f"on+k{k}" for k in settings.k if k not in (0, used)]
+        return [f"on+k{k}" for k in settings.k if k not in (0, used) and k <= saved]
     if name == "database":
         return [fraction_name(share, seed) for share in settings.fractions for seed in settings.fraction_seeds]
     if name == "controls":

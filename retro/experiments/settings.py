@@ -19,7 +19,11 @@ class ExperimentSettings(Settings):
     of: str | None = Field(
         None, description="RETRO run that neighbours, database, controls and retrievers measure; default: the first."
     )
-    k: list[int] = Field([0, 1, 2, 5, 10, 20], min_length=1, description="Neighbours a chunk is shown at evaluation.")
+    k: list[int] = Field(
+        [0, 1, 2, 5, 10, 20],
+        min_length=1,
+        description="Neighbours a chunk is shown at evaluation; the default's, as far as neighbours.saved has them.",
+    )
     fractions: list[float] = Field(
         [0.01, 0.05, 0.2, 0.5], description="Shares of the database's chunks that are kept, below 1; 1 is always shown."
     )

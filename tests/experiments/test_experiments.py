@@ -25,12 +25,13 @@ from tests.evaluation.built import build_dataset, measure, stage, write_run
 
 def test_every_condition_of_every_experiment_has_a_name():
     for name in CATALOGUE:
-        for condition in conditions(name, ExperimentSettings(), ["bm25"], 2):
+        for condition in conditions(name, ExperimentSettings(), ["bm25"], 2, 20):
             assert Condition.parse(condition).name == condition
 
 
 def test_the_number_trained_with_and_none_are_not_measured_twice():
-    assert conditions("neighbours", ExperimentSettings(), [], 2) == ["on+k1", "on+k5", "on+k10", "on+k20"]
+    assert conditions("neighbours", ExperimentSettings(), [], 2, 20) == ["on+k1", "on+k5", "on+k10", "on+k20"]
+    assert conditions("neighbours", ExperimentSettings(), [], 2, 6) == ["on+k1", "on+k5"]
 
 
 def test_names_of_fractions_are_read_back():
