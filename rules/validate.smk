@@ -27,8 +27,8 @@ rule recompute:
     shell:
         "python -m retro.validate.recompute"
         " --manifests {params.manifests:q}"
-        " --fraction {params.fraction}"
-        " --seed {params.seed}"
+        " --fraction {params.fraction:q}"
+        " --seed {params.seed:q}"
         " --output {output.report:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
