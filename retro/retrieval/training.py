@@ -16,7 +16,7 @@ from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
 FEW = 1 << 15  # vectors that all parts are trained on as they are
-PIECE = 1 << 14  # vectors encoded at a time
+PIECE = 1 << 14  # vectors encoded, or decoded, at a time
 
 
 def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
@@ -40,9 +40,8 @@ def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSett
             on_gpus = gpu.to_gpus(index, settings)
             on_gpus.train(vectors.read(np.sort(chosen)))
             return gpu.to_cpu(on_gpus, index)
-        sample = vectors.read(np.sort(chosen[:few]))
-        lists.quantizer.add(_centroids(index, lists, vectors, np.sort(chosen), sample, settings))
-        index.train(sample)  # what is trained already stays
+        lists.quantizer.add(_centroids(index, lists, vectors, chosen, few, settings))
+        index.train(vectors.read(np.sort(chosen[:few])))  # what is trained already stays
         return index
     except RuntimeError as error:
         raise UserError(
@@ -52,27 +51,27 @@ def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSett
 
 
 def _centroids(
-    index: faiss.Index,
-    lists: faiss.IndexIVF,
-    vectors: Vectors,
-    chosen: np.ndarray,
-    few: np.ndarray,
-    settings: IndexSettings,
+    index: faiss.Index, lists: faiss.IndexIVF, vectors: Vectors, chosen: np.ndarray, few: int, settings: IndexSettings
 ) -> np.ndarray:
-    """float32 [lists, d]: centroids of the `chosen` rows, as the index rotates them; trains its rotations on `few`."""
-    transforms = list(factory.transforms(index))
+    """float32 [lists, d]: centroids of the `chosen` rows, as the index rotates them.
+
+    Trains its rotations on the first `few` of them.
+    """
+    codec = faiss.IndexScalarQuantizer(lists.d, faiss.ScalarQuantizer.QT_8bit)
+    transforms, sample = list(factory.transforms(index)), vectors.read(np.sort(chosen[:few]))
     for transform in transforms:
         if not transform.is_trained:
-            transform.train(few)
-        few = transform.apply(few)
-    codec = faiss.IndexScalarQuantizer(lists.d, faiss.ScalarQuantizer.QT_8bit)
-    codec.train(few)
-    codes = np.empty((len(chosen), codec.sa_code_size()), np.uint8)
+            transform.train(sample)
+        sample = transform.apply(sample)
+    codec.train(sample)
+    del sample  # so that it and the codes are not in memory together
+    chosen, codes = np.sort(chosen), np.empty((len(chosen), codec.sa_code_size()), np.uint8)
     for start in range(0, len(chosen), PIECE):
         piece = vectors.read(chosen[start : start + PIECE])
         for transform in transforms:
             piece = transform.apply(piece)
         codes[start : start + PIECE] = codec.sa_encode(piece)
     clustering = faiss.Clustering(lists.d, lists.nlist, lists.cp)
+    clustering.decode_block_size = PIECE
     clustering.train_encoded(codes, codec, gpu.to_gpus(faiss.IndexFlatIP(lists.d), settings))
     return faiss.vector_to_array(clustering.centroids).reshape(lists.nlist, lists.d)
