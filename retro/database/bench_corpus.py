@@ -35,7 +35,7 @@ SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a v
 MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
 PYTHON = 64.0  # MiB of a job below which Python is most of it, and growth says nothing
 LISTS = 10  # inverted lists for each megabyte of text: as many vectors a list at both sizes
-TRAINED = 50  # vectors a list is trained on: k-means costs their number times the lists, more at the larger size
+SAMPLE = 100_000  # vectors that the lists are trained on: fewer make them less even, the more lists the less
 STARTS = 5.0  # CPU seconds of a job below which starting Python is most of it, and cost says nothing
 PAUSE = 0.1  # seconds between two looks at the jobs' memory
 LOG = re.compile(r"/logs/(\S+\.log)")  # in a job's shell command
@@ -91,7 +91,7 @@ def config(folder: Path, megabytes: int) -> dict:
             "encoder": {"type": "static"},
             "index": {
                 "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
-                "train_vectors": TRAINED * LISTS * megabytes,
+                "train_vectors": SAMPLE,
                 "nprobe": 4,
                 "ef_search": 32,
                 "k_factor": 2,
