@@ -34,8 +34,8 @@ LONGEST = 100_000  # bytes of a file; longer ones are mostly tables and generate
 SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a virtual environment was made with
 MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
 PYTHON = 64.0  # MiB of a job below which Python is most of it, and growth says nothing
-LISTS = 10  # inverted lists for each megabyte of text: as many vectors a list at both sizes
-SAMPLE = 100_000  # vectors that the lists are trained on: fewer make them less even, the more lists the less
+LISTS = 5  # inverted lists for each megabyte of text: as many vectors a list at both sizes
+SAMPLE = 80_000  # vectors that the lists are trained on, enough for the larger size: too few make lists uneven
 STARTS = 5.0  # CPU seconds of a job below which starting Python is most of it, and cost says nothing
 PAUSE = 0.1  # seconds between two looks at the jobs' memory
 LOG = re.compile(r"/logs/(\S+\.log)")  # in a job's shell command
@@ -92,7 +92,7 @@ def config(folder: Path, megabytes: int) -> dict:
             "index": {
                 "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
                 "train_vectors": SAMPLE,
-                "nprobe": 4,
+                "nprobe": 3,
                 "ef_search": 32,
                 "k_factor": 2,
             },

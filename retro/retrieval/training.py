@@ -15,7 +15,8 @@ from retro.retrieval import factory, gpu
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.vectors import Vectors
 
-FEW = 1 << 15  # vectors that all parts are trained on as they are
+FEW = 1 << 14  # vectors that all parts are trained on as they are, or
+EACH = 128  # for each centroid of a part that is not inverted lists, if that is more
 PIECE = 1 << 14  # vectors encoded, or decoded, at a time
 
 
@@ -34,7 +35,7 @@ def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSett
         print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
     chosen = database[np.random.default_rng(seed).choice(len(database), count, replace=False)]
     print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
-    lists, few = factory.own_lists(index), max(FEW, factory.POINTS * factory.needed_beside_lists(index))
+    lists, few = factory.own_lists(index), max(FEW, EACH * factory.needed_beside_lists(index))
     try:
         if lists is None or count <= few:
             on_gpus = gpu.to_gpus(index, settings)

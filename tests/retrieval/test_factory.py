@@ -52,7 +52,7 @@ def by_parts(monkeypatch, few: int) -> None:
     """Let indexes be trained by parts whose sample is larger than `few`, with few vectors for each centroid."""
     monkeypatch.setattr(training, "FEW", few)
     monkeypatch.setattr(training, "PIECE", 100)
-    monkeypatch.setattr(factory, "POINTS", 1)
+    monkeypatch.setattr(training, "EACH", 1)
 
 
 @pytest.mark.parametrize("few", [training.FEW, 1500], ids=["at once", "by parts"])
