@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from retro.retrieval import gpu
+from retro.retrieval import gpu, training
 from retro.retrieval.index import make
 from retro.retrieval.settings import IndexSettings
 from tests.retrieval.brute import Plain, units
@@ -43,6 +43,14 @@ def test_an_index_is_trained_and_filled_on_the_gpus_as_the_config_says(two_gpus,
     for options in two_gpus:
         assert options.shard == (how == "shard") and options.common_ivf_quantizer == options.shard
         assert options.useFloat16 and not options.useFloat16CoarseQuantizer and options.allowCpuCoarseQuantizer
+
+
+def test_the_centroids_of_a_large_sample_are_found_on_the_gpus(two_gpus, monkeypatch):
+    monkeypatch.setattr(training, "FEW", 100)
+    vectors = units(np.random.default_rng(0), 500, 16)
+    index = make("IVF4_HNSW4,SQ8", Plain(vectors), np.arange(500), IndexSettings(), seed=1)
+    assert index.ntotal == 500
+    assert len(two_gpus) == 2  # to find centroids, and to fill
 
 
 def test_a_kind_that_gpus_cannot_hold_stays_on_the_cpu(two_gpus, monkeypatch, capsys):
