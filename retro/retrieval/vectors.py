@@ -32,13 +32,7 @@ class Vectors:
                     f"compared: run snakemake again."
                 )
         self._files = [_File(manifest.file("embeddings.npy"), manifest.array("embeddings.npy")) for manifest in opened]
-        self.width, self._dtype = self._files[0].shape[1], self._files[0].dtype
-        for file in self._files[1:]:
-            if file.dtype != self._dtype:
-                raise UserError(
-                    f"{file.path}: {file.dtype}, but {self._files[0].path} is {self._dtype}. Delete both and run "
-                    f"snakemake: it embeds all sources with the config's dataset.encoder.dtype."
-                )
+        self.width = self._files[0].shape[1]
         self._offsets = np.cumsum([0, *(file.shape[0] for file in self._files)])
 
     def __len__(self) -> int:
@@ -48,34 +42,39 @@ class Vectors:
         """float32 [n, width]: vectors of global rows. Rows that follow each other are read at once."""
         rows = np.asarray(rows, np.int64)
         source = np.searchsorted(self._offsets, rows, side="right") - 1
-        found = np.empty((len(rows), self.width), self._dtype)
+        found = np.empty((len(rows), self.width), np.float32)
         cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(source) != 0)) + 1
         starts = [0, *cuts.tolist(), len(rows)] if len(rows) else []
         within, files = (rows - self._offsets[source]).tolist(), source.tolist()
         for start, stop in pairwise(starts):
             self._files[files[start]].read(within[start], found[start:stop])
-        return found.astype(np.float32, copy=False)
+        return found
 
 
 class _File:
-    """The rows of a two-dimensional .npy file."""
+    """The rows of a two-dimensional .npy file of float32 or float16."""
 
     def __init__(self, path: Path, array: np.ndarray):
         """`array` is the file, mapped."""
-        self.path, self.shape, self.dtype = path, array.shape, array.dtype
+        self.path, self.shape, self._dtype = path, array.shape, array.dtype
         self._begin = getattr(array, "offset", 0)  # bytes before the first row; an array without rows is not mapped
-        self._row = array.shape[1] * array.dtype.itemsize
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self):
         os.close(self._descriptor)
 
     def read(self, row: int, found: np.ndarray) -> None:
-        """Fill `found` [n, width] with the rows from `row` on. Raises UserError if the file has become shorter."""
-        place, done = self._begin + row * self._row, 0
-        while done < found.nbytes:
-            left = memoryview(found).cast("B")[done:] if done else found
+        """Fill `found` float32 [n, width] with the rows from `row` on.
+
+        Raises UserError if the file has become shorter.
+        """
+        stored = found if self._dtype == found.dtype else np.empty(found.shape, self._dtype)
+        place, done = self._begin + row * stored.strides[0], 0
+        while done < stored.nbytes:
+            left = memoryview(stored).cast("B")[done:] if done else stored
             count = os.preadv(self._descriptor, [left], place + done)
             if not count:
                 raise UserError(f"{self.path}: shorter than when it was opened. Delete it and run snakemake again.")
             done += count
+        if stored is not found:
+            found[...] = stored
