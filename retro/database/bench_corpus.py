@@ -89,7 +89,7 @@ def config(folder: Path, megabytes: int) -> dict:
             "tokenizer": {"vocab_size": 8192, "train_bytes": 10_000_000},
             "encoder": {"type": "static"},
             "index": {
-                "factory": f"IVF{LISTS * megabytes}_HNSW32,SQ8",
+                "factory": f"IVF{LISTS * megabytes}_HNSW8,SQ8",
                 "train_vectors": SAMPLE,
                 "nprobe": 3,
                 "ef_search": 32,
