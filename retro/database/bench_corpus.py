@@ -20,7 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from retro.errors import UserError
 KINDS = {".py", ".pyi", ".h", ".md", ".rst", ".txt", ".jsonl"}
 LONGEST = 100_000  # bytes of a file; longer ones are mostly tables and generated code
 SKIPPED = {"__pycache__", "site-packages"}  # the latter: of the Python that a virtual environment was made with
+ROUNDS = 3
 MEMORY, GROWTH = 2048, 1.2  # MiB; larger over smaller
 LISTS = 5  # inverted lists for each megabyte of text: as many vectors a list at both sizes
 SAMPLE = 80_000  # vectors that the lists are trained on, enough for the larger size: too few make lists uneven
@@ -79,14 +80,23 @@ def documents(paths: list[Path], size: int) -> Iterator[bytes]:
     raise UserError(f"{size} bytes of text are missing: install more packages, or give a smaller --megabytes.")
 
 
-def config(folder: Path, megabytes: int) -> dict:
-    """The config of one size."""
+def written(paths: list[Path], folder: Path, megabytes: int) -> Path:
+    """The corpus of one size, made if it is not there: written again, it would be preprocessed again."""
+    corpus = folder / f"{megabytes}mb.jsonl"
+    if not corpus.exists():
+        with replacing(corpus) as temporary, open(temporary, "wb") as file:
+            file.writelines(documents(paths, megabytes * 1_000_000))
+    return corpus
+
+
+def config(corpus: Path, folder: Path, megabytes: int) -> dict:
+    """The config of one size and round."""
     return {
         "preset": "tiny",
         "results": str(folder),
         "dataset": {
             "name": f"{megabytes}mb",
-            "sources": {"installed": {"path": str(folder / f"{megabytes}mb.jsonl")}},
+            "sources": {"installed": {"path": str(corpus)}},
             "split": {"by": "document"},
             "tokenizer": {"vocab_size": 8192, "train_bytes": 10_000_000},
             "encoder": {"type": "static"},
@@ -124,13 +134,10 @@ def watch(process: subprocess.Popen) -> dict[str, tuple[float, float]]:
     return marks
 
 
-def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> pd.DataFrame:
+def preprocess(corpus: Path, folder: Path, megabytes: int, cores: int) -> pd.DataFrame:
     """Run the pipeline up to the recorded config; MiB and CPU seconds for every 1,000 chunks of each job."""
-    corpus, settings = folder / f"{megabytes}mb.jsonl", folder / f"{megabytes}mb.json"
-    if not corpus.exists():  # written again, it would be preprocessed again
-        with replacing(corpus) as temporary, open(temporary, "wb") as file:
-            file.writelines(documents(paths, megabytes * 1_000_000))
-    write_json(settings, config(folder, megabytes))
+    settings = folder / f"{megabytes}mb.json"
+    write_json(settings, config(corpus, folder, megabytes))
     command = [sys.executable, "-m", "snakemake", "preprocess", "--configfile", str(settings), "--cores", str(cores)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--resources", "gpu=0", "--quiet", "all"], env=environment)
@@ -155,10 +162,9 @@ def preprocess(paths: list[Path], folder: Path, megabytes: int, cores: int) -> p
     return table
 
 
-def combined(rounds: list[pd.DataFrame]) -> pd.DataFrame:
-    """Of each job the most memory and the least CPU seconds and cost of all rounds."""
-    every = pd.concat(rounds).groupby(level=0)
-    return every.agg({"memory": "max", "cpu": "min", "cost": "min"})
+def combined(rounds: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Of each job the most memory and the least CPU seconds and cost of all rounds of one size."""
+    return pd.concat(rounds).groupby(level=0).agg({"memory": "max", "cpu": "min", "cost": "min"})
 
 
 def compared(small: pd.DataFrame, large: pd.DataFrame) -> tuple[str, list[str]]:
@@ -193,14 +199,15 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("results/bench-preprocess"), help="where it all goes")
     parser.add_argument("--cores", type=int, default=1, help="jobs at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all of it is done")
     options = parser.parse_args()
-    paths, sizes = found(roots()), (options.megabytes // 4, options.megabytes)
-    rounds = [
-        [preprocess(paths, options.folder / f"round-{number}", size, options.cores) for size in sizes]
-        for number in range(1, options.rounds + 1)
-    ]
-    table, wrong = compared(*(combined(list(tables)) for tables in zip(*rounds, strict=True)))
+    paths = found(roots())
+    corpora = {size: written(paths, options.folder, size) for size in (options.megabytes // 4, options.megabytes)}
+    rounds = []
+    for number in range(1, ROUNDS + 1):
+        folder = options.folder / f"round-{number}"
+        rounds.append([preprocess(corpus, folder, size, options.cores) for size, corpus in corpora.items()])
+    small, large = (combined(tables) for tables in zip(*rounds, strict=True))
+    table, wrong = compared(small, large)
     print(table)
     for line in wrong:
         print(line)
