@@ -1,11 +1,15 @@
-"""A constant changed in any module: exactly the rules run again whose stage can run that module."""
+"""Code changed in any module: exactly the rules run again whose stage can reach what is changed."""
 
 import ast
+import copy
 import re
+from pathlib import Path
 
 import pytest
 
 from retro import provenance
+from retro.definitions import Module
+from retro.reachable import Package
 from tests.workflow.conftest import ROOT
 from tests.workflow.test_rerun_keys import base, folder  # noqa: F401
 
@@ -26,22 +30,75 @@ def stages(base) -> dict[str, str]:  # noqa: F811
     return found
 
 
-def test_every_module_reruns_the_stages_whose_closure_holds_it_and_no_other(stages, monkeypatch):
-    """The digest of a stage is taken of the modules as they are, then with one of them changed."""
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in sorted((ROOT / "retro").rglob("*.py"))
-    ]
-    closures = {rule: set(provenance.closure(module)) for rule, module in stages.items()}
-    trees = {name: ast.Constant(name) for name in modules}  # stand for the modules: what is hashed is their tree
-    monkeypatch.setattr(provenance, "_tree", trees.__getitem__)
-    digest = provenance.digest.__wrapped__
-    before = {rule: digest(module) for rule, module in stages.items()}
-    for name in modules:
-        trees[name] = ast.Constant(f"{name}, edited")
-        changed = {rule for rule, module in stages.items() if digest(module) != before[rule]}
-        trees[name] = ast.Constant(name)
-        assert changed == {rule for rule, closure in closures.items() if name in closure}, name
+class Edit(ast.NodeTransformer):
+    """Changes the first thing of a definition that can only be code: a number, an operator, a comparison, a truth."""
+
+    OTHERS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitOr: ast.BitAnd}
+    OTHERS |= {ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.LtE: ast.Lt, ast.GtE: ast.Gt}
+    OTHERS |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or}
+    OTHERS |= {ast.Or: ast.And}
+
+    def __init__(self):
+        self.done = False
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        told = isinstance(node, ast.Call | ast.JoinedStr | ast.Assert | ast.AnnAssign | ast.arguments)
+        if self.done or told or isinstance(node, ast.Raise):  # may be text, or no more than a type
+            return node
+        if type(node) in self.OTHERS:
+            self.done = True
+            return self.OTHERS[type(node)]()
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            self.done = True
+            return ast.Constant(not node.value if isinstance(node.value, bool) else node.value + 1)
+        return self.generic_visit(node)
+
+
+def edited(path: Path, number: int) -> str | None:
+    """The text of a file with one edit in its top-level statement `number`; None where there is nothing to edit."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    edit = Edit()
+    for child in ast.iter_child_nodes(tree.body[number]):
+        if not edit.done and isinstance(child, ast.stmt | ast.expr):
+            edited_child = edit.visit(copy.deepcopy(child))
+            body = tree.body[number]
+            for field, value in ast.iter_fields(body):
+                if value is child:
+                    setattr(body, field, edited_child)
+                elif isinstance(value, list):
+                    value[:] = [edited_child if each is child else each for each in value]
+    return ast.unparse(ast.fix_missing_locations(tree)) if edit.done else None
+
+
+def test_an_edit_reruns_the_stages_that_reach_it_and_no_other(stages, tmp_path):
+    """In every module: one definition of each set of stages that reach it is edited."""
+    here = Package(ROOT / "retro")
+    modules = sorted(set(stages.values()))
+    before = {module: here.digest(module) for module in modules}
+    reached = {module: {id(statement) for statement in here.reachable(module)} for module in modules}
+    closures = {module: set(here.imported(module)) for module in modules}
+    tried = 0
+    for name in sorted(set().union(*closures.values())):
+        path, groups = here.path(name), set()
+        numbers = {statement.node.lineno: statement for statement in here.module(name).statements}
+        for number, node in enumerate(ast.parse(path.read_text(encoding="utf-8")).body):
+            statement = numbers.get(node.lineno)
+            if statement is None or not statement.names:
+                continue
+            wanted = frozenset(module for module in modules if id(statement) in reached[module])
+            if wanted in groups or (text := edited(path, number)) is None:
+                continue
+            groups.add(wanted)
+            tried += 1
+            (tmp_path / path.name).write_text(text, encoding="utf-8")
+            there = Package(here.root)
+            there._modules = {each: here.module(each) for each in here._modules}
+            there._modules[name] = Module(name, tmp_path / path.name)
+            changed = {
+                module for module in modules if name in closures[module] and there.digest(module) != before[module]
+            }
+            assert changed == wanted, f"{name}, line {node.lineno}: {ast.unparse(node)[:80]}"
+    assert tried > 200
 
 
 def test_rooms_do_not_rerun_what_stands_before_them(stages):
