@@ -3,10 +3,10 @@
     python -m retro.archive pack --config config/config.yaml --output archive/open-book
     python -m retro.archive check archive/open-book/expected.json results/open-book
 
-The folder holds the pipeline (code, rules, config, locks), the corpora it read, the report, the recorded config, every
-manifest, and expected.json: the sha256 of every artifact, with the versions and thread counts that made them. README.md
-there says the commands. Neighbours come out the same on any machine; weights where versions, thread counts and the kind
-of processor are the same.
+The folder holds the pipeline (code, rules, config, locks), every file that the config names (`retro.gather`), the
+report, the recorded config, every manifest, and expected.json: the sha256 of every artifact, with the versions and
+thread counts that made them. README.md there says the commands. Neighbours come out the same on any machine; weights
+where versions, thread counts and the kind of processor are the same.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from pathlib import Path
 import yaml
 
 from retro import config, errors, provenance
-from retro.artifacts import read_json, read_manifest, sha256, write_json
+from retro.artifacts import read_json, read_manifest, write_json
 from retro.errors import UserError
+from retro.gather import gather
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = [
@@ -39,6 +40,7 @@ PROJECT = [
     "retro",
 ]
 LEAVE = shutil.ignore_patterns("__pycache__", "*.sif", ".*")
+PLACES = "skipped.jsonl"  # says where a record lay, in the words of the config: another place, other bytes
 PAGES = ["report.html", "neighbours.html", "summary.csv", "comparison.csv", "sections.csv"]
 README = """# {name}
 
@@ -77,7 +79,6 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
         raise UserError(f"{folder}: no finished run. Run `make run CONFIG={path}` first.")
     if output.exists():
         raise UserError(f"{output}: exists already. Choose another --output or remove it.")
-    files = {name: config.files_of(name, source) for name, source in settings.dataset.sources.items()}
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -87,27 +88,12 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
             shutil.copytree(source, part / name, ignore=LEAVE)
         else:
             shutil.copy2(source, part / name)
-    facts = settings.model_dump(mode="json", exclude_unset=True)
-    facts.pop("preset", None)
-    facts["results"] = "results"
-    for name, source in files.items():
-        where = Path("corpora") / name
-        facts["dataset"]["sources"][name]["path"] = (
-            str(where / "*") if len(source) > 1 else str(where / Path(source[0]).name)
-        )
-        if corpora:
-            (part / where).mkdir(parents=True)
-            for file in source:
-                shutil.copy2(file, part / where)
-    _given_files(facts, part)
+    facts, corpus_files = gather(path, part, corpora)
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
     (part / "config/archived.yaml").write_text(
         f"# The archived run, with everything its presets said.\n{text}", encoding="utf-8"
     )
-    write_json(
-        part / "expected.json",
-        expected(folder, {name: {f: sha256(Path(f)) for f in source} for name, source in files.items()}),
-    )
+    write_json(part / "expected.json", expected(folder, corpus_files))
     for manifest in [folder / "config.json", *folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")]:
         target = part / "made" / manifest.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +106,7 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
     missing = (
         ""
         if corpora
-        else "\nThe corpora are not in here: put the files that expected.json names into corpora/<source>/.\n"
+        else "\nThe corpora are not in here: expected.json names them, where each lay and where it must lie.\n"
     )
     (part / "README.md").write_text(
         README.format(
@@ -139,19 +125,7 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
     return f"{output}: {size / 1e6:,.1f} MB. {output}/README.md says how to make it again."
 
 
-def _given_files(facts: dict, part: Path) -> None:
-    """Copy files that the config names besides corpora (a given tokenizer, an encoder's folder)."""
-    for section, keys in (("tokenizer", ["path", "merges"]), ("encoder", ["path"])):
-        given = facts["dataset"].get(section, {})
-        for key in keys:
-            if given.get(key) and Path(given[key]).exists():
-                source, target = Path(given[key]), part / "given" / section / Path(given[key]).name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-                given[key] = str(target.relative_to(part))
-
-
-def expected(folder: Path, corpora: dict[str, dict[str, str]]) -> dict:
+def expected(folder: Path, corpora: dict[str, dict]) -> dict:
     """The sha256 of every file that a manifest vouches for, and what made it."""
     artifacts = {}
     for path in sorted({*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}):
@@ -159,7 +133,7 @@ def expected(folder: Path, corpora: dict[str, dict[str, str]]) -> dict:
         facts = manifest.facts
         artifacts[str(path.relative_to(folder))] = {
             "kind": facts["kind"],
-            "files": {name: file["sha256"] for name, file in facts["files"].items()},
+            "files": {name: file["sha256"] for name, file in facts["files"].items() if name != PLACES},
             "versions": facts["versions"],
             "threads": facts.get("threads"),
         }

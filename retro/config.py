@@ -6,13 +6,14 @@ so that a changed key reruns what read it and nothing else.
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.config_checks import braces, check_runs, contradictions
 from retro.config_errors import explain, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
+from retro.config_paths import named
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
@@ -23,7 +24,7 @@ from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import NAME, RetrievalSettings, check
-from retro.settings import Settings
+from retro.settings import Names, Overrides, Settings
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.validate.settings import ValidationSettings
 
@@ -98,9 +99,13 @@ class RunSettings(Settings):
 
     architecture: Literal["gpt", "retro"] = Field(description="gpt, or retro: with encoder and cross-attention.")
     twin: str | None = Field(None, description="The GPT run that this RETRO run is compared with.")
-    model: dict[str, Any] = Field({}, description="Overrides of the model section.")
-    train: dict[str, Any] = Field({}, description="Overrides of the train section.")
-    start: str | None = Field(
+    model: Annotated[dict[str, Any], Overrides(ModelSettings)] = Field(
+        {}, description="Overrides of the model section."
+    )
+    train: Annotated[dict[str, Any], Overrides(TrainSettings)] = Field(
+        {}, description="Overrides of the train section."
+    )
+    start: Annotated[str | None, Names("model")] = Field(
         None,
         alias="from",
         description="Begin with trained weights: another run of this config (its model of the same seed), or the path "
@@ -134,12 +139,12 @@ class ResourceSettings(Settings):
 class Config(Settings):
     """The config file."""
 
-    preset: str | None = Field(
+    preset: Annotated[str | None, Names("preset")] = Field(
         None,
         description="Defaults that this config overrides: a file of config/models (its name without .yaml) or the "
         "path of any config file, which may have a preset in its turn.",
     )
-    results: str = Field("results", description="Folder of everything made.")
+    results: Annotated[str, Names("results")] = Field("results", description="Folder of everything made.")
     dataset: DatasetSettings = Field(description="What preprocessing decides.")
     retrievals: dict[str, RetrievalSettings] = Field(
         {}, description="Other retrievals of the same dataset, by name: trained models can be evaluated on them."
@@ -198,13 +203,10 @@ class Config(Settings):
             return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
         return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
-    def paths(self) -> dict[str, str | None]:
+    def paths(self) -> dict[str, str]:
         """Files and folders that Snakemake is told of, by their keys; those of the sources: `files_of`."""
-        tokenizer, questions = self.dataset.tokenizer, self.qa
-        found = {"results": self.results, "qa.questions": questions.questions}
-        found |= {"dataset.tokenizer.path": tokenizer.path, "dataset.tokenizer.merges": tokenizer.merges}
-        found |= {f"qa.instructions.{number}": path for number, path in enumerate(questions.instructions)}
-        return found | {f"runs.{name}.from": run.start for name, run in self.runs.items()}
+        told = ("file", "model", "results")
+        return {".".join(path.key): path.value for path in named(self) if path.what in told}
 
 
 def load(path: str | Path) -> Config:

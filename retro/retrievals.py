@@ -6,14 +6,14 @@ an equal embedding or index is taken from the dataset, or from the first retriev
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from retro.database.settings import EncoderSettings
 from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.settings import Settings
+from retro.settings import Overrides, Settings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 CONDITIONS = ("stored", "none", "on", "off", "random", "shuffled")  # what evaluation calls its own conditions
@@ -28,9 +28,13 @@ class RetrievalSettings(Settings):
     """A retrieval to compare with the dataset's own, which it overrides key by key."""
 
     retriever: Retriever | None = Field(None, description="Another retriever; default: the dataset's.")
-    encoder: dict[str, Any] = Field({}, description="Overrides of dataset.encoder; chunks are embedded again.")
-    index: dict[str, Any] = Field({}, description="Overrides of dataset.index.")
-    neighbours: dict[str, Any] = Field({}, description="Overrides of dataset.neighbours.")
+    encoder: Annotated[dict[str, Any], Overrides(EncoderSettings)] = Field(
+        {}, description="Overrides of dataset.encoder; chunks are embedded again."
+    )
+    index: Annotated[dict[str, Any], Overrides(IndexSettings)] = Field({}, description="Overrides of dataset.index.")
+    neighbours: Annotated[dict[str, Any], Overrides(NeighbourSettings)] = Field(
+        {}, description="Overrides of dataset.neighbours."
+    )
 
 
 def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, Any]:

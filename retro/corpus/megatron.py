@@ -54,9 +54,10 @@ def find(paths: str | list[str], source: str) -> list[Path]:
 class MegatronReader(Sharded):
     """Iterates over the documents of token stores, as `Reader` does over text: `ids` in place of text.
 
-    A document is `<store>-<number>`, and a group of its own. The EOD at its end is taken off (every document gets
-    one when it is stored again) and `without_eod` counts those that had none. Raises `UserError` for a document
-    that the tokenizer cannot have made: ids that are not its own, or EOD inside.
+    A document is `<store>-<number>`, and a group of its own; stores of equal names in several folders are called by
+    their paths below the folder that these have in common, wherever that is. The EOD at its end is taken off (every
+    document gets one when it is stored again) and `without_eod` counts those that had none. Raises `UserError` for a
+    document that the tokenizer cannot have made: ids that are not its own, or EOD inside.
     """
 
     filtered = 0
@@ -82,7 +83,8 @@ class MegatronReader(Sharded):
     def __iter__(self) -> Iterator[Document]:
         names = [prefix.name for prefix in self.prefixes]
         if len(set(names)) < len(names):
-            names = [prefix.as_posix() for prefix in self.prefixes]
+            within = os.path.commonpath([os.path.abspath(prefix.parent) for prefix in self.prefixes])
+            names = [Path(os.path.relpath(prefix, within)).as_posix() for prefix in self.prefixes]
         for prefix, name, index in zip(self.prefixes, names, self.files[::2], strict=True):
             store, start = TokenStore(prefix), self.done
             for number in range(len(store)):

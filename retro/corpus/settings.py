@@ -1,10 +1,10 @@
 """Config sections of the corpus stages."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from retro.settings import Settings
+from retro.settings import Names, Settings
 
 
 class FieldNames(Settings):
@@ -25,7 +25,7 @@ class SourceSettings(Settings):
         description="documents: text. megatron: tokens in pairs of files, .bin and .idx, of Megatron-LM or NeMo; "
         "dataset.tokenizer must then name the tokenizer that made them.",
     )
-    path: str | list[str] = Field(
+    path: Annotated[str | list[str], Names("corpus")] = Field(
         description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, or a folder of "
         "these; a list of such paths is read in order. Type megatron: the prefix of a pair, a pattern or a folder."
     )
@@ -115,8 +115,10 @@ class TokenizerSettings(Settings):
     )
     vocab_size: int | None = Field(4096, ge=258, description="Size to train (bpe). Given tokenizers bring theirs.")
     train_bytes: int = Field(100_000_000, gt=0, description="Train on at most this much text (bytes of UTF-8).")
-    path: str | None = Field(None, description="tokenizer.json, vocab.json or .model of a given tokenizer.")
-    merges: str | None = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
+    path: Annotated[str | None, Names("file")] = Field(
+        None, description="tokenizer.json, vocab.json or .model of a given tokenizer."
+    )
+    merges: Annotated[str | None, Names("file")] = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
     eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
 
     @model_validator(mode="after")

@@ -6,10 +6,10 @@ removed, with a line saying so; files of other names are left alone. A lock keep
 the folder.
 """
 
-import fcntl
 import hashlib
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from retro.artifacts import canonical, open_array, write_array
 from retro.errors import UserError
+from retro.lock import FILE, locked
 
 NAME = re.compile(r"(\d+)-(\d+)\.([0-9a-f]{16})\.npy")
 LEFT_OVER = re.compile(r"\.(\d+)-(\d+)\.([0-9a-f]{16})\.npy\.\d+\.tmp")
@@ -32,21 +33,13 @@ class Blocks:
     def __init__(self, folder: Path, facts: dict[str, Any], row_shape: tuple[int, ...], dtype: Any):
         self.folder, self.row_shape, self.dtype = folder, row_shape, np.dtype(dtype)
         self.key = hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
-        self._lock_path = folder / "lock"
+        self._lock = ExitStack()
 
     def __enter__(self) -> "Blocks":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._lock_path, "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(
-                f"{self.folder}: another process is working here. Wait for it to end, or stop it."
-            ) from None
-        except OSError as error:  # file systems without locks: Lustre mounted without flock, some NFS
-            print(f"{self.folder}: not locked against a second process ({error})", file=sys.stderr)
-        kept = self._clean()
+        with ExitStack() as lock:
+            lock.enter_context(locked(self.folder))
+            kept = self._clean()
+            self._lock = lock.pop_all()
         if kept:
             print(f"{self.folder}: going on after {kept} finished blocks", file=sys.stderr)
         return self
@@ -100,6 +93,6 @@ class Blocks:
         for path in self.folder.iterdir():
             if NAME.fullmatch(path.name):
                 path.unlink()
-        self._lock_path.unlink(missing_ok=True)
+        (self.folder / FILE).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()

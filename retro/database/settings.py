@@ -1,11 +1,11 @@
 """Config section of the embedding stage."""
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from retro.errors import UserError
-from retro.settings import Settings
+from retro.settings import Names, Settings
 
 S = TypeVar("S", bound=Settings)
 
@@ -19,7 +19,7 @@ class EncoderSettings(Settings):
         "static: hashed word counts, projected (cheap; for smoke tests). transformers: a BERT or "
         "Sentence-Transformers folder on disk.",
     )
-    path: str | None = Field(None, description="The model's folder (type transformers).")
+    path: Annotated[str | None, Names("folder")] = Field(None, description="The model's folder (type transformers).")
     width: int = Field(384, gt=0, description="Dimensions of the static encoder; others bring their own.")
     max_word_pieces: int = Field(256, gt=2, description="Longer chunks are cut before they are embedded.")
     batch_size: int = Field(32, gt=0, description="Chunks a batch, sorted by length.")

@@ -19,13 +19,14 @@ from torch import nn
 from retro import errors, provenance
 from retro.artifacts import read_manifest, sha256, write_manifest
 from retro.errors import UserError
+from retro.lock import locked
 from retro.qa.files import Example, answerable, read
 from retro.qa.lookup import QuestionLookup
 from retro.qa.prompts import Neighbours, answer_tokens, neighbours_of, padded, stack
 from retro.qa.settings import QuestionSettings
 from retro.recorded import Dataset
 from retro.training import counter, fingerprint
-from retro.training.checkpoints import Checkpoints, locked, pack, unpack
+from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.load import load_model
 from retro.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from retro.training.say import say

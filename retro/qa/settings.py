@@ -1,10 +1,10 @@
 """Config section of question answering."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from retro.settings import Settings
+from retro.settings import Names, Settings
 
 
 class QuestionSettings(Settings):
@@ -13,10 +13,10 @@ class QuestionSettings(Settings):
     name: Literal["qa", "instruct"] = Field(
         "qa", description="What the fine-tuned models are called, `<run>-<name>`, the tables and the report's section."
     )
-    questions: str | None = Field(
+    questions: Annotated[str | None, Names("file")] = Field(
         None, description="JSON lines: question, answers, and if known id, group, doc_id, contexts. None: no questions."
     )
-    instructions: list[str] = Field(
+    instructions: Annotated[list[str], Names("file")] = Field(
         [], description="Files to fine-tune on: of questions, or of instruction, input and output."
     )
     splits: list[Literal["train", "valid", "test"]] = Field(

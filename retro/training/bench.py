@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from retro import errors, provenance
+from retro.gemm import BENCH_SIZE, gemm_rate
 from retro.model.build import build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
-from retro.training.gemm import gemm_rate
 from retro.training.optimizer import build_optimizer
 from retro.training.settings import TrainSettings
 
@@ -85,7 +85,7 @@ class Timed:
 
 def bench(settings: ModelSettings, batch: int, steps: int, compiled: bool) -> str:
     """Time all cases alternately and return a table."""
-    calibration = [gemm_rate(CPU, size=1536, clock=time.process_time)]
+    calibration = [gemm_rate(CPU, size=BENCH_SIZE, clock=time.process_time)]
     timed = [Timed(case, settings, batch, compiled) for case in CASES]
     for model in timed:
         model.step()  # the first step allocates
@@ -94,10 +94,10 @@ def bench(settings: ModelSettings, batch: int, steps: int, compiled: bool) -> st
     for _ in range(steps):
         for model in timed:
             model.step()
-    calibration.append(gemm_rate(CPU, size=1536, clock=time.process_time))
+    calibration.append(gemm_rate(CPU, size=BENCH_SIZE, clock=time.process_time))
     peak = max(calibration)
     lines = [
-        f"torch.mm fp32 1536^3: {calibration[0] / 1e9:.1f} GFLOP per CPU-s before, "
+        f"torch.mm fp32 {BENCH_SIZE}^3: {calibration[0] / 1e9:.1f} GFLOP per CPU-s before, "
         f"{calibration[1] / 1e9:.1f} after; shares are of the better",
         f"{'model':10} {'parameters':>11} {'CPU-s/step':>10} {'median':>7} {'tokens/CPU-s':>12} "
         f"{'tokens/s':>8} {'of GEMM':>7} {'x gpt':>6} {'FLOP x':>6}",

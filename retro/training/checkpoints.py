@@ -10,14 +10,10 @@ each; `step-00000200.json`, written last, holds where training stood and the sha
 whole and have the model's names, any number of processes resumes from either kind.
 """
 
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +29,6 @@ KEPT = 2
 FOLDER = re.compile(r"^[0-9a-f]{16}$")
 FILE = re.compile(r"^step-(\d{8,})\.(safetensors|json)$")
 PIECE = re.compile(r"^(step-\d{8,})-\d+-of-\d+\.safetensors")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raises UserError if another process on this or, where the file system
-    carries locks, another machine holds it. The lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder}: another trainer ({holder}) writes these checkpoints. Wait for it, or stop it "
-                f"and run this again: it resumes."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 class Checkpoints:

@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from retro.database.hashing import STEP, mix
+
 MASK: Final = (1 << 64) - 1
-STEP: Final = np.uint64(0x9E3779B97F4A7C15)
 
 # What a number is for; two purposes never share numbers.
 SHUFFLE: Final = 1
@@ -21,18 +22,12 @@ DATA: Final = 6
 BLEND: Final = 7
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
 def words(seed: int, *coordinates: int | np.ndarray) -> np.ndarray:
     """64 random bits, uint64, for each combination of coordinates (non-negative integers, broadcast)."""
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64
-        key = _mix(np.asarray([seed & MASK], np.uint64) + STEP)
+        key = mix(np.asarray([seed & MASK], np.uint64))
         for coordinate in coordinates:
-            key = _mix(key + STEP * (np.asarray(coordinate).astype(np.uint64) + np.uint64(1)))
+            key = mix(key + STEP * np.asarray(coordinate).astype(np.uint64))
     return key if np.broadcast(*coordinates, 0).ndim else key[0]
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from retro import provenance
 from retro.artifacts import sha256
 from retro.errors import UserError
+from retro.gemm import gemm_rate
 from retro.model.build import build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
@@ -20,7 +21,6 @@ from retro.training.blend import describe as describe_blend
 from retro.training.blend import open_samples
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
-from retro.training.gemm import gemm_rate
 from retro.training.initial import start_from
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer

@@ -8,8 +8,8 @@ import torch
 
 from retro import errors
 from retro.artifacts import replacing, write_manifest
+from retro.lock import locked
 from retro.training.blend import blend_facts
-from retro.training.checkpoints import locked
 from retro.training.distribution import own_rank
 from retro.training.initial import tokenizer_files
 from retro.training.loop import duration, fit

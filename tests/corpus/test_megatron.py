@@ -78,6 +78,19 @@ def test_several_files_of_a_pattern_a_folder_and_a_list(given, bpe, tmp_path):
     shutil.copytree(tmp_path / "parts", tmp_path / "more")
     manifest = tokenize(given, [str(tmp_path / "parts"), str(tmp_path / "more")])
     assert (manifest.counts["documents"], manifest.counts["duplicate_ids"]) == (6, 0)
+    ids = [json.loads(line)["id"] for line in manifest.file("documents.jsonl").read_text().splitlines()]
+    assert ids == [f"{folder}/part_{n}-0" for folder in ("parts", "more") for n in range(3)]
+
+
+def test_a_corpus_that_is_moved_keeps_its_ids_and_so_its_splits(given, bpe, tmp_path):
+    """Stores of equal names in two folders: told apart by these, not by where both lie."""
+    made = []
+    for place in ("here", "there/below"):
+        for folder in ("a", "b"):
+            write(tmp_path / place / folder / "part", ended(bpe))
+        manifest = tokenize(given, [str(tmp_path / place / folder) for folder in ("a", "b")])
+        made.append({name: facts["sha256"] for name, facts in manifest.facts["files"].items()})
+    assert made[0] == made[1]
 
 
 def test_a_document_without_eod_is_given_one_and_an_empty_one_is_left_out(given, bpe, tmp_path):

@@ -1,13 +1,11 @@
 """Checkpoints: whole, of the same run, or not used."""
 
-import fcntl
-
 import pytest
 import torch
 
 from retro.errors import UserError
 from retro.training import fingerprint
-from retro.training.checkpoints import Checkpoints, locked
+from retro.training.checkpoints import Checkpoints
 from retro.training.weights import assign, read_tensors, weights, write_tensors
 
 RUN = {
@@ -88,17 +86,6 @@ def test_those_of_another_run_are_named_and_go_with_the_first_new_one(checkpoint
 def test_what_changes_no_weight_changes_no_fingerprint():
     assert facts() == facts(name="x", twin="y", train={"lr": 0.1, "log_interval": 9, "checkpoint_minutes": 1})
     assert fingerprint.name_of(facts()) != fingerprint.name_of(facts(seed=2))
-
-
-def test_a_folder_is_held_by_one(tmp_path):
-    with (
-        locked(tmp_path),
-        pytest.raises(UserError, match=r"another trainer \(process \d+ on "),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path), open(tmp_path / ".lock") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_tensors_give_the_same_bytes_in_any_order_and_come_back(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from retro.database.hashing import STEP, mix
 from retro.training import counter
 
 
@@ -19,8 +20,11 @@ def test_seeds_purposes_and_coordinates_all_matter():
 
 def test_known_numbers_so_that_no_version_changes_a_shuffle():
     # SplitMix64 itself: seeded with s, its n-th number is mix(s + n * step); Java's and Vigna's give these.
-    first = [int(value) for value in counter._mix(np.arange(1, 4, dtype=np.uint64) * counter.STEP)]
+    first = [int(value) for value in mix(np.arange(3, dtype=np.uint64) * STEP)]
     assert first == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    # The keyed counter on top of it, as trained models have seen it.
+    drawn = counter.words(2**64 - 1, counter.SHUFFLE, np.array([0, 2**63]))
+    assert [int(value) for value in drawn] == [0x85D74C1255584CAB, 0x401499F6536A6020]
 
 
 def test_uniform_numbers_are_uniform():

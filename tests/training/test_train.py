@@ -129,7 +129,7 @@ def test_a_second_trainer_on_the_same_checkpoints_is_refused(long_config, tmp_pa
         stage.wait_for("step 1/", process)
         second = tmp_path / "second.txt"
         assert ended(stage.start(str(second))) == 1
-        assert f"error: {stage.checkpoints}: another trainer (process {process.pid} on" in second.read_text()
+        assert f"error: {stage.checkpoints}: in use by process {process.pid} on" in second.read_text()
         assert process.is_alive()
     finally:
         process.kill()
