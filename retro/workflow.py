@@ -90,23 +90,13 @@ class Workflow:
 
     def preprocessed(self) -> list[str]:
         """Every durable artifact of preprocessing, arrays and manifests."""
-        per_source = {
-            paths.TOKENS: ["tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl"],
-            paths.CHUNKS: ["chunks.npy"],
-            paths.EMBEDDINGS: ["embeddings.npy"],
-        }
-        files = [
-            f"{self.path(pattern, source=source, retrieval='')}/{file}"
-            for pattern, names in per_source.items()
-            for source in self.sources
-            for file in names
-        ]
+        tokens = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
+        per_source = [*(f"{paths.TOKENS}/{file}" for file in tokens), f"{paths.CHUNKS}/chunks.npy"]
+        per_source += [f"{paths.EMBEDDINGS}/embeddings.npy"]
+        per_split = [f"{paths.NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
+        files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
+        files += [self.path(pattern, split=split, retrieval="") for split in SPLITS for pattern in per_split]
         files += [self.path(f"{paths.DATABASE}/{name}.npy") for name in ("database", *SPLITS)]
-        files += [
-            self.path(f"{paths.NEIGHBOURS}/{name}.npy", split=split, retrieval="")
-            for split in SPLITS
-            for name in ("ids", "scores")
-        ]
         index = self.path(f"{paths.INDEX}/index.faiss", retrieval="")
         return [f"{self.folder}/config.json", index, *files, *self.manifests()]
 
@@ -115,11 +105,8 @@ class Workflow:
         own = [paths.TOKENIZER, paths.DATABASE, paths.INDEX]
         own += [paths.BM25] if self.dataset.retriever == "bm25" else []
         found = [self.manifest(pattern, retrieval="") for pattern in own]
-        found += [
-            self.manifest(pattern, source=source, retrieval="")
-            for pattern in (paths.TOKENS, paths.CHUNKS, paths.EMBEDDINGS)
-            for source in self.sources
-        ]
+        per_source = (paths.TOKENS, paths.CHUNKS, paths.EMBEDDINGS)
+        found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]
         return found + [self.neighbours("", split) for split in SPLITS] + self.duplicates("report", "exclude", "drop")
 
     def stored(self, stage: str) -> list[str]:
