@@ -118,14 +118,8 @@ class Workflow:
     def validated(self) -> dict[str, int]:
         """Stages that `snakemake validate` recomputes, each with its number of threads."""
         threads = self.config.resources
-        return {
-            "tokens": threads.tokenize_threads,
-            "chunks": 1,
-            "database": 1,
-            "embeddings": threads.embed_threads,
-            "index": threads.search_threads,
-            "neighbours": threads.search_threads,
-        }
+        found = {"tokens": threads.tokenize_threads, "chunks": 1, "database": 1, "embeddings": threads.embed_threads}
+        return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
 
     # Models and their evaluation
 
@@ -221,6 +215,15 @@ class Workflow:
                 saved=self.dataset.neighbours.saved,
             )
         ]
+
+    def kept(self, fraction: str) -> dict[str, Any]:
+        """What a smaller database keeps: its share and seed, and how many of the candidates of each chunk."""
+        share, seed = fraction_of(fraction)
+        return {
+            "share": share,
+            "seed": seed,
+            "saved": min(self.dataset.neighbours.saved, self.config.experiments.candidates),
+        }
 
     def described(self, experiment: str) -> list[str]:
         """Manifests of the neighbours that an experiment tells of: where it compares retrievers, those of each."""

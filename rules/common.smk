@@ -21,7 +21,6 @@ from retro import paths
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.errors import UserError
-from retro.experiments.plan import fraction_of
 from retro.experiments.settings import Name as Experiment
 from retro.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
@@ -75,9 +74,11 @@ def shards(folder, suffix="json"):
     return lambda wildcards: [] if "shard" in wildcards.keys() else [file.format(**wildcards) for file in files]
 
 
-def part(wildcards, input):
-    """The flags of a job that makes one shard, or of the one that joins them (and does it all where there are none)."""
-    return ["--shard", wildcards.shard] if "shard" in wildcards.keys() else ["--shards", *input.shards]
+def part(wildcards, input, output):
+    """The flags of a job that makes one shard, or of the one that joins them, and does it all where there are none."""
+    if "shard" in wildcards.keys():
+        return ["--shard", wildcards.shard, "--output", output.shard]
+    return ["--shards", *input.shards, "--output", output.manifest]
 
 
 def launch():

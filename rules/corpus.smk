@@ -43,12 +43,12 @@ rule tokenize:
         tokenizer=rules.train_tokenizer.output.manifest,
         shards=shards(f"{D}/{paths.TOKENS}"),
     output:
-        manifest=f"{D}/{paths.TOKENS}/manifest.json",
         bin=f"{D}/{paths.TOKENS}/tokens.bin",
         idx=f"{D}/{paths.TOKENS}/tokens.idx",
         documents=f"{D}/{paths.TOKENS}/documents.npy",
         titles=f"{D}/{paths.TOKENS}/documents.jsonl",
         skipped=f"{D}/{paths.TOKENS}/skipped.jsonl",
+        manifest=f"{D}/{paths.TOKENS}/manifest.json",
     log:
         f"{D}/logs/tokenize/{{source}}.log",
     benchmark:
@@ -70,7 +70,6 @@ rule tokenize:
         " --settings {params.settings:q}"
         " --tokenizer {input.tokenizer:q}"
         " {params.part:q}"
-        " --output {output[0]:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
@@ -79,7 +78,7 @@ use rule tokenize as tokenize_shard with:
     """Tokenizing shard {wildcards.shard} of {wildcards.source}."""
     output:
         # Its own token store lies beside it, undeclared, until it is joined.
-        note=temp(f"{D}/{paths.TOKENS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{paths.TOKENS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/tokenize/{{source}}.{{shard}}.log",
     benchmark:

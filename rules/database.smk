@@ -45,8 +45,8 @@ rule embed:
         shards=shards(f"{D}/{paths.EMBEDDINGS}"),
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
-        manifest=f"{D}/{paths.EMBEDDINGS}/manifest.json",
         embeddings=f"{D}/{paths.EMBEDDINGS}/embeddings.npy",
+        manifest=f"{D}/{paths.EMBEDDINGS}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}embed/{{source}}.log",
     benchmark:
@@ -69,7 +69,6 @@ rule embed:
         " --tokens {input.tokens:q}"
         " --chunks {input.chunks:q}"
         " {params.part:q}"
-        " --output {output[0]:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
@@ -77,7 +76,7 @@ rule embed:
 use rule embed as embed_shard with:
     """Embedding shard {wildcards.shard} of {wildcards.source} for {wildcards.retrieval}embeddings."""
     output:
-        note=temp(f"{D}/{paths.EMBEDDINGS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{paths.EMBEDDINGS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/{{retrieval}}embed/{{source}}.{{shard}}.log",
     benchmark:

@@ -16,9 +16,9 @@ use rule neighbours as candidates with:
     input:
         **{name: files for name, files in rules.neighbours.input.items() if name != "shards"},
     output:
-        manifest=f"{D}/{paths.CANDIDATES}/manifest.json",
         ids=f"{D}/{paths.CANDIDATES}/ids.npy",
         scores=f"{D}/{paths.CANDIDATES}/scores.npy",
+        manifest=f"{D}/{paths.CANDIDATES}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}candidates/{{split}}.log",
     benchmark:
@@ -27,7 +27,7 @@ use rule neighbours as candidates with:
         settings=lambda wildcards: section(
             **RETRIEVALS.searching(named(wildcards), saved=EXPERIMENTS.candidates, recall_sample=0), seed=DATASET.seed
         ),
-        part=[],
+        part=lambda wildcards, output: ["--output", output.manifest],
 
 
 rule subsample:
@@ -48,10 +48,7 @@ rule subsample:
         runtime="1h",
     params:
         code=code("retro.retrieval.subsample"),
-        settings=lambda wildcards: section(
-            **dict(zip(["share", "seed"], fraction_of(wildcards.fraction))),
-            saved=min(DATASET.neighbours.saved, EXPERIMENTS.candidates),
-        ),
+        settings=lambda wildcards: section(**WORKFLOW.kept(wildcards.fraction)),
     shell:
         "python -m retro.retrieval.subsample"
         " --settings {params.settings:q}"

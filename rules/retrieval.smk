@@ -29,14 +29,13 @@ rule index_train:
     params:
         code=code("retro.retrieval.index"),
         settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "index"), seed=DATASET.seed),
-        part=["--part", "train"],
+        part=lambda wildcards, output: ["--part", "train", "--output", output.trained],
     shell:
         "python -m retro.retrieval.index"
         " --settings {params.settings:q}"
         " --database {input.database:q}"
         " --embeddings {input.embeddings:q}"
         " {params.part:q}"
-        " --output {output[0]:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
@@ -47,13 +46,19 @@ use rule index_train as index_shard with:
         **dict(rules.index_train.input.items()),
         trained=rules.index_train.output.trained,
     output:
-        part=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
+        shard=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
     log:
         f"{D}/logs/{{retrieval}}index.{{shard}}.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}index.{{shard}}.jsonl"
     params:
-        part=lambda wildcards, input: ["--part", "add", "--trained", input.trained, "--shard", wildcards.shard],
+        part=lambda wildcards, input, output: [
+            "--part",
+            "add",
+            "--trained",
+            input.trained,
+            *part(wildcards, input, output),
+        ],
 
 
 use rule index_train as index with:
@@ -63,14 +68,14 @@ use rule index_train as index with:
         trained=[rules.index_train.output.trained] if WORKFLOW.shards else [],
         shards=shards(f"{D}/{paths.INDEX}", "faiss"),
     output:
-        manifest=f"{D}/{paths.INDEX}/manifest.json",
         index=f"{D}/{paths.INDEX}/index.faiss",
+        manifest=f"{D}/{paths.INDEX}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}index.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}index.jsonl"
     params:
-        part=lambda wildcards, input: ["--trained", *input.trained, "--shards", *input.shards],
+        part=lambda wildcards, input, output: ["--trained", *input.trained, *part(wildcards, input, output)],
 
 
 rule bm25_index:
@@ -126,9 +131,9 @@ rule neighbours:
         ),
         shards=shards(f"{D}/{paths.NEIGHBOURS}"),
     output:
-        manifest=f"{D}/{paths.NEIGHBOURS}/manifest.json",
         ids=f"{D}/{paths.NEIGHBOURS}/ids.npy",
         scores=f"{D}/{paths.NEIGHBOURS}/scores.npy",
+        manifest=f"{D}/{paths.NEIGHBOURS}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}neighbours/{{split}}.log",
     benchmark:
@@ -154,7 +159,6 @@ rule neighbours:
         " --tokens {input.tokens:q}"
         " --duplicates {input.duplicates:q}"
         " {params.part:q}"
-        " --output {output[0]:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
@@ -163,7 +167,7 @@ use rule neighbours as neighbours_shard with:
     """Finding the {wildcards.retrieval}neighbours of shard {wildcards.shard} of the {wildcards.split} chunks."""
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
-        note=temp(f"{D}/{paths.NEIGHBOURS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{paths.NEIGHBOURS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/{{retrieval}}neighbours/{{split}}.{{shard}}.log",
     benchmark:

@@ -254,6 +254,12 @@ def test_retrievers_are_compared_by_every_retrieval_of_the_config():
     assert found.described("database") == []
 
 
+@pytest.mark.parametrize(("saved", "candidates", "wanted"), [(20, 1000, 20), (20, 10, 10)])
+def test_a_smaller_database_keeps_as_many_neighbours_as_the_dataset_if_it_has_them(saved, candidates, wanted):
+    found = workflow(dataset={"neighbours": {"saved": saved}}, experiments={"candidates": candidates})
+    assert found.kept("database-0.05-s2") == {"share": 0.05, "seed": 2, "saved": wanted}
+
+
 def test_without_a_retro_that_has_a_twin_there_is_nothing_to_measure():
     assert workflow(runs={"retro": {"twin": None}}).compared("database") == []
 
