@@ -22,10 +22,8 @@ container: IMAGE  # used with --software-deployment-method apptainer only
 
 include: "rules/common.smk"
 include: "rules/corpus.smk"
-include: "rules/duplicates.smk"
 include: "rules/database.smk"
 include: "rules/retrieval.smk"
-include: "rules/retrievals.smk"
 include: "rules/training.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -38,7 +36,7 @@ rule all:
     """Everything: artifacts, models, evaluation and report."""
     default_target: True
     input:
-        preprocessed(),
-        retrieved(),
-        models(),
-        reports(),
+        WORKFLOW.preprocessed(),
+        WORKFLOW.retrieved(),
+        WORKFLOW.models(),
+        WORKFLOW.reports(),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from retro import paths
 from retro.config_checks import braces, check_runs, contradictions
 from retro.config_errors import explain, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
@@ -200,7 +201,7 @@ class Config(Settings):
     def _start(self, start: str | None, seed: int) -> str | None:
         """The model.json that a run begins with."""
         if start in self.runs:
-            return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
+            return f"{self.results}/{self.dataset.name}/{paths.RUN}/model.json".format(run=f"{start}-s{seed}")
         return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
     def paths(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from retro import paths
 from retro.database.settings import EncoderSettings
 from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
@@ -87,7 +88,7 @@ class Retrievals:
 
     def folder(self, name: str) -> str:
         """Of a retrieval; the dataset's own is called ''."""
-        return f"{self._folder}/retrievals/{name}" if name else self._folder
+        return f"{self._folder}/{paths.prefix(name)}".rstrip("/")
 
     def kind_of_index(self, name: str) -> str:
         """The folder name of what a retrieval searches: index or bm25."""
@@ -109,9 +110,10 @@ class Retrievals:
         """The index settings that a retrieval's index or bm25 is built with."""
         return {key: self.facts[name]["index"][key] for key in BUILT[kind]}
 
-    def searching(self, name: str) -> dict[str, Any]:
-        """Settings of a retrieval's neighbours stage."""
-        return {key: self.facts[name][key] for key in ("retriever", "neighbours", "index")}
+    def searching(self, name: str, **neighbours: Any) -> dict[str, Any]:
+        """Settings of a retrieval's neighbours stage; `neighbours` override some of which neighbours are kept."""
+        facts = {key: self.facts[name][key] for key in ("retriever", "neighbours", "index")}
+        return facts | {"neighbours": facts["neighbours"] | neighbours}
 
     def searched(self, name: str = "") -> list[str]:
         """The index that a retrieval searches: its manifest, then its files."""

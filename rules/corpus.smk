@@ -1,12 +1,12 @@
-"""Corpus: documents to tokens.
+"""Corpus: documents to tokens; which documents are equal, or nearly.
 
 in     the sources of the config
-steps  train_tokenizer, then tokenize, one job a source (tokenize_shard: part of it)
-out    {D}/tokenizer, {D}/tokens/<source>
+steps  train_tokenizer, then tokenize, one job a source (tokenize_shard: part of it); duplicates, one job over all sources,
+       where the config asks for them (dataset.duplicates.action)
+out    {D}/tokenizer, {D}/tokens/<source>, {D}/duplicates
 """
 
-# Sources that the tokenizer is trained on: none where it is given, so that a new source changes nothing of the others.
-LEARNED_FROM = {name: each for name, each in READ.items() if each["train"] and DATASET.tokenizer.type == "bpe"}
+LEARNED_FROM, READ = WORKFLOW.learned_from(), WORKFLOW.read()
 
 
 rule train_tokenizer:
@@ -15,8 +15,8 @@ rule train_tokenizer:
         sources=[file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]],
         given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
     output:
-        files=[f"{D}/tokenizer/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
-        manifest=f"{D}/tokenizer/manifest.json",
+        files=[f"{D}/{paths.TOKENIZER}/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
+        manifest=f"{D}/{paths.TOKENIZER}/manifest.json",
     log:
         f"{D}/logs/train_tokenizer.log",
     benchmark:
@@ -27,47 +27,11 @@ rule train_tokenizer:
         runtime="4h",
     params:
         code=code("retro.corpus.train_tokenizer"),
-        settings=section(
-            sources=LEARNED_FROM,
-            **{key: WHOLE[key] for key in ["tokenizer", "split", "seed", "on_error"]},
-        ),
+        settings=section(sources=LEARNED_FROM, **WORKFLOW.settings("tokenizer", "split", "seed", "on_error")),
     shell:
         "python -m retro.corpus.train_tokenizer"
         " --settings {params.settings:q}"
         " --output {output.manifest:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
-
-
-rule tokenize_shard:
-    """Tokenizing shard {wildcards.shard} of {wildcards.source}."""
-    input:
-        sources=lambda wildcards: SOURCE_FILES[wildcards.source],
-        tokenizer=rules.train_tokenizer.output.manifest,
-    output:
-        # Its own token store lies beside it, undeclared, until it is joined.
-        note=temp(f"{D}/tokens/{{source}}/shards/{{shard}}.json"),
-    log:
-        f"{D}/logs/tokenize/{{source}}.{{shard}}.log",
-    benchmark:
-        f"{D}/benchmarks/tokenize/{{source}}.{{shard}}.jsonl"
-    threads: RESOURCES.tokenize_threads
-    resources:
-        mem_mb=4000,
-        runtime="12h",
-    params:
-        code=code("retro.corpus.tokenize"),
-        settings=lambda wildcards: section(
-            name=wildcards.source,
-            source=READ[wildcards.source],
-            **{key: WHOLE[key] for key in ["split", "seed", "on_error"]},
-        ),
-    shell:
-        "python -m retro.corpus.tokenize"
-        " --settings {params.settings:q}"
-        " --tokenizer {input.tokenizer:q}"
-        " --shard {wildcards.shard}"
-        " --output {output.note:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
@@ -77,14 +41,14 @@ rule tokenize:
     input:
         sources=lambda wildcards: SOURCE_FILES[wildcards.source],
         tokenizer=rules.train_tokenizer.output.manifest,
-        shards=shards(f"{D}/tokens/{{source}}"),
+        shards=shards(f"{D}/{paths.TOKENS}"),
     output:
-        bin=f"{D}/tokens/{{source}}/tokens.bin",
-        idx=f"{D}/tokens/{{source}}/tokens.idx",
-        documents=f"{D}/tokens/{{source}}/documents.npy",
-        titles=f"{D}/tokens/{{source}}/documents.jsonl",
-        skipped=f"{D}/tokens/{{source}}/skipped.jsonl",
-        manifest=f"{D}/tokens/{{source}}/manifest.json",
+        bin=f"{D}/{paths.TOKENS}/tokens.bin",
+        idx=f"{D}/{paths.TOKENS}/tokens.idx",
+        documents=f"{D}/{paths.TOKENS}/documents.npy",
+        titles=f"{D}/{paths.TOKENS}/documents.jsonl",
+        skipped=f"{D}/{paths.TOKENS}/skipped.jsonl",
+        manifest=f"{D}/{paths.TOKENS}/manifest.json",
     log:
         f"{D}/logs/tokenize/{{source}}.log",
     benchmark:
@@ -98,13 +62,54 @@ rule tokenize:
         settings=lambda wildcards: section(
             name=wildcards.source,
             source=READ[wildcards.source],
-            **{key: WHOLE[key] for key in ["split", "seed", "on_error"]},
+            **WORKFLOW.settings("split", "seed", "on_error"),
         ),
+        part=part,
     shell:
         "python -m retro.corpus.tokenize"
         " --settings {params.settings:q}"
         " --tokenizer {input.tokenizer:q}"
-        " --shards {input.shards:q}"
-        " --output {output.manifest:q}"
+        " {params.part:q}"
         " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+use rule tokenize as tokenize_shard with:
+    """Tokenizing shard {wildcards.shard} of {wildcards.source}."""
+    output:
+        # Its own token store lies beside it, undeclared, until it is joined.
+        shard=temp(f"{D}/{paths.TOKENS}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/tokenize/{{source}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/tokenize/{{source}}.{{shard}}.jsonl"
+
+
+rule duplicates:
+    """Finding documents that are equal, or nearly."""
+    input:
+        tokens=expand(rules.tokenize.output.manifest, source=SOURCES),
+        arrays=arrays(
+            *(expand(rules.tokenize.output[name], source=SOURCES) for name in ["bin", "idx", "documents", "titles"])
+        ),
+    output:
+        clusters=f"{D}/{paths.DUPLICATES}/clusters.npy",
+        listed=f"{D}/{paths.DUPLICATES}/clusters.jsonl",
+        dropped=f"{D}/{paths.DUPLICATES}/dropped.npy",
+        manifest=f"{D}/{paths.DUPLICATES}/manifest.json",
+    log:
+        f"{D}/logs/duplicates.log",
+    benchmark:
+        f"{D}/benchmarks/duplicates.jsonl"
+    resources:
+        mem_mb=4000,
+        runtime="12h",
+    params:
+        code=code("retro.corpus.duplicates"),
+        settings=section(duplicates=DATASET.duplicates.facts(), sources=WORKFLOW.uses("database"), seed=DATASET.seed),
+    shell:
+        "python -m retro.corpus.duplicates"
+        " --settings {params.settings:q}"
+        " --tokens {input.tokens:q}"
+        " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"

@@ -2,7 +2,8 @@
 
 in     {D}/tokens/<source>
 steps  chunk and embed, one job a source (embed_shard: part of it); assemble lists the chunks of the database and of each split
-out    {D}/chunks/<source>, {D}/embeddings/<source>, {D}/database
+out    {D}/chunks/<source>, {D}/embeddings/<source>, {D}/database; {D}/retrievals/<name>/embeddings/<source> for a retrieval
+       of the config that has an encoder of its own
 """
 
 
@@ -13,13 +14,12 @@ rule chunk:
         tokens=rules.tokenize.output.manifest,
         arrays=arrays(rules.tokenize.output.bin, rules.tokenize.output.idx, rules.tokenize.output.documents),
     output:
-        chunks=f"{D}/chunks/{{source}}/chunks.npy",
-        manifest=f"{D}/chunks/{{source}}/manifest.json",
+        chunks=f"{D}/{paths.CHUNKS}/chunks.npy",
+        manifest=f"{D}/{paths.CHUNKS}/manifest.json",
     log:
         f"{D}/logs/chunk/{{source}}.log",
     benchmark:
         f"{D}/benchmarks/chunk/{{source}}.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="4h",
@@ -35,75 +35,52 @@ rule chunk:
         " 2>&1 | tee {log:q}"
 
 
-rule embed_shard:
-    """Embedding shard {wildcards.shard} of {wildcards.source}."""
+rule embed:
+    """Embedding the chunks of {wildcards.source} for {wildcards.retrieval}embeddings; with shards, joining them."""
     input:
         tokenizer=rules.train_tokenizer.output.manifest,
         tokens=rules.tokenize.output.manifest,
         chunks=rules.chunk.output.manifest,
         arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
+        shards=shards(f"{D}/{paths.EMBEDDINGS}"),
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
-        note=temp(f"{D}/embeddings/{{source}}/shards/{{shard}}.json"),
+        embeddings=f"{D}/{paths.EMBEDDINGS}/embeddings.npy",
+        manifest=f"{D}/{paths.EMBEDDINGS}/manifest.json",
     log:
-        f"{D}/logs/embed/{{source}}.{{shard}}.log",
+        f"{D}/logs/{{retrieval}}embed/{{source}}.log",
     benchmark:
-        f"{D}/benchmarks/embed/{{source}}.{{shard}}.jsonl"
+        f"{D}/benchmarks/{{retrieval}}embed/{{source}}.jsonl"
     threads: RESOURCES.embed_threads
     resources:
         mem_mb=8000,
         runtime="24h",
-        gpu=RESOURCES.gpus,
+        gpu=lambda wildcards: 0 if WORKFLOW.shards and "shard" not in wildcards.keys() else RESOURCES.gpus,
     params:
         code=code("retro.database.embed"),
-        settings=section(encoder=WHOLE["encoder"], chunk_length=DATASET.chunk_length),
+        settings=lambda wildcards: section(
+            encoder=RETRIEVALS.facts[named(wildcards)]["encoder"], chunk_length=DATASET.chunk_length
+        ),
+        part=part,
     shell:
         "python -m retro.database.embed"
         " --settings {params.settings:q}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --chunks {input.chunks:q}"
-        " --shard {wildcards.shard}"
-        " --output {output.note:q}"
+        " {params.part:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
 
-rule embed:
-    """Embedding the chunks of {wildcards.source}; with shards, joining them."""
-    input:
-        tokenizer=rules.train_tokenizer.output.manifest,
-        tokens=rules.tokenize.output.manifest,
-        chunks=rules.chunk.output.manifest,
-        arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
-        shards=shards(f"{D}/embeddings/{{source}}"),
+use rule embed as embed_shard with:
+    """Embedding shard {wildcards.shard} of {wildcards.source} for {wildcards.retrieval}embeddings."""
     output:
-        embeddings=f"{D}/embeddings/{{source}}/embeddings.npy",
-        manifest=f"{D}/embeddings/{{source}}/manifest.json",
+        shard=temp(f"{D}/{paths.EMBEDDINGS}/shards/{{shard}}.json"),
     log:
-        f"{D}/logs/embed/{{source}}.log",
+        f"{D}/logs/{{retrieval}}embed/{{source}}.{{shard}}.log",
     benchmark:
-        f"{D}/benchmarks/embed/{{source}}.jsonl"
-    threads: RESOURCES.embed_threads
-    resources:
-        mem_mb=8000,
-        runtime="24h",
-        gpu=0 if SHARDS else RESOURCES.gpus,
-    params:
-        code=code("retro.database.embed"),
-        settings=section(encoder=WHOLE["encoder"], chunk_length=DATASET.chunk_length),
-        blocks=f"{D}/embeddings/{{source}}/blocks",  # undeclared: finished blocks survive a kill
-    shell:
-        "python -m retro.database.embed"
-        " --settings {params.settings:q}"
-        " --tokenizer {input.tokenizer:q}"
-        " --tokens {input.tokens:q}"
-        " --chunks {input.chunks:q}"
-        " --shards {input.shards:q}"
-        " --blocks {params.blocks:q}"
-        " --output {output.manifest:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
+        f"{D}/benchmarks/{{retrieval}}embed/{{source}}.{{shard}}.jsonl"
 
 
 rule assemble:
@@ -111,25 +88,20 @@ rule assemble:
     input:
         chunks=expand(rules.chunk.output.manifest, source=SOURCES),
         arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
-        duplicates=duplicates("drop"),
+        duplicates=WORKFLOW.duplicates("drop"),
     output:
-        rows=[f"{D}/database/{name}.npy" for name in ["database", *SPLITS]],
-        manifest=f"{D}/database/manifest.json",
+        rows=[f"{D}/{paths.DATABASE}/{name}.npy" for name in ["database", *SPLITS]],
+        manifest=f"{D}/{paths.DATABASE}/manifest.json",
     log:
         f"{D}/logs/assemble.log",
     benchmark:
         f"{D}/benchmarks/assemble.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="2h",
     params:
         code=code("retro.database.assemble"),
-        settings=section(
-            sources={
-                name: {key: source[key] for key in ["train", "database"]} for name, source in WHOLE["sources"].items()
-            }
-        ),
+        settings=section(sources=WORKFLOW.uses("train", "database")),
     shell:
         "python -m retro.database.assemble"
         " --settings {params.settings:q}"

@@ -12,10 +12,10 @@ rule losses:
         config=rules.record.output.config,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
-        neighbours=lambda wildcards: neighbours_of(wildcards.mode, wildcards.split),
+        neighbours=lambda wildcards: WORKFLOW.shown(wildcards.mode, wildcards.split),
     output:
-        losses=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/losses.npy",
-        manifest=f"{D}/runs/{{run}}/evaluation/{{split}}/{{mode}}/manifest.json",
+        losses=f"{D}/{paths.LOSSES}/losses.npy",
+        manifest=f"{D}/{paths.LOSSES}/manifest.json",
     log:
         f"{D}/logs/losses/{{run}}.{{split}}.{{mode}}.log",
     benchmark:
@@ -44,7 +44,7 @@ rule summarise:
     """Comparing every RETRO run with its GPT twin."""
     input:
         config=rules.record.output.config,
-        losses=losses(),
+        losses=WORKFLOW.losses(),
     output:
         summary=report(f"{D}/summary.csv", caption="../docs/captions/summary.rst", category="Tables"),
         comparison=report(f"{D}/comparison.csv", caption="../docs/captions/comparison.rst", category="Tables"),
@@ -53,15 +53,14 @@ rule summarise:
         f"{D}/logs/summarise.log",
     benchmark:
         f"{D}/benchmarks/summarise.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
     params:
         code=code("retro.evaluation.summarise"),
         settings=canonical(CONFIG.evaluate.facts()),
-        # In the config's order: the first RETRO run is the one that the report is about.
-        runs=TWINS,
+        runs=json.dumps(WORKFLOW.twins()),
+        sections=lambda wildcards, output: ["--sections", output.sections],
     shell:
         "python -m retro.evaluation.summarise"
         " --config {input.config:q}"
@@ -70,7 +69,7 @@ rule summarise:
         " --settings {params.settings:q}"
         " --summary {output.summary:q}"
         " --comparison {output.comparison:q}"
-        " --sections {output.sections:q}"
+        " {params.sections:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -78,14 +77,13 @@ rule documents:
     """Listing the bits per byte of every evaluated document."""
     input:
         config=rules.record.output.config,
-        losses=losses(),
+        losses=WORKFLOW.losses(),
     output:
         table=f"{D}/documents.csv",
     log:
         f"{D}/logs/documents.log",
     benchmark:
         f"{D}/benchmarks/documents.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="4h",
@@ -103,11 +101,11 @@ rule overlap:
     """Measuring how much of {wildcards.split} stands in the training data and in its neighbours."""
     input:
         config=rules.record.output.config,
-        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
-        neighbours=arrays(rules.neighbours.output.ids),
+        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
+        neighbours=arrays(expand(rules.neighbours.output.ids, retrieval="", allow_missing=True)),
     output:
-        runs=[f"{D}/overlap/{{split}}/{name}.npy" for name in ["training", "shown"]],
-        manifest=f"{D}/overlap/{{split}}/manifest.json",
+        runs=[f"{D}/{paths.OVERLAP}/{name}.npy" for name in ["training", "shown"]],
+        manifest=f"{D}/{paths.OVERLAP}/manifest.json",
     log:
         f"{D}/logs/overlap/{{split}}.log",
     benchmark:
@@ -119,15 +117,7 @@ rule overlap:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.evaluation.leakage"),
-        settings=section(
-            nearest=10,
-            shown=(
-                CONFIG.train.neighbours_used
-                if CONFIG.evaluate.neighbours_used is None
-                else CONFIG.evaluate.neighbours_used
-            ),
-            retrieved_chunks=CONFIG.evaluate.retrieved_chunks or CONFIG.train.retrieved_chunks,
-        ),
+        settings=canonical(WORKFLOW.overlap()),
     shell:
         "python -m retro.evaluation.leakage"
         " --config {input.config:q}"
@@ -142,7 +132,7 @@ rule filtered:
     """Comparing models on text that does not overlap."""
     input:
         config=rules.record.output.config,
-        losses=losses(),
+        losses=WORKFLOW.losses(),
         overlap=expand(rules.overlap.output.manifest, split=CONFIG.evaluate.splits),
     output:
         table=report(f"{D}/leakage.csv", caption="../docs/captions/leakage.rst", category="Tables"),
@@ -150,14 +140,13 @@ rule filtered:
         f"{D}/logs/filtered.log",
     benchmark:
         f"{D}/benchmarks/filtered.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
     params:
         code=code("retro.evaluation.filtered"),
         settings=rules.summarise.params.settings,
-        runs=TWINS,
+        runs=rules.summarise.params.runs,
     shell:
         "python -m retro.evaluation.filtered"
         " --config {input.config:q}"
@@ -176,7 +165,7 @@ rule sample:
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
     output:
-        sample=f"{D}/runs/{{run}}/sample.json",
+        sample=f"{D}/{paths.RUN}/sample.json",
     log:
         f"{D}/logs/sample/{{run}}.log",
     benchmark:

@@ -7,75 +7,48 @@ out    {D}/experiments/<experiment>.csv, .svg, .png, {D}/parts/experiments.html
 
 
 wildcard_constraints:
-    experiment="|".join(
-        ["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]
-    ),
-    share=r"[0-9.e-]+",
-    draw=r"\d+",
+    experiment="|".join(get_args(Experiment)),
+    fraction=r"database-[0-9.e-]+-s\d+",  # retro.experiments.plan.fraction_name
 
 
-rule candidates:
-    """Finding many candidates for each {wildcards.split} chunk, once for all sizes of the database."""
+use rule neighbours as candidates with:
+    """Finding many {wildcards.retrieval}candidates for each {wildcards.split} chunk, once for all sizes of the database."""
     input:
         **{name: files for name, files in rules.neighbours.input.items() if name != "shards"},
     output:
-        ids=f"{D}/candidates/{{split}}/ids.npy",
-        scores=f"{D}/candidates/{{split}}/scores.npy",
-        manifest=f"{D}/candidates/{{split}}/manifest.json",
+        ids=f"{D}/{paths.CANDIDATES}/ids.npy",
+        scores=f"{D}/{paths.CANDIDATES}/scores.npy",
+        manifest=f"{D}/{paths.CANDIDATES}/manifest.json",
     log:
-        f"{D}/logs/candidates/{{split}}.log",
+        f"{D}/logs/{{retrieval}}candidates/{{split}}.log",
     benchmark:
-        f"{D}/benchmarks/candidates/{{split}}.jsonl"
-    threads: RESOURCES.search_threads
-    resources:
-        mem_mb=16000,
-        runtime="24h",
-        gpu=RESOURCES.gpus,
+        f"{D}/benchmarks/{{retrieval}}candidates/{{split}}.jsonl"
     params:
-        code=code("retro.retrieval.neighbours"),
-        settings=section(
-            neighbours={**WHOLE["neighbours"], "saved": EXPERIMENTS.candidates, "recall_sample": 0},
-            index=WHOLE["index"],
-            seed=DATASET.seed,
+        settings=lambda wildcards: section(
+            **RETRIEVALS.searching(named(wildcards), saved=EXPERIMENTS.candidates, recall_sample=0), seed=DATASET.seed
         ),
-    shell:
-        "python -m retro.retrieval.neighbours"
-        " --settings {params.settings:q}"
-        " --split {wildcards.split}"
-        " --database {input.database:q}"
-        " --chunks {input.chunks:q}"
-        " --embeddings {input.embeddings:q}"
-        " --index {input.index:q}"
-        " --duplicates {input.duplicates:q}"
-        " --output {output.manifest:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
+        part=lambda wildcards, output: ["--output", output.manifest],
 
 
 rule subsample:
-    """Keeping {wildcards.share} of the database, draw {wildcards.draw}."""
+    """Keeping a share of the database: {wildcards.fraction}."""
     input:
         candidates=rules.candidates.output.manifest,
         arrays=arrays(rules.candidates.output.ids, rules.candidates.output.scores),
     output:
-        ids=f"{D}/fractions/database-{{share}}-s{{draw}}/{{split}}/ids.npy",
-        scores=f"{D}/fractions/database-{{share}}-s{{draw}}/{{split}}/scores.npy",
-        manifest=f"{D}/fractions/database-{{share}}-s{{draw}}/{{split}}/manifest.json",
+        ids=f"{D}/{paths.FRACTION}/ids.npy",
+        scores=f"{D}/{paths.FRACTION}/scores.npy",
+        manifest=f"{D}/{paths.FRACTION}/manifest.json",
     log:
-        f"{D}/logs/subsample/{{share}}.{{draw}}.{{split}}.log",
+        f"{D}/logs/{{retrieval}}subsample/{{fraction}}.{{split}}.log",
     benchmark:
-        f"{D}/benchmarks/subsample/{{share}}.{{draw}}.{{split}}.jsonl"
-    threads: 1
+        f"{D}/benchmarks/{{retrieval}}subsample/{{fraction}}.{{split}}.jsonl"
     resources:
         mem_mb=4000,
         runtime="1h",
     params:
         code=code("retro.retrieval.subsample"),
-        settings=lambda wildcards: section(
-            share=float(wildcards.share),
-            seed=int(wildcards.draw),
-            saved=min(DATASET.neighbours.saved, EXPERIMENTS.candidates),
-        ),
+        settings=lambda wildcards: section(**WORKFLOW.kept(wildcards.fraction)),
     shell:
         "python -m retro.retrieval.subsample"
         " --settings {params.settings:q}"
@@ -84,35 +57,20 @@ rule subsample:
         " 2>&1 | tee {log:q}"
 
 
-rule experiment_comparison:
+use rule summarise as experiment_comparison with:
     """Comparing the conditions of experiment {wildcards.experiment}."""
     input:
         config=rules.record.output.config,
-        losses=lambda wildcards: compared(wildcards.experiment),
+        losses=lambda wildcards: WORKFLOW.compared(wildcards.experiment),
     output:
-        summary=f"{D}/experiments/{{experiment}}/summary.csv",
-        comparison=f"{D}/experiments/{{experiment}}/comparison.csv",
+        summary=f"{D}/{paths.EXPERIMENT}/summary.csv",
+        comparison=f"{D}/{paths.EXPERIMENT}/comparison.csv",
     log:
         f"{D}/logs/experiments/{{experiment}}.comparison.log",
     benchmark:
         f"{D}/benchmarks/experiments/{{experiment}}.comparison.jsonl"
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
-        code=code("retro.evaluation.summarise"),
-        settings=rules.summarise.params.settings,
-        runs=TWINS,
-    shell:
-        "python -m retro.evaluation.summarise"
-        " --config {input.config:q}"
-        " --losses {input.losses:q}"
-        " --runs {params.runs:q}"
-        " --settings {params.settings:q}"
-        " --summary {output.summary:q}"
-        " --comparison {output.comparison:q}"
-        " 2>&1 | tee {log:q}"
+        sections=[],
 
 
 rule experiment:
@@ -122,27 +80,15 @@ rule experiment:
         comparison=rules.experiment_comparison.output.comparison,
         models=rules.figures.input.models,
         metrics=rules.figures.input.metrics,
-        neighbours=lambda wildcards: (
-            [
-                f"{D}/{folder}neighbours/{CONFIG.evaluate.splits[0]}/manifest.json"
-                for folder in ["", *(f"retrievals/{name}/" for name in RETRIEVAL_NAMES)]
-            ]
-            if wildcards.experiment == "retrievers"
-            else []
-        ),
+        neighbours=lambda wildcards: WORKFLOW.described(wildcards.experiment),
     output:
-        table=report(
-            f"{D}/experiments/{{experiment}}.csv", caption="../docs/captions/experiments.rst", category="Experiments"
-        ),
-        svg=report(
-            f"{D}/experiments/{{experiment}}.svg", caption="../docs/captions/experiments.rst", category="Experiments"
-        ),
-        png=f"{D}/experiments/{{experiment}}.png",
+        table=report(f"{D}/{paths.EXPERIMENT}.csv", caption="../docs/captions/experiments.rst", category="Experiments"),
+        svg=report(f"{D}/{paths.EXPERIMENT}.svg", caption="../docs/captions/experiments.rst", category="Experiments"),
+        png=f"{D}/{paths.EXPERIMENT}.png",
     log:
         f"{D}/logs/experiments/{{experiment}}.log",
     benchmark:
         f"{D}/benchmarks/experiments/{{experiment}}.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -171,7 +117,6 @@ rule experiments_part:
         f"{D}/logs/experiments.log",
     benchmark:
         f"{D}/benchmarks/experiments.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",

@@ -20,8 +20,8 @@ rule finetune:
         config=rules.record.output.config,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
-        index=arrays(rules.index.output.index),
-        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
+        index=arrays(expand(rules.index.output.index, retrieval="")),
+        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         instructions=CONFIG.qa.instructions,
     output:
         weights=f"{D}/runs/{{run}}-{TUNED}/model.safetensors",
@@ -58,9 +58,9 @@ rule answer:
         config=rules.record.output.config,
         model=f"{D}/runs/{{answering}}/model.json",
         weights=arrays(f"{D}/runs/{{answering}}/model.safetensors"),
-        index=arrays(rules.index.output.index),
-        embeddings=arrays(expand(rules.embed.output.embeddings, source=SOURCES)),
-        questions=lambda wildcards: questions(),
+        index=arrays(expand(rules.index.output.index, retrieval="")),
+        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
+        questions=lambda wildcards: WORKFLOW.questions(),
     output:
         answers=f"{D}/{TUNED}/{{answering}}.{{retrieved}}.jsonl",
     log:
@@ -90,7 +90,7 @@ rule answer:
 rule score:
     """Scoring the answers."""
     input:
-        answers=lambda wildcards: answered(),
+        answers=lambda wildcards: WORKFLOW.answered(),
     output:
         scores=report(f"{D}/{TUNED}.csv", caption="../docs/captions/qa.rst", category="Question answering"),
         differences=report(
@@ -100,7 +100,6 @@ rule score:
         f"{D}/logs/score/{TUNED}.log",
     benchmark:
         f"{D}/benchmarks/score/{TUNED}.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -123,7 +122,7 @@ if CONFIG.qa.questions:
         input:
             scores=rules.score.output.scores,
             differences=rules.score.output.differences,
-            answers=lambda wildcards: answered()[:1],
+            answers=lambda wildcards: WORKFLOW.answered()[:1],
         output:
             svg=report(f"{D}/figures/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"),
             png=f"{D}/figures/{TUNED}.png",
@@ -132,7 +131,6 @@ if CONFIG.qa.questions:
             f"{D}/logs/{TUNED}.log",
         benchmark:
             f"{D}/benchmarks/{TUNED}.jsonl"
-        threads: 1
         resources:
             mem_mb=4000,
             runtime="1h",
@@ -153,4 +151,4 @@ else:  # a section that another config made is a file like any other
     rule qa:
         """Nothing to ask."""
         input:
-            lambda wildcards: questions(),
+            lambda wildcards: WORKFLOW.questions(),

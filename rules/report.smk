@@ -26,7 +26,6 @@ rule figures:
         f"{D}/logs/figures.log",
     benchmark:
         f"{D}/benchmarks/figures.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -51,7 +50,7 @@ rule explorer:
     """Building the neighbour explorer."""
     input:
         config=rules.record.output.config,
-        losses=lambda wildcards: explored(),
+        losses=lambda wildcards: WORKFLOW.explored(),
         templates=TEMPLATES,
     output:
         page=report(f"{D}/neighbours.html", caption="../docs/captions/explorer.rst", category="Pages"),
@@ -59,7 +58,6 @@ rule explorer:
         f"{D}/logs/explorer.log",
     benchmark:
         f"{D}/benchmarks/explorer.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -85,7 +83,6 @@ rule leakage:
         f"{D}/logs/leakage.log",
     benchmark:
         f"{D}/benchmarks/leakage.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -109,9 +106,9 @@ rule page:
         comparison=rules.summarise.output.comparison,
         sections=rules.summarise.output.sections,
         figures=rules.figures.output.svg,
-        samples=expand(rules.sample.output.sample, run=RETRO_RUNS[:1]),
+        samples=expand(rules.sample.output.sample, run=WORKFLOW.retro_runs[:1]),
         explorer=rules.explorer.output.page,
-        parts=parts(),
+        parts=WORKFLOW.parts(),
         templates=TEMPLATES,
     output:
         page=report(f"{D}/report.html", caption="../docs/captions/report.rst", category="Pages"),
@@ -119,7 +116,6 @@ rule page:
         f"{D}/logs/page.log",
     benchmark:
         f"{D}/benchmarks/page.jsonl"
-    threads: 1
     resources:
         mem_mb=4000,
         runtime="1h",
@@ -138,3 +134,48 @@ rule page:
         " --parts {input.parts:q}"
         " --output {output.page:q}"
         " 2>&1 | tee {log:q}"
+
+
+if WORKFLOW.dense:
+
+    rule indexes:
+        """What the indexes of the config's retrievals find, and at what cost; the next `snakemake` puts it in the report."""
+        input:
+            config=rules.record.output.config,
+            neighbours=[WORKFLOW.neighbours(name, WORKFLOW.splits[0]) for name in WORKFLOW.dense],
+            indexes=[RETRIEVALS.searched(name)[0] for name in WORKFLOW.dense],
+            arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in WORKFLOW.dense]),
+        output:
+            csv=f"{D}/figures/indexes.csv",
+            svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
+            png=f"{D}/figures/indexes.png",
+            part=f"{D}/parts/indexes.html",
+        log:
+            f"{D}/logs/indexes.log",
+        benchmark:
+            f"{D}/benchmarks/indexes.jsonl"
+        resources:
+            mem_mb=8000,
+            runtime="4h",
+        params:
+            code=code("retro.report.indexes"),
+            names=WORKFLOW.dense,
+            split=WORKFLOW.splits[0],
+            folder=lambda wildcards, output: os.path.dirname(output.svg),
+        shell:
+            "python -m retro.report.indexes"
+            " --config {input.config:q}"
+            " --names {params.names:q}"
+            " --neighbours {input.neighbours:q}"
+            " --indexes {input.indexes:q}"
+            " --split {params.split}"
+            " --output-folder {params.folder:q}"
+            " --part {output.part:q}"
+            " 2>&1 | tee {log:q}"
+
+else:  # a section that another config made is a file like any other
+
+    rule indexes:
+        """Nothing to draw."""
+        input:
+            lambda wildcards: WORKFLOW.drawn(),

@@ -1,23 +1,26 @@
 """Retrieval: embeddings to an index, each chunk's neighbours, and the recorded config.
 
 in     {D}/database, {D}/embeddings/<source>
-steps  index, neighbours of each split, record; with shards, index_train, index_shard and neighbours_shard before
-out    {D}/index, {D}/neighbours/<split>, {D}/config.json
+steps  index or bm25_index, neighbours of each split, record; with shards, index_train, index_shard and neighbours_shard before
+out    {D}/index, {D}/neighbours/<split>, {D}/config.json; of a retrieval of the config, what its overrides change below
+       {D}/retrievals/<name>
 """
 
 
 rule index_train:
-    """Training the index on a sample of the database (with shards only)."""
+    """Training {wildcards.retrieval}index on a sample of the database (with shards only)."""
     input:
         database=rules.assemble.output.manifest,
-        embeddings=expand(rules.embed.output.manifest, source=SOURCES),
-        arrays=arrays(rules.assemble.output.rows, expand(rules.embed.output.embeddings, source=SOURCES)),
+        embeddings=lambda wildcards: WORKFLOW.embeddings(named(wildcards), "manifest.json"),
+        arrays=lambda wildcards: arrays(
+            rules.assemble.output.rows, WORKFLOW.embeddings(named(wildcards), "embeddings.npy")
+        ),
     output:
-        trained=temp(f"{D}/index/shards/trained.faiss"),
+        trained=temp(f"{D}/{paths.INDEX}/shards/trained.faiss"),
     log:
-        f"{D}/logs/index.train.log",
+        f"{D}/logs/{{retrieval}}index.train.log",
     benchmark:
-        f"{D}/benchmarks/index.train.jsonl"
+        f"{D}/benchmarks/{{retrieval}}index.train.jsonl"
     threads: RESOURCES.search_threads
     resources:
         mem_mb=16000,
@@ -25,150 +28,116 @@ rule index_train:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.index"),
-        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "index"), seed=DATASET.seed),
+        part=lambda wildcards, output: ["--part", "train", "--output", output.trained],
     shell:
         "python -m retro.retrieval.index"
         " --settings {params.settings:q}"
         " --database {input.database:q}"
         " --embeddings {input.embeddings:q}"
-        " --part train"
-        " --output {output.trained:q}"
+        " {params.part:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
 
 
-rule index_shard:
-    """Adding shard {wildcards.shard} of the database to the trained index."""
+use rule index_train as index_shard with:
+    """Adding shard {wildcards.shard} of the database to {wildcards.retrieval}index."""
     input:
-        database=rules.index_train.input.database,
-        embeddings=rules.index_train.input.embeddings,
-        arrays=rules.index_train.input.arrays,
+        **dict(rules.index_train.input.items()),
         trained=rules.index_train.output.trained,
     output:
-        part=temp(f"{D}/index/shards/{{shard}}.faiss"),
+        shard=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
     log:
-        f"{D}/logs/index.{{shard}}.log",
+        f"{D}/logs/{{retrieval}}index.{{shard}}.log",
     benchmark:
-        f"{D}/benchmarks/index.{{shard}}.jsonl"
-    threads: RESOURCES.search_threads
-    resources:
-        mem_mb=16000,
-        runtime="24h",
-        gpu=RESOURCES.gpus,
+        f"{D}/benchmarks/{{retrieval}}index.{{shard}}.jsonl"
     params:
-        code=code("retro.retrieval.index"),
-        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
-    shell:
-        "python -m retro.retrieval.index"
-        " --settings {params.settings:q}"
-        " --database {input.database:q}"
-        " --embeddings {input.embeddings:q}"
-        " --part add"
-        " --trained {input.trained:q}"
-        " --shard {wildcards.shard}"
-        " --output {output.part:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
+        part=lambda wildcards, input, output: [
+            "--part",
+            "add",
+            "--trained",
+            input.trained,
+            *part(wildcards, input, output),
+        ],
 
 
-rule index:
-    """Building the index over the database; with shards, joining them."""
+use rule index_train as index with:
+    """Building {wildcards.retrieval}index over the database; with shards, joining them."""
     input:
-        database=rules.index_train.input.database,
-        embeddings=rules.index_train.input.embeddings,
-        arrays=rules.index_train.input.arrays,
-        trained=[rules.index_train.output.trained] if SHARDS else [],
-        shards=shards(f"{D}/index", "faiss"),
+        **dict(rules.index_train.input.items()),
+        trained=[rules.index_train.output.trained] if WORKFLOW.shards else [],
+        shards=shards(f"{D}/{paths.INDEX}", "faiss"),
     output:
-        index=f"{D}/index/index.faiss",
-        manifest=f"{D}/index/manifest.json",
+        index=f"{D}/{paths.INDEX}/index.faiss",
+        manifest=f"{D}/{paths.INDEX}/manifest.json",
     log:
-        f"{D}/logs/index.log",
+        f"{D}/logs/{{retrieval}}index.log",
     benchmark:
-        f"{D}/benchmarks/index.jsonl"
-    threads: RESOURCES.search_threads
-    resources:
-        mem_mb=16000,
-        runtime="24h",
-        gpu=RESOURCES.gpus,
+        f"{D}/benchmarks/{{retrieval}}index.jsonl"
     params:
-        code=code("retro.retrieval.index"),
-        settings=section(index=RETRIEVALS.built("", "index"), seed=DATASET.seed),
-    shell:
-        "python -m retro.retrieval.index"
-        " --settings {params.settings:q}"
-        " --database {input.database:q}"
-        " --embeddings {input.embeddings:q}"
-        " --trained {input.trained:q}"
-        " --shards {input.shards:q}"
-        " --output {output.manifest:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
+        part=lambda wildcards, input, output: ["--trained", *input.trained, *part(wildcards, input, output)],
 
 
-rule neighbours_shard:
-    """Finding the neighbours of shard {wildcards.shard} of the {wildcards.split} chunks."""
+rule bm25_index:
+    """Building {wildcards.retrieval}bm25, the index over the database's words."""
     input:
         database=rules.assemble.output.manifest,
+        tokenizer=rules.train_tokenizer.output.manifest,
+        tokens=expand(rules.tokenize.output.manifest, source=SOURCES),
         chunks=rules.assemble.input.chunks,
-        embeddings=rules.index.input.embeddings,
-        index=RETRIEVALS.searched()[0],
-        tokenizer=RETRIEVALS.words(SOURCES)[:1],
-        tokens=RETRIEVALS.words(SOURCES)[1:],
-        duplicates=duplicates("exclude"),
-        arrays=arrays(RETRIEVALS.searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
+        arrays=arrays(
+            rules.assemble.output.rows, rules.assemble.input.arrays, expand(rules.tokenize.output.bin, source=SOURCES)
+        ),
     output:
-        # Finished blocks lie beside it, undeclared: they survive a kill.
-        note=temp(f"{D}/neighbours/{{split}}/shards/{{shard}}.json"),
+        files=[f"{D}/{paths.BM25}/{name}" for name in BM25_FILES],
+        manifest=f"{D}/{paths.BM25}/manifest.json",
     log:
-        f"{D}/logs/neighbours/{{split}}.{{shard}}.log",
+        f"{D}/logs/{{retrieval}}bm25.log",
     benchmark:
-        f"{D}/benchmarks/neighbours/{{split}}.{{shard}}.jsonl"
-    threads: RESOURCES.search_threads
+        f"{D}/benchmarks/{{retrieval}}bm25.jsonl"
     resources:
         mem_mb=16000,
         runtime="24h",
-        gpu=RESOURCES.gpus,
     params:
-        code=code("retro.retrieval.neighbours"),
-        settings=section(**RETRIEVALS.searching(""), seed=DATASET.seed),
+        code=code("retro.retrieval.bm25_index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "bm25")),
     shell:
-        "python -m retro.retrieval.neighbours"
+        "python -m retro.retrieval.bm25_index"
         " --settings {params.settings:q}"
-        " --split {wildcards.split}"
         " --database {input.database:q}"
-        " --chunks {input.chunks:q}"
-        " --embeddings {input.embeddings:q}"
-        " --index {input.index:q}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
-        " --duplicates {input.duplicates:q}"
-        " --shard {wildcards.shard}"
-        " --output {output.note:q}"
-        " --threads {threads}"
+        " --chunks {input.chunks:q}"
+        " --memory {resources.mem_mb}"
+        " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"
 
 
 rule neighbours:
-    """Finding the neighbours of each {wildcards.split} chunk; with shards, joining them."""
+    """Finding the {wildcards.retrieval}neighbours of each {wildcards.split} chunk; with shards, joining them."""
     input:
         database=rules.assemble.output.manifest,
         chunks=rules.assemble.input.chunks,
         embeddings=rules.index.input.embeddings,
-        index=RETRIEVALS.searched()[0],
-        tokenizer=RETRIEVALS.words(SOURCES)[:1],
-        tokens=RETRIEVALS.words(SOURCES)[1:],
-        duplicates=duplicates("exclude"),
-        arrays=arrays(RETRIEVALS.searched()[1:], rules.index.input.arrays, rules.assemble.input.arrays),
-        shards=shards(f"{D}/neighbours/{{split}}"),
+        index=lambda wildcards: RETRIEVALS.searched(named(wildcards))[0],
+        tokenizer=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards))[:1],
+        tokens=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards))[1:],
+        duplicates=WORKFLOW.duplicates("exclude"),
+        arrays=lambda wildcards: arrays(
+            RETRIEVALS.searched(named(wildcards))[1:],
+            WORKFLOW.embeddings(named(wildcards), "embeddings.npy"),
+            rules.assemble.output.rows,
+            rules.assemble.input.arrays,
+        ),
+        shards=shards(f"{D}/{paths.NEIGHBOURS}"),
     output:
-        ids=f"{D}/neighbours/{{split}}/ids.npy",
-        scores=f"{D}/neighbours/{{split}}/scores.npy",
-        manifest=f"{D}/neighbours/{{split}}/manifest.json",
+        ids=f"{D}/{paths.NEIGHBOURS}/ids.npy",
+        scores=f"{D}/{paths.NEIGHBOURS}/scores.npy",
+        manifest=f"{D}/{paths.NEIGHBOURS}/manifest.json",
     log:
-        f"{D}/logs/neighbours/{{split}}.log",
+        f"{D}/logs/{{retrieval}}neighbours/{{split}}.log",
     benchmark:
-        f"{D}/benchmarks/neighbours/{{split}}.jsonl"
+        f"{D}/benchmarks/{{retrieval}}neighbours/{{split}}.jsonl"
     threads: RESOURCES.search_threads
     resources:
         mem_mb=16000,
@@ -176,7 +145,8 @@ rule neighbours:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.neighbours"),
-        settings=section(**RETRIEVALS.searching(""), seed=DATASET.seed),
+        settings=lambda wildcards: section(**RETRIEVALS.searching(named(wildcards)), seed=DATASET.seed),
+        part=part,
     shell:
         "python -m retro.retrieval.neighbours"
         " --settings {params.settings:q}"
@@ -187,30 +157,39 @@ rule neighbours:
         " --index {input.index:q}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
-        " --shards {input.shards:q}"
         " --duplicates {input.duplicates:q}"
-        " --output {output.manifest:q}"
+        " {params.part:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"
+
+
+use rule neighbours as neighbours_shard with:
+    """Finding the {wildcards.retrieval}neighbours of shard {wildcards.shard} of the {wildcards.split} chunks."""
+    output:
+        # Finished blocks lie beside it, undeclared: they survive a kill.
+        shard=temp(f"{D}/{paths.NEIGHBOURS}/shards/{{shard}}.json"),
+    log:
+        f"{D}/logs/{{retrieval}}neighbours/{{split}}.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/{{retrieval}}neighbours/{{split}}.{{shard}}.jsonl"
 
 
 rule record:
     """Recording what preprocessing decided."""
     input:
-        manifests=manifests(),
+        manifests=WORKFLOW.manifests(),
     output:
         config=f"{D}/config.json",
     log:
         f"{D}/logs/record.log",
     benchmark:
         f"{D}/benchmarks/record.jsonl"
-    threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
     params:
         code=code("retro.record"),
-        settings=canonical(WHOLE),
+        settings=canonical(WORKFLOW.facts),
     shell:
         "python -m retro.record"
         " --settings {params.settings:q}"
@@ -222,4 +201,10 @@ rule record:
 rule preprocess:
     """The retrieval database, its index, the neighbours and the recorded config."""
     input:
-        preprocessed(),
+        WORKFLOW.preprocessed(),
+
+
+rule retrievals:
+    """The neighbours of the evaluated splits by every retrieval of the config."""
+    input:
+        WORKFLOW.retrieved(),

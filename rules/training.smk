@@ -10,17 +10,17 @@ rule train:
     """Training {wildcards.run}."""
     input:
         config=rules.record.output.config,
-        manifests=manifests(),
+        manifests=WORKFLOW.manifests(),
         tokens=arrays(expand(rules.tokenize.output.bin, source=SOURCES)),
         chunks=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
         database=arrays(rules.assemble.output.rows),
-        index=arrays(rules.index.output.index),
-        neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"])),
+        index=arrays(expand(rules.index.output.index, retrieval="")),
+        neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"], retrieval="")),
         initial=lambda wildcards: RUNS[wildcards.run]["from"] or [],
     output:
-        weights=f"{D}/runs/{{run}}/model.safetensors",
-        model=f"{D}/runs/{{run}}/model.json",
-        metrics=f"{D}/runs/{{run}}/metrics.jsonl",
+        weights=f"{D}/{paths.RUN}/model.safetensors",
+        model=f"{D}/{paths.RUN}/model.json",
+        metrics=f"{D}/{paths.RUN}/metrics.jsonl",
     log:
         f"{D}/logs/train/{{run}}.log",
     benchmark:
@@ -40,7 +40,7 @@ rule train:
     params:
         code=code("retro.training.train"),
         run=lambda wildcards: canonical(RUNS[wildcards.run]),
-        checkpoints=f"{D}/runs/{{run}}/checkpoints",  # undeclared: they survive failures and retries
+        checkpoints=f"{D}/{paths.RUN}/checkpoints",  # undeclared: they survive failures and retries
     shell:
         "python -m retro.training.launch {resources.launch} --"
         " --config {input.config:q}"
@@ -53,4 +53,4 @@ rule train:
 rule train_all:
     """Every model, without evaluation and report."""
     input:
-        models(),
+        WORKFLOW.models(),

@@ -9,18 +9,18 @@ out    {D}/validate/<stage>.json
 rule recompute:
     """Recomputing a sample of what is stored: {wildcards.stage}."""
     output:
-        report=f"{D}/validate/{{stage}}.json",
+        report=f"{D}/{paths.VALIDATED}",
     log:
         f"{D}/logs/validate/{{stage}}.log",
     wildcard_constraints:
-        stage="|".join(VALIDATED),
-    threads: lambda wildcards: VALIDATED[wildcards.stage]
+        stage="|".join(WORKFLOW.validated()),
+    threads: lambda wildcards: WORKFLOW.validated()[wildcards.stage]
     resources:
         mem_mb=16000,
         runtime="24h",
         gpu=lambda wildcards: RESOURCES.gpus if wildcards.stage in ["embeddings", "index", "neighbours"] else 0,
     params:
-        manifests=lambda wildcards: stored(wildcards.stage),
+        manifests=lambda wildcards: WORKFLOW.stored(wildcards.stage),
         fraction=CONFIG.validation.fraction,
         seed=CONFIG.validation.seed,
         asked=time.time_ns(),  # whoever asks for a validation gets one
@@ -37,7 +37,7 @@ rule recompute:
 rule validate:
     """Recomputing a sample of everything that preprocessing stored."""
     input:
-        reports=expand(rules.recompute.output.report, stage=VALIDATED),
+        reports=expand(rules.recompute.output.report, stage=WORKFLOW.validated()),
     log:
         f"{D}/logs/validate.log",
     localrule: True

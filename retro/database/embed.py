@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--chunks", required=True, type=Path, help="manifest of the chunk table")
-    parser.add_argument("--blocks", type=Path, help="folder for finished blocks (without --shard)")
+    parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
     parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
     parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, embed nothing")
@@ -116,7 +116,7 @@ def main() -> None:
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),
     }
-    folder = options.output.with_suffix("") if options.shard else options.blocks
+    folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
     with Blocks(folder, made_from, (encoder.width,), settings.dtype) as blocks:
         compute_blocks(options, table, blocks, encoder)
         if options.shard:

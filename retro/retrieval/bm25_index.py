@@ -27,8 +27,8 @@ def check(chunks: int, length: int, memory: int) -> None:
     if needed > memory:
         raise UserError(
             f"bm25: to index {chunks:,} chunks of {length} tokens takes up to {needed:,} MB of memory, the job has "
-            f"{memory:,}. Give it more (snakemake --set-resources words:mem_mb={needed} "
-            f"retrieval_words:mem_mb={needed}), or take retriever: dense, whose memory does not grow with the database."
+            f"{memory:,}. Give it more (snakemake --set-resources bm25_index:mem_mb={needed}), or take retriever: "
+            "dense, whose memory does not grow with the database."
         )
 
 

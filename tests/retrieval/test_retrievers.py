@@ -44,7 +44,7 @@ def test_a_bm25_index_larger_than_the_jobs_memory_is_refused_before_it_is_built(
     check(1_000_000, 64, 2560)
     with pytest.raises(UserError, match=r"1,000,000 chunks of 64 tokens takes up to 2,560 MB.*the job has 2,559"):
         check(1_000_000, 64, 2559)
-    with pytest.raises(UserError, match=r"--set-resources words:mem_mb=\d+ retrieval_words:mem_mb=\d+"):
+    with pytest.raises(UserError, match=r"--set-resources bm25_index:mem_mb=\d+"):
         index_bm25(corpus, tmp_path / "manifest.json", memory=0)
     assert not list(tmp_path.iterdir())
 

@@ -76,7 +76,7 @@ class Project:
         done = self.snakemake("--dry-run", *words, config=config)
         assert done.returncode == 0, done.stdout
         table = done.stdout.partition("Job stats:")[2].partition("total")[0]
-        rules = re.findall(r"^([a-z_]+)\s+\d+\s*$", table, re.MULTILINE)
+        rules = re.findall(r"^([a-z0-9_]+)\s+\d+\s*$", table, re.MULTILINE)
         assert rules or "Nothing to be done" in done.stdout, done.stdout
         return set(rules) - {"all"}
 

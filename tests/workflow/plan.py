@@ -18,7 +18,11 @@ from snakemake.settings.types import (
     SchedulingSettings,
 )
 
-Job = tuple[str, tuple[str, ...]]  # rule and outputs
+Job = tuple[str, tuple[str, ...]]  # rule, named `retrieval_<rule>` where it works for a named retrieval, and outputs
+
+
+def _name(job: Any) -> str:
+    return f"retrieval_{job.rule.name}" if job.wildcards_dict.get("retrieval") else job.rule.name
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Plan:
             workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True, nolock=True)
             workflow._build_dag()
             kept = workflow.persistence
-            found = {job: (job.rule.name, tuple(sorted(map(str, job.output)))) for job in workflow.dag.jobs}
+            found = {job: (_name(job), tuple(sorted(map(str, job.output)))) for job in workflow.dag.jobs}
             records = {name: (kept._params(job), kept._input(job), kept._code(job.rule)) for job, name in found.items()}
             dependants = {name: {found[each] for each in workflow.dag.depending[job]} for job, name in found.items()}
         return cls(records, dependants)

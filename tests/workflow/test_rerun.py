@@ -112,7 +112,7 @@ def test_retrievals_are_made_beside_the_dataset_and_retrain_nothing(finished, tm
     project = finished.clone(tmp_path / "project")
     with open(project.folder / CONFIG, "a", encoding="utf-8") as file:
         file.write(f"\n{ALTERNATIVES}\n")
-    assert project.planned("retrievals") == {"retrieval_words", "retrieval_neighbours", "retrievals"}
+    assert project.planned("retrievals") == {"bm25_index", "neighbours", "retrievals"}
     done = project.snakemake("retrievals")
     assert done.returncode == 0, done.stdout[-4000:]
     for name in ("words", "drawn", "others"):

@@ -8,16 +8,16 @@ from tests.workflow.plan import Plan
 
 # The rules that read what a rule makes: when it runs, they run, and so on.
 FOLLOWS = {
-    "train_tokenizer": "tokenize chunk embed retrieval_words retrieval_neighbours record train",
-    "tokenize": "duplicates chunk embed retrieval_words retrieval_neighbours record train",
+    "train_tokenizer": "tokenize chunk embed retrieval_bm25_index retrieval_neighbours record train",
+    "tokenize": "duplicates chunk embed retrieval_bm25_index retrieval_neighbours record train",
     "duplicates": "neighbours candidates retrieval_neighbours record train",
-    "chunk": "embed assemble neighbours candidates retrieval_words retrieval_neighbours record train",
+    "chunk": "embed assemble neighbours candidates retrieval_bm25_index retrieval_neighbours record train",
     "embed": "index neighbours candidates retrieval_index retrieval_neighbours record train overlap finetune answer",
-    "assemble": "index neighbours candidates retrieval_index retrieval_words retrieval_neighbours record train",
+    "assemble": "index neighbours candidates retrieval_index retrieval_bm25_index retrieval_neighbours record train",
     "index": "neighbours candidates record train finetune answer",
     "neighbours": "record train overlap",
     "retrieval_index": "retrieval_neighbours",
-    "retrieval_words": "retrieval_neighbours",
+    "retrieval_bm25_index": "retrieval_neighbours",
     "retrieval_neighbours": "",
     "record": "train losses summarise overlap filtered sample figures explorer page experiment_comparison experiment "
     "finetune answer",
@@ -61,14 +61,14 @@ CHANGES = {
     "dataset.duplicates.action": "duplicates assemble",
     "dataset.chunk_length": "chunk",
     "dataset.encoder": "embed",
-    "dataset.retriever": f"words {SEARCH}",
+    "dataset.retriever": f"bm25_index {SEARCH}",
     "dataset.index": SEARCH,
     "dataset.index.factory": f"index {SEARCH}",  # the other retrieval names its own
     "dataset.index.train_vectors": "index retrieval_index",
     "dataset.index.gpu": "index retrieval_index",
     "dataset.index.gpu_float16": "index retrieval_index",
-    "dataset.index.bm25_k1": f"retrieval_words {SEARCH}",
-    "dataset.index.bm25_b": f"retrieval_words {SEARCH}",
+    "dataset.index.bm25_k1": f"retrieval_bm25_index {SEARCH}",
+    "dataset.index.bm25_b": f"retrieval_bm25_index {SEARCH}",
     "dataset.neighbours": SEARCH,
     "dataset.neighbours.saved": "neighbours subsample retrieval_neighbours",  # candidates have a number of their own
     "dataset.neighbours.recall_sample": "neighbours retrieval_neighbours",

@@ -1,0 +1,289 @@
+"""What a config asks of Snakemake, without Snakemake."""
+
+from typing import Any
+
+import pytest
+
+from retro import paths
+from retro.config import load, parse
+from retro.config_layers import merged
+from retro.errors import UserError
+from retro.workflow import Workflow
+
+CONFIG = {
+    "results": "R",
+    "dataset": {
+        "name": "d",
+        "sources": {"b": {"path": "b.jsonl"}, "a": {"path": "a.jsonl", "train": False}},
+        "encoder": {"type": "static", "width": 64},
+    },
+    "runs": {
+        "gpt": {"architecture": "gpt"},
+        "alone": {"architecture": "retro"},
+        "retro": {"architecture": "retro", "twin": "gpt"},
+    },
+}
+
+
+def workflow(**over: Any) -> Workflow:
+    """Of a config of two sources, a GPT, a RETRO without a twin and one with, and of what is given."""
+    return Workflow(parse(merged(CONFIG, over)))
+
+
+def losses(paths: list[str]) -> set[tuple[str, str, str]]:
+    """Run, split and condition of manifests of losses."""
+    parts = [path.removeprefix("R/d/runs/").split("/") for path in paths]
+    assert all(part[1] == "evaluation" and part[4] == "manifest.json" for part in parts)
+    return {(part[0], part[2], part[3]) for part in parts}
+
+
+# Where things lie
+
+
+def test_the_datasets_own_artifacts_and_those_of_a_named_retrieval_are_laid_out_the_same():
+    own, named = (paths.EMBEDDINGS.format(retrieval=paths.prefix(name), source="a") for name in ("", "fast"))
+    assert own == "embeddings/a"
+    assert named == "retrievals/fast/embeddings/a"
+
+
+@pytest.mark.parametrize("name", ["", "fast", "retrievals", "a.b-c_d"])
+def test_a_retrieval_is_known_by_its_prefix(name):
+    assert paths.retrieval(paths.prefix(name)) == name
+
+
+def test_a_run_that_begins_with_another_of_the_config_reads_the_model_where_it_is_written():
+    found = workflow(runs={"retro": {"from": "gpt"}}, seeds=[3])
+    assert found.runs["retro-s3"]["from"] == "R/d/runs/gpt-s3/model.json"
+    assert found.runs["retro-s3"]["from"] in found.models()
+
+
+# Preprocessing
+
+
+def test_preprocessing_is_every_array_and_manifest_and_the_recorded_config():
+    found = workflow().preprocessed()
+    assert len(set(found)) == len(found)
+    folders = {path.removeprefix("R/d/").rpartition("/")[0] for path in found}
+    assert folders == {
+        "", "tokenizer", "database", "index", "tokens/a", "tokens/b", "chunks/a", "chunks/b", "embeddings/a",
+        "embeddings/b", "neighbours/train", "neighbours/valid", "neighbours/test",
+    }  # fmt: skip
+    assert {"R/d/config.json", "R/d/index/index.faiss", "R/d/neighbours/train/ids.npy"} <= set(found)
+    assert set(workflow().manifests()) == {path for path in found if path.endswith("/manifest.json")}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "more"),
+    [
+        ({"retriever": "bm25"}, {"R/d/bm25/manifest.json"}),
+        ({"retriever": "random"}, set()),
+        ({"duplicates": {"action": "report"}}, {"R/d/duplicates/manifest.json"}),
+    ],
+)
+def test_the_recorded_config_names_what_else_the_dataset_is_made_of(dataset, more):
+    assert set(workflow(dataset=dataset).manifests()) - set(workflow().manifests()) == more
+
+
+@pytest.mark.parametrize(
+    ("action", "asked"), [("off", []), ("report", []), ("exclude", ["exclude"]), ("drop", ["drop"])]
+)
+def test_duplicates_are_read_by_the_stage_that_acts_on_them(action, asked):
+    found = workflow(dataset={"duplicates": {"action": action}})
+    assert [stage for stage in ("exclude", "drop") if found.duplicates(stage)] == asked
+
+
+def test_reading_a_source_does_not_depend_on_what_is_done_with_it():
+    before, after = workflow(), workflow(dataset={"sources": {"b": {"database": False}}})
+    assert before.read() == after.read()
+    assert before.uses("database") != after.uses("database")
+
+
+def test_the_tokenizer_learns_from_trained_sources_and_a_given_one_from_none():
+    assert list(workflow().learned_from()) == ["b"]
+    given = {"tokenizer": {"type": "gpt2", "path": "v.json", "merges": "m.txt"}}
+    assert workflow(dataset=given).learned_from() == {}
+
+
+def test_one_shard_is_no_shard():
+    assert workflow().shards == []
+    assert workflow(dataset={"shards": 3}).shards == ["0-of-3", "1-of-3", "2-of-3"]
+
+
+def test_every_retrieval_finds_neighbours_of_the_evaluated_splits_only():
+    found = workflow(retrievals={"words": {"retriever": "bm25"}}, evaluate={"splits": ["valid"]})
+    assert found.retrieved() == ["R/d/retrievals/words/neighbours/valid/manifest.json"]
+
+
+def test_a_retrieval_searches_the_embeddings_of_all_sources_in_order():
+    found = workflow(retrievals={"wide": {"encoder": {"width": 128}}, "fast": {"index": {"factory": "Flat"}}})
+    wide = [f"R/d/retrievals/wide/embeddings/{source}/embeddings.npy" for source in "ab"]
+    assert found.embeddings("wide", "embeddings.npy") == wide
+    assert found.embeddings("fast", "embeddings.npy") == [f"R/d/embeddings/{source}/embeddings.npy" for source in "ab"]
+
+
+def test_indexes_are_drawn_of_dense_retrievals():
+    named = {"words": {"retriever": "bm25"}, "fast": {"index": {"factory": "Flat"}}, "drawn": {"retriever": "random"}}
+    assert workflow(retrievals=named).drawn() == ["fast"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda found: found.drawn(), r"retrievals: .* none with an index"),
+        (lambda found: found.questions(), r"qa\.questions: .* names no questions"),
+        (lambda found: found.answered(), r"qa\.questions: .* names no questions"),
+    ],
+    ids=["indexes", "questions", "answers"],
+)
+def test_asking_for_what_the_config_lacks_is_refused(call, message):
+    with pytest.raises(UserError, match=message):
+        call(workflow())
+
+
+def test_what_validation_recomputes_is_what_was_stored_so_far(tmp_path):
+    found = workflow(results=str(tmp_path), retrievals={"fast": {}, "slow": {}})
+    made = tmp_path / "d/retrievals/fast/neighbours/test/manifest.json"
+    made.parent.mkdir(parents=True)
+    made.write_text("{}", encoding="utf-8")
+    own = [f"{tmp_path}/d/neighbours/{split}/manifest.json" for split in ("train", "valid", "test")]
+    assert found.stored("neighbours") == [*own, str(made)]
+    assert found.stored("index") == [f"{tmp_path}/d/index/manifest.json"]
+    assert all(found.stored(stage) for stage in found.validated())
+
+
+# Models and their evaluation
+
+
+def test_every_run_is_trained_once_a_seed():
+    models = [path for path in workflow(seeds=[1, 2]).models() if path.endswith("model.json")]
+    assert models == [f"R/d/runs/{run}-s{seed}/model.json" for run in ("gpt", "alone", "retro") for seed in (1, 2)]
+
+
+def test_a_gpt_is_measured_without_retrieval_and_a_retro_with_it_without_and_by_chance():
+    assert losses(workflow().losses()) == {
+        ("gpt-s1", "test", "none"),
+        *{(run, "test", mode) for run in ("alone-s1", "retro-s1") for mode in ("on", "off", "random")},
+    }
+    assert workflow(evaluate={"random_neighbours": False}).modes("retro-s1") == ["on", "off"]
+
+
+def test_each_evaluated_split_is_measured():
+    found = losses(workflow(evaluate={"splits": ["valid", "test"]}).losses(["gpt-s1"]))
+    assert found == {("gpt-s1", "valid", "none"), ("gpt-s1", "test", "none")}
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ("none", []),
+        ("on", []),
+        ("on+k5", []),
+        ("shuffled+k1+neighbour", []),
+        ("words", ["R/d/retrievals/words/neighbours/test/manifest.json"]),
+        ("words+k2", ["R/d/retrievals/words/neighbours/test/manifest.json"]),
+        ("database-0.05-s2", ["R/d/fractions/database-0.05-s2/test/manifest.json"]),
+    ],
+)
+def test_a_condition_shows_the_stored_neighbours_or_those_it_names(condition, wanted):
+    assert workflow(retrievals={"words": {"retriever": "bm25"}}).shown(condition, "test") == wanted
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "shown", "chunks"),
+    [({}, 2, 2), ({"neighbours_used": 5, "retrieved_chunks": 1}, 5, 1), ({"neighbours_used": 0}, 0, 2)],
+    ids=["as in training", "as evaluated", "none shown"],
+)
+def test_overlap_is_measured_with_what_evaluation_shows(evaluate, shown, chunks):
+    found = workflow(train={"neighbours_used": 2, "retrieved_chunks": 2}, evaluate=evaluate).overlap()
+    assert (found["shown"], found["retrieved_chunks"]) == (shown, chunks)
+
+
+def test_the_report_is_about_the_first_retro_with_a_twin():
+    found = workflow()
+    assert found.first == "retro-s1"
+    assert losses(found.explored()) == {("gpt-s1", "test", "none"), ("retro-s1", "test", "on")}
+    assert {"R/d/report.html", "R/d/figures/leakage.svg"} <= set(found.reports())
+
+
+def test_without_a_twin_there_are_tables_and_no_report():
+    found = workflow(runs={"retro": {"twin": None}})
+    assert found.reports() == [f"R/d/{name}.csv" for name in ("summary", "comparison", "leakage")]
+    with pytest.raises(UserError, match="runs: none is a retro with a twin"):
+        found.explored()
+
+
+def test_the_report_takes_the_sections_that_were_made_and_leakage_in_any_case(tmp_path):
+    found = workflow(results=str(tmp_path))
+    (tmp_path / "d/parts").mkdir(parents=True)
+    assert found.parts() == [f"{tmp_path}/d/parts/leakage.html"]
+    (tmp_path / "d/parts/qa.html").write_text("", encoding="utf-8")
+    assert found.parts() == [f"{tmp_path}/d/parts/{name}.html" for name in ("leakage", "qa")]
+
+
+def test_runs_are_told_with_their_twins_in_the_configs_order():
+    assert list(workflow().twins().items()) == [
+        ("gpt-s1", {"twin": None, "seed": 1}),
+        ("alone-s1", {"twin": None, "seed": 1}),
+        ("retro-s1", {"twin": "gpt-s1", "seed": 1}),
+    ]
+
+
+# Experiments
+
+
+def test_an_experiment_on_one_model_compares_all_its_seeds_with_the_twins_and_measures_no_other():
+    found = losses(workflow(seeds=[1, 2], experiments={"fractions": [0.5], "fraction_seeds": [4]}).compared("database"))
+    assert {run for run, _, _ in found} == {"gpt-s1", "gpt-s2", "retro-s1", "retro-s2"}
+    assert {mode for run, _, mode in found if run == "retro-s2"} == {"on", "off", "random", "database-0.5-s4"}
+
+
+def test_a_model_that_the_config_names_is_measured_instead_of_the_first():
+    found = workflow(runs={"later": {"architecture": "retro", "twin": "gpt"}}, experiments={"of": "later"}, seeds=[3])
+    assert found.measured() == ["later-s3"]
+
+
+def test_other_experiments_compare_all_runs():
+    assert workflow().compared("architecture") == workflow().losses()
+
+
+def test_retrievers_are_compared_by_every_retrieval_of_the_config():
+    found = workflow(retrievals={"words": {"retriever": "bm25"}})
+    assert ("retro-s1", "test", "words") in losses(found.compared("retrievers"))
+    told = ["R/d/neighbours/test/manifest.json", "R/d/retrievals/words/neighbours/test/manifest.json"]
+    assert found.described("retrievers") == told
+    assert found.described("database") == []
+
+
+@pytest.mark.parametrize(("saved", "candidates", "wanted"), [(20, 1000, 20), (20, 10, 10)])
+def test_a_smaller_database_keeps_as_many_neighbours_as_the_dataset_if_it_has_them(saved, candidates, wanted):
+    found = workflow(dataset={"neighbours": {"saved": saved}}, experiments={"candidates": candidates})
+    assert found.kept("database-0.05-s2") == {"share": 0.05, "seed": 2, "saved": wanted}
+
+
+def test_without_a_retro_that_has_a_twin_there_is_nothing_to_measure():
+    assert workflow(runs={"retro": {"twin": None}}).compared("database") == []
+
+
+# Questions
+
+
+def test_questions_are_answered_by_a_model_and_its_twin_tuned_and_not_in_every_mode():
+    names = [path.removeprefix("R/d/qa/") for path in workflow(qa={"questions": "q.jsonl"}).answered()]
+    assert names[0] == "retro-s1-qa.on.jsonl", "the first is what the report shows"
+    assert set(names) == {
+        "retro-s1-qa.on.jsonl", "retro-s1-qa.off.jsonl", "retro-s1.on.jsonl", "retro-s1.off.jsonl",
+        "gpt-s1-qa.none.jsonl", "gpt-s1.none.jsonl",
+    }  # fmt: skip
+
+
+def test_without_a_retro_the_first_run_answers():
+    config = parse(CONFIG | {"runs": {"gpt": {"architecture": "gpt"}}, "qa": {"questions": "q.jsonl"}})
+    assert Workflow(config).answered() == ["R/d/qa/gpt-s1-qa.none.jsonl", "R/d/qa/gpt-s1.none.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["config", "tiny", "indexes", "experiments", "qa", "factbook-sotu"])
+def test_the_configs_that_come_with_the_project_ask_for_each_file_once(name):
+    found = Workflow(load(f"config/{name}.yaml"))
+    wanted = [*found.preprocessed(), *found.retrieved(), *found.models(), *found.losses(), *found.reports()]
+    assert len(set(wanted)) == len(wanted)
+    assert all(path.startswith(f"{found.folder}/") and not {"{", "}"} & set(path) for path in wanted)
