@@ -90,14 +90,14 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
     facts = settings.model_dump(mode="json", exclude_unset=True)
     facts.pop("preset", None)
     facts["results"] = "results"
-    for name, source in files.items():
+    for name, paths in files.items():
         where = Path("corpora") / name
         facts["dataset"]["sources"][name]["path"] = (
-            str(where / "*") if len(source) > 1 else str(where / Path(source[0]).name)
+            str(where / "*") if len(paths) > 1 else str(where / Path(paths[0]).name)
         )
         if corpora:
             (part / where).mkdir(parents=True)
-            for file in source:
+            for file in paths:
                 shutil.copy2(file, part / where)
     _given_files(facts, part)
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)

@@ -46,6 +46,7 @@ def _tree(module: str) -> ast.Module:
 def _imports(module: str) -> set[str]:
     """Modules of this package that `module` names in an import statement, wherever it stands."""
     path = source_path(module)
+    assert path is not None, module
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(_tree(module)):

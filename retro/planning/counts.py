@@ -87,8 +87,8 @@ def sampled(config: Config) -> Counts:
         found.documents += scale * documents
         found.tokens += scale * tokens
         found.lines += scale * lines
-        for split, chunks in splits.items():
-            found.splits[split] += scale * chunks
+        for held, chunks in splits.items():
+            found.splits[held] += scale * chunks
         if source.database:
             found.database += scale * (splits["train"] + splits["book"])
     return found

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,9 @@ class Checkpoints:
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
-    return int(FILE.match(path.name).group(1))
+    found = FILE.match(path.name)
+    assert found is not None, path
+    return int(found[1])
 
 
 def proof_of(path: Path) -> Path:
@@ -181,7 +183,9 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def pack(weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]) -> dict:
+def pack(
+    weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`; `owners`: the optimizer's, by name."""
     tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
     for name, parameter in owners.items():
@@ -191,7 +195,7 @@ def pack(weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, own
 
 
 def unpack(
-    tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Put the optimizer's state of a checkpoint in its place and return the model's tensors."""
     weights = {}
