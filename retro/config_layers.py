@@ -96,11 +96,11 @@ def _decided(raw: dict[str, Any], key: str) -> str:
     """Where and as what a key that training must not set is decided."""
     found = raw.get("dataset")
     dataset = found if isinstance(found, dict) else {}
-    recorded = Path(raw.get("results", "results")) / str(dataset.get("name", "dataset")) / "config.json"
+    recorded = Path(str(raw.get("results", "results"))) / str(dataset.get("name", "dataset")) / "config.json"
     if recorded.is_file():
         facts = read_json(recorded)
         value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
         return f"recorded as {value!r} in {recorded}"
     section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
-    value = (section or {}).get(key, "its default")
+    value = section.get(key, "its default") if isinstance(section, dict) else "its default"
     return f"{value!r} in the dataset section"

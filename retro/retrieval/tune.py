@@ -52,6 +52,15 @@ def cheapest(rows: list[dict[str, Any]], recall: float) -> dict[str, Any] | None
     return min((row for row in rows if row["recall"] >= recall), key=lambda row: row["ms"], default=None)
 
 
+def suggestion(name: str, rows: list[dict[str, Any]], recall: float) -> str:
+    """A line about the cheapest row, in words of a config; the first is exact search, which is all that is left where
+    there is nothing to find.
+    """
+    chosen = cheapest(rows, recall) or rows[0]
+    what = chosen["name"] if chosen is rows[0] else f"dataset.index: {{factory: {name!r}, {told(chosen)}}}"
+    return f"cheapest with recall {recall}: {what} ({chosen['ms']:.3f} ms a query)"
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of `COLUMNS`, whole or not at all."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -95,12 +104,10 @@ def main() -> None:
         rows.append({"name": name, **setting, **sample.measure(index, IndexSettings(**{**base, **setting}))})
         print(f"  {told(setting):40} recall {rows[-1]['recall']:.4f}  {rows[-1]['ms']:.3f} ms", flush=True)
     print(f"  {'exact search':40} recall 1.0000  {rows[0]['ms']:.3f} ms")
-    # Where nothing can be found, not even exact search finds it.
-    chosen, folder = cheapest(rows, options.recall) or rows[0], options.output_folder or dataset.folder / "tune"
+    folder = options.output_folder or dataset.folder / "tune"
     write_csv(folder / "tune.csv", rows)
     draw(rows, folder, "tune", f"{name}: recall@{options.k} against time", wanted=options.recall)
-    what = chosen["name"] if chosen is rows[0] else f"dataset.index: {{factory: {name!r}, {told(chosen)}}}"
-    print(f"cheapest with recall {options.recall}: {what} ({chosen['ms']:.3f} ms a query)")
+    print(suggestion(name, rows, options.recall))
     print(f"{folder}: tune.csv, tune.svg, tune.png", file=sys.stderr)
 
 
