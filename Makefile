@@ -41,8 +41,8 @@ test-container: .venv/installed-dev  ## a real Apptainer image and a real Docker
 test-faults: .venv/installed-dev  ## random kills, a full disk, damaged files, hostile names
 	@$(ACTIVE) python -m pytest tests/faults
 
-check: .venv/installed-dev  ## formatting and lint of Python and Snakemake files
-	@$(ACTIVE) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && snakemake --lint
+check: .venv/installed-dev  ## types of Python files; formatting and lint of Python and Snakemake files
+	@$(ACTIVE) ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile rules && snakemake --lint
 
 audit: .venv/installed .venv/audit/installed  ## packages against the locks, licences; then known vulnerabilities (network)
 	@$(ACTIVE) python -m retro.audit

@@ -9,7 +9,7 @@ inputs give the same manifest.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +177,8 @@ def write_manifest(
     *,
     kind: str,
     stage: str,
-    files: list[str | Path],
-    inputs: list[str | Path] = (),
+    files: Sequence[str | Path],
+    inputs: Sequence[str | Path] = (),
     settings: dict[str, Any] | None = None,
     counts: dict[str, Any] | None = None,
     seed: int | None = None,

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strict", action="store_true", help="refuse packages that are in no lock")
     strict = parser.parse_args().strict
-    installed = {canonical(each.name): each for each in metadata.distributions()}
+    installed: dict[str, metadata.Distribution] = {canonical(each.name): each for each in metadata.distributions()}
     locks = {name: read(ROOT / "envs" / f"{name}.lock") for name in REQUIRED + OPTIONAL}
     locked = {package: version for lock in locks.values() for package, version in lock.items()}
     for package in sorted(locked.keys() & installed.keys()):
@@ -50,7 +50,7 @@ def main() -> None:
 
 def read(path: Path) -> dict[str, str]:
     """Versions of a lock by canonical name; raises UserError at a line that pins no version."""
-    versions = {}
+    versions: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line and not line.startswith(("#", "-c ")):
             match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
@@ -114,7 +114,8 @@ def licence(package: metadata.Distribution) -> str:
     """A package's licence as its metadata states it, else the first line of its licence file."""
     told = package.metadata
     classifiers = [each.split(" :: ")[-1] for each in told.get_all("Classifier", []) if each.startswith("License ::")]
-    stated = told.get("License-Expression") or " or ".join(classifiers) or (told.get("License") or "")
+    expressions, names = told.get_all("License-Expression", []), told.get_all("License", [])
+    stated = "".join(expressions) or " or ".join(classifiers) or "".join(names)
     if not stated:
         files = [file for file in package.files or [] if re.search(r"licen[sc]e|copying", file.name, re.IGNORECASE)]
         stated = next((file.read_text(encoding="utf-8") for file in files), "not stated").strip()

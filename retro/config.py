@@ -5,8 +5,9 @@ so that a changed key reruns what read it and nothing else.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -65,7 +66,7 @@ class DatasetSettings(Settings):
     samples: SampleSettings = Field(SampleSettings(), description="What every run trains on.")
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> Self:
         samples, length = self.samples, self.chunk_length
         if samples.seq_length % length:
             down = samples.seq_length // length * length
@@ -169,13 +170,13 @@ class Config(Settings):
     _model: dict[str, Any] = PrivateAttr({})
 
     @model_validator(mode="after")
-    def _retrievals(self):
+    def _retrievals(self) -> Self:
         check(self.dataset.facts(), self.retrievals)
         return self
 
     @field_validator("runs")
     @classmethod
-    def _names(cls, runs):
+    def _names(cls, runs: dict[str, RunSettings]) -> dict[str, RunSettings]:
         check_runs(runs)
         return runs
 
@@ -243,7 +244,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     return config
 
 
-def from_snakemake(given: dict[str, Any], files: list[Path] = ()) -> Config:
+def from_snakemake(given: dict[str, Any], files: Sequence[Path] = ()) -> Config:
     """The config Snakemake was given: a whole file, or overrides of config/config.yaml. `files` is where it read it."""
     default = PRESETS.parent / "config.yaml"
     for path in files:

@@ -46,6 +46,7 @@ def _first_comment(path: Path) -> str:
 def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     """A table of a section's own keys, then one for each section inside it."""
     inner = []
+    assert model.__doc__ is not None
     lines += [f"### `{prefix or 'top level'}`", "", model.__doc__.strip().splitlines()[0], ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
     for attribute, field in model.model_fields.items():

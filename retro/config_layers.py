@@ -75,9 +75,9 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_recorded(raw: dict[str, Any], where: str) -> None:
     """A training section may not set what preprocessing decided: name both values and the two ways out."""
-    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
+    runs = raw.get("runs")
     places = [("train", raw.get("train")), ("model", raw.get("model"))]
-    for name, run in runs.items():
+    for name, run in runs.items() if isinstance(runs, dict) else ():
         if isinstance(run, dict):
             places += [(f"runs.{name}.{key}", run.get(key)) for key in ("train", "model")]
     for place, section in places:
@@ -94,12 +94,13 @@ def refuse_recorded(raw: dict[str, Any], where: str) -> None:
 
 def _decided(raw: dict[str, Any], key: str) -> str:
     """Where and as what a key that training must not set is decided."""
-    dataset = raw.get("dataset") if isinstance(raw.get("dataset"), dict) else {}
-    recorded = Path(raw.get("results", "results")) / str(dataset.get("name", "dataset")) / "config.json"
+    found = raw.get("dataset")
+    dataset = found if isinstance(found, dict) else {}
+    recorded = Path(str(raw.get("results", "results"))) / str(dataset.get("name", "dataset")) / "config.json"
     if recorded.is_file():
         facts = read_json(recorded)
         value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
         return f"recorded as {value!r} in {recorded}"
     section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
-    value = (section or {}).get(key, "its default")
+    value = section.get(key, "its default") if isinstance(section, dict) else "its default"
     return f"{value!r} in the dataset section"

@@ -69,7 +69,7 @@ class Module:
         """The texts an argument stands for: itself, or what the function that it calls returns."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions:
             for inner in ast.walk(self.functions[node.func.id]):
-                if isinstance(inner, ast.Return):
+                if isinstance(inner, ast.Return) and inner.value is not None:
                     yield from self._texts(inner.value, name)
         else:
             text = " ".join(self._text(node).split())

@@ -19,10 +19,12 @@ def release(*arrays: np.ndarray) -> None:
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     for array in arrays:
-        while isinstance(array, np.ndarray) and not isinstance(getattr(array, "_mmap", None), mmap.mmap):
-            array = array.base
-        if isinstance(array, np.ndarray):
-            array._mmap.madvise(mmap.MADV_DONTNEED)
+        owner: np.ndarray | None = array
+        while isinstance(owner, np.ndarray):
+            if isinstance(mapped := getattr(owner, "_mmap", None), mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                break
+            owner = owner.base
 
 
 class MappedFile:

@@ -22,7 +22,11 @@ BUILT = {  # the index settings an index is built with; the others say how it is
     "index": ("factory", "train_vectors", "gpu", "gpu_float16"),
     "bm25": ("bm25_k1", "bm25_b"),
 }
-SECTIONS = {"encoder": EncoderSettings, "index": IndexSettings, "neighbours": NeighbourSettings}
+SECTIONS: dict[str, type[Settings]] = {
+    "encoder": EncoderSettings,
+    "index": IndexSettings,
+    "neighbours": NeighbourSettings,
+}
 
 
 class RetrievalSettings(Settings):

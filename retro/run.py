@@ -70,8 +70,8 @@ def found(folder: Path) -> str:
     summary = pd.read_csv(folder / "summary.csv")
     rows = summary[summary["source"] == "all"][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
     pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]
-    pages = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
-    return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{pages}"
+    listed = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
+    return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{listed}"
 
 
 if __name__ == "__main__":

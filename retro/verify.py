@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="results/<dataset>")
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
-    folder, bad, notes = options.folder, [], set()
+    folder: Path = options.folder
+    bad: list[str] = []
+    notes: set[str] = set()
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
         raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")

@@ -72,6 +72,12 @@ def test_what_is_wrong_is_said_in_one_line(raw, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("broken", [{"dataset": {"samples": [1]}}, {"dataset": {"samples": "a"}}, {"results": 5}])
+def test_a_key_that_preprocessing_decides_is_named_whatever_else_is_wrong(broken):
+    with pytest.raises(UserError, match=r"train\.seq_length is decided by preprocessing.*wanted 1024"):
+        config.parse({"dataset": {}, "train": {"seq_length": 1024}, **broken})
+
+
 def test_training_may_not_set_what_preprocessing_decided(tmp_path):
     raw = merged(results=str(tmp_path), train={"seq_length": 1024})
     with pytest.raises(UserError, match=r"train\.seq_length is decided by preprocessing.*wanted 1024"):

@@ -96,8 +96,8 @@ def write_clusters(path: Path, clusters: np.ndarray, manifests: list[Manifest], 
                     documents.append({**place, "id": facts["id"], "split": SPLITS[row["split"]]})
                 file.write(json.dumps({"documents": documents}, ensure_ascii=False) + "\n")
     finally:
-        for file in lines:
-            file.close()
+        for each in lines:
+            each.close()
     return int((counts > 1).sum()), int(counts.max(initial=0))
 
 

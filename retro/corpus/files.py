@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -124,11 +125,11 @@ def blocks(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
             raise Damaged(f"the {path.suffix} data ends too early: the file is cut off")
 
 
-def _gzip():
+def _gzip() -> Any:
     return zlib.decompressobj(wbits=31)
 
 
-def _zstd():
+def _zstd() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 

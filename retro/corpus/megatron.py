@@ -67,13 +67,15 @@ class MegatronReader(Sharded):
         source: SourceSettings,
         name: str,
         on_error: str,
-        note: Callable[[dict], None],
+        note: Callable[[dict], None] | None,
         tokenizer: Tokenizer,
         shard: tuple[int, int] | None,
     ):
         super().__init__(shard)
-        self.name, self.on_error, self.tokenizer, self._note = name, on_error, tokenizer, note
-        self.prefixes, self.ignored = find(source.path, name), []
+        self.name, self.on_error, self.tokenizer = name, on_error, tokenizer
+        self._note = note or (lambda facts: None)
+        self.prefixes = find(source.path, name)
+        self.ignored: list[SourceFile] = []
         ends = (".idx", ".bin")
         paths = [Path(f"{prefix}{end}") for prefix in self.prefixes for end in ends]
         self.files = [SourceFile(path, path.name, "megatron", path.stat().st_size) for path in paths]
@@ -133,7 +135,7 @@ def open_reader(
     source: SourceSettings,
     name: str,
     on_error: str,
-    note: Callable[[dict], None],
+    note: Callable[[dict], None] | None,
     tokenizer: Tokenizer,
     shard: tuple[int, int] | None = None,
 ) -> Reader | MegatronReader:
@@ -151,8 +153,9 @@ def filled(document: Document) -> bool:
 def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Document], list[np.ndarray]]:
     """The documents that are not empty, and the ids (int64, without EOD) of each."""
     full = [each for each in documents if filled(each)]
-    if full and full[0].ids is not None:
-        return full, [each.ids for each in full]
+    given = [each.ids for each in full if each.ids is not None]  # of all or of none
+    if given:
+        return full, given
     return full, tokenizer.encode_batch([each.text for each in full])
 
 

@@ -133,7 +133,7 @@ class Reader(Sharded):
         if not isinstance(text, str):
             raise Malformed(file, line, f"field {fields.text!r} is {_kind(text)}, wanted text")
         number = self.records - 1
-        found = {}
+        found: dict[str, str] = {}
         for what, field, default in (
             ("id", fields.id, f"{self.name}-{number}"),
             ("group", fields.group, None),

@@ -1,6 +1,6 @@
 """Config sections of the corpus stages."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,7 +49,7 @@ class SourceSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _used(self):
+    def _used(self) -> Self:
         if not (self.train or self.database):
             raise ValueError(
                 "a source with train: false and database: false is used for nothing; set one of them to true, or "
@@ -72,7 +72,7 @@ class SplitSettings(Settings):
     test: float = Field(0.05, ge=0, lt=1, description="Share of the groups (or documents) for the final test.")
 
     @model_validator(mode="after")
-    def _some_left(self):
+    def _some_left(self) -> Self:
         if self.valid + self.test >= 1:
             raise ValueError(
                 f"valid {self.valid} + test {self.test} leaves nothing to train on; lower them to a sum below 1"
@@ -122,7 +122,7 @@ class TokenizerSettings(Settings):
     eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
 
     @model_validator(mode="after")
-    def _files(self):
+    def _files(self) -> Self:
         if self.type == "bpe" and self.vocab_size is None:
             raise ValueError("tokenizer type bpe needs `vocab_size`")
         if self.type != "bpe" and self.path is None:

@@ -21,7 +21,7 @@ COLUMNS = ("documents", "lines", "remarks")  # documents; bytes of documents.jso
 class Ledger:
     """Collects what each block of records came to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows: dict[int, list[int]] = {}
 
     def add(self, block: int, **more: int) -> None:
@@ -49,7 +49,9 @@ class _Shard:
         self.remarks = open(folder / "skipped.jsonl", "rb")  # noqa: SIM115
         self.at = 0
 
-    def take(self, documents: int, lines: int, remarks: int, writer: TokenWriter, table: Table, notes: BinaryIO):
+    def take(
+        self, documents: int, lines: int, remarks: int, writer: TokenWriter, table: Table, notes: BinaryIO
+    ) -> None:
         """Append the next block's share of each file."""
         here = slice(self.at, self.at + documents)
         self.at += documents

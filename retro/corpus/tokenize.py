@@ -4,16 +4,16 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import ValidationError
 
 from retro import artifacts, errors, progress, provenance
 from retro.corpus.document_table import Table
-from retro.corpus.megatron import encode, open_reader, unended
+from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
@@ -39,7 +39,25 @@ class TokenizeSettings(Settings):
     on_error: Literal["stop", "skip"] = "stop"
 
 
-def batches(reader: Reader) -> Iterator[tuple[int, list[Document]]]:
+class Documents(Protocol):
+    """What is tokenized: a reader, or some of its documents. `block` is that of the last document given."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+class Sink(Protocol):
+    """What takes the ids of each document: a token store's writer, or a list."""
+
+    def add(self, ids: np.ndarray) -> None: ...
+
+
+def batches(reader: Documents) -> Iterator[tuple[int, list[Document]]]:
     """Documents of one block of records in lists of limited size, and the block's number."""
     batch: list[Document] = []
     size = block = 0
@@ -54,7 +72,7 @@ def batches(reader: Reader) -> Iterator[tuple[int, list[Document]]]:
 
 
 def tokenize(
-    settings: TokenizeSettings, tokenizer: Tokenizer, reader: Reader, writer: TokenWriter, table: Table
+    settings: TokenizeSettings, tokenizer: Tokenizer, reader: Documents, writer: Sink, table: Table
 ) -> Iterator[tuple[int, int]]:
     """Store what the reader reads; yields, after each batch, its block and how many documents were empty."""
     with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
@@ -73,9 +91,9 @@ def write(
     settings: TokenizeSettings,
     tokenizer: Tokenizer,
     folder: Path,
-    notes: list[Path] = (),
+    notes: Sequence[Path] = (),
     shard: tuple[int, int] | None = None,
-) -> tuple[Reader, dict]:
+) -> tuple[Reader | MegatronReader, dict]:
     """Write the store and its tables into `folder`: of the source, of a shard of it, or of the shards with these
     notes, joined. Returns the reader and the counts.
     """
@@ -95,7 +113,7 @@ def write(
 
         reader = open_reader(settings.source, settings.name, settings.on_error, remark, tokenizer, shard)
         if notes:
-            counts = join(notes, writer, table, remarks)
+            counts = join(list(notes), writer, table, remarks)
         else:
             empty = documents = offset = 0
             for block, without_text in tokenize(settings, tokenizer, reader, writer, table):
@@ -113,7 +131,7 @@ def write(
     return reader, {**table.counts(), **counts, "files": len(reader.files), "ignored_files": len(reader.ignored)}
 
 
-def nothing(settings: TokenizeSettings, reader: Reader, counts: dict) -> str:
+def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts: dict) -> str:
     """Why no document is left."""
     records = sum(counts[name] for name in ("empty", "filtered", "skipped"))
     return (

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,7 @@ def train_texts(settings: TrainTokenizerSettings, readers: list[Reader]) -> Iter
 def train(settings: TrainTokenizerSettings, readers: list[Reader]) -> tuple[str, dict]:
     """Byte-level BPE as the text of a tokenizer.json, and counts of what it was trained on."""
     wanted, seen = settings.tokenizer, {"documents": 0, "bytes": 0}
+    assert wanted.vocab_size is not None
 
     def texts() -> Iterator[str]:
         for text in train_texts(settings, readers):
@@ -83,7 +84,8 @@ def train(settings: TrainTokenizerSettings, readers: list[Reader]) -> tuple[str,
 
 def copy_given(settings: TokenizerSettings, folder: Path) -> list[str]:
     """Copy the given files under the names this package uses; returns their paths."""
-    given = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
+    named = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
+    given = [path for path in named if path is not None]
     for path, name in zip(given, TOKENIZER_FILES[settings.type], strict=True):
         if not Path(path).is_file():
             raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}). Correct the path.")
@@ -105,7 +107,8 @@ def main() -> None:
         raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
     wanted, folder = settings.tokenizer, arguments.output.parent
     arguments.output.unlink(missing_ok=True)
-    counts = {}
+    counts: dict[str, int] = {}
+    inputs: Sequence[str | Path]
     if wanted.type == "bpe":
         readers = [
             Reader(source, name, settings.on_error) for name, source in sorted(settings.sources.items()) if source.train
@@ -134,7 +137,7 @@ def main() -> None:
         seed=settings.seed,
     )
     short = ""
-    if wanted.type == "bpe" and tokenizer.vocab_size < wanted.vocab_size:
+    if wanted.type == "bpe" and tokenizer.vocab_size < (wanted.vocab_size or 0):
         short = f" ({wanted.vocab_size} wanted: the text holds no more)"
     print(
         f"tokenizer: {wanted.type}, {tokenizer.vocab_size} tokens{short}, "

@@ -124,7 +124,8 @@ def watch(process: subprocess.Popen) -> dict[str, tuple[float, float]]:
     while process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error, OSError):
-                shell = LOG.search(" ".join(child.parent().cmdline()))
+                parent = child.parent()  # None if it has ended
+                shell = LOG.search(" ".join(parent.cmdline())) if parent else None
                 mark = MARK.search(Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8"))
                 if shell and mark:
                     job, times = named(shell[1]), child.cpu_times()

@@ -121,9 +121,9 @@ class BertEncoder:
 
     def _batches(self, lengths: list[int]) -> Iterator[np.ndarray]:
         """Places of texts that go together: equal length, at most a batch; longest first."""
-        lengths = np.array(lengths)
-        for length in np.unique(lengths)[::-1]:
-            places = np.flatnonzero(lengths == length)
+        sizes = np.array(lengths)
+        for size in np.unique(sizes)[::-1]:
+            places = np.flatnonzero(sizes == size)
             for begin in range(0, len(places), self._batch_size):
                 yield places[begin : begin + self._batch_size]
 

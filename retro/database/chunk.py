@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -39,9 +40,16 @@ def text_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return mix(np.add.reduceat(mixed, starts) + lengths.astype(np.uint64))
 
 
-def cut(
-    store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray
-) -> np.ndarray:
+class Documents(Protocol):
+    """What is cut: a token store, or consecutive documents in the midst of one."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+
+
+def cut(store: Documents, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray) -> np.ndarray:
     """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents; how many
     chunks each of `SPLITS` has.
     """
@@ -71,7 +79,7 @@ def document_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def chunks(
-    store: TokenStore,
+    store: Documents,
     documents: np.ndarray,
     token_bytes: np.ndarray,
     length: int,
@@ -91,7 +99,7 @@ def chunks(
     return made
 
 
-def offsets_of(store: TokenStore, length: int) -> np.ndarray:
+def offsets_of(store: Documents, length: int) -> np.ndarray:
     """Row of each document's first chunk and, at the end, the number of chunks: int64 [documents + 1]."""
     counts = -(-np.diff(store.offsets) // length)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -160,11 +168,12 @@ def main() -> None:
     with growing_array(path, (count,), CHUNK) as table:
         splits = cut(store, documents, tokenizer.token_bytes, length, table)
     tokens = len(store.tokens)
+    by_split: dict[str, int] = dict(zip(SPLITS, splits.tolist(), strict=True))
     counts = {
         "chunks": count,
         "tokens": tokens,
         "padding_share": round(1 - tokens / (count * length), 6) if count else 0.0,
-        "by_split": dict(zip(SPLITS, splits.tolist(), strict=True)),
+        "by_split": by_split,
     }
     write_manifest(
         options.output,
@@ -175,7 +184,7 @@ def main() -> None:
         settings=options.settings,
         counts=counts,
     )
-    shares = ", ".join(f"{name} {count}" for name, count in counts["by_split"].items() if count)
+    shares = ", ".join(f"{name} {count}" for name, count in by_split.items() if count)
     print(
         f"{options.output.parent}: {count} chunks of {length} tokens ({shares}), {counts['padding_share']:.1%} padding",
         file=sys.stderr,

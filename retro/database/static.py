@@ -44,7 +44,9 @@ class StaticEncoder:
         return vectors
 
     def _project(self, texts: list[str]) -> np.ndarray:
-        hashes, counts, sizes = [], [], []
+        hashes: list[int] = []
+        counts: list[int] = []
+        sizes: list[int] = []
         for text in texts:
             found: dict[int, int] = {}
             for feature in self._features(text):

@@ -38,7 +38,7 @@ def main() -> None:
     if writer.lookup is None:
         raise UserError(f"{options.run}: run {writer.run['name']!r} retrieves nothing. Take a retro run.")
     rate(writer, options.prompt, 1, True)  # opens encoder and index
-    best = {}
+    best: dict[bool, tuple[float, int, int]] = {}
     for _ in range(options.repeats):
         for retrieval in (False, True):
             found = rate(writer, options.prompt, options.tokens, retrieval)

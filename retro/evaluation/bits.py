@@ -6,11 +6,16 @@ so it compares models of any tokenizer. Perplexity is per token and compares mod
 
 import math
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
 
-def bits_per_byte(nats: float | np.ndarray, size: float | np.ndarray) -> float | np.ndarray:
+@overload
+def bits_per_byte(nats: float, size: float) -> float: ...
+@overload
+def bits_per_byte(nats: np.ndarray, size: np.ndarray) -> np.ndarray: ...
+def bits_per_byte(nats: Any, size: Any) -> Any:
     """`nats` of a text of `size` bytes as bits per byte."""
     return nats / (math.log(2) * size)
 

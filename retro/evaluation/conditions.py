@@ -11,16 +11,17 @@ many are shown as the run trained with, then `+neighbour` or `+continuation` whe
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 
 from retro.errors import UserError
 from retro.recorded import Dataset
-from retro.training.batches import Batcher
+from retro.training.batches import Batcher, Source
 
 BUILT_IN = ("none", "on", "off", "random", "shuffled")
+Part = Literal["both", "neighbour", "continuation"]
 NAME = re.compile(r"(?P<source>[A-Za-z0-9][A-Za-z0-9._-]*)(\+k(?P<k>\d+))?(\+(?P<part>neighbour|continuation))?")
 
 
@@ -30,7 +31,7 @@ class Condition:
 
     source: str
     k: int | None = None
-    part: Literal["both", "neighbour", "continuation"] = "both"
+    part: Part = "both"
 
     @classmethod
     def parse(cls, name: str) -> "Condition":
@@ -44,7 +45,7 @@ class Condition:
                 f"+neighbour or +continuation, e.g. on+k5 or shuffled+k1+neighbour."
             )
         k = None if found["k"] is None else int(found["k"])
-        condition = cls(found["source"], k, found["part"] or "both")
+        condition = cls(found["source"], k, cast(Part, found["part"] or "both"))
         if condition.empty and (k is not None or found["part"]):
             raise UserError(f"condition {name!r}: {condition.source} shows no neighbours, so leave out what follows.")
         return condition
@@ -122,7 +123,7 @@ class Shown(Batcher):
         Raises `UserError` if fewer are stored, if a neighbour brings no continuation to show alone, or if
         the book cannot be read by a model of the dataset.
         """
-        source = {"random": "random"}.get(condition.source, "none" if condition.empty else "stored")
+        source: Source = "random" if condition.source == "random" else "none" if condition.empty else "stored"
         book = book or dataset
         if book is not dataset:
             same_book(dataset, book, split)
@@ -140,9 +141,13 @@ class Shown(Batcher):
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
             self.ids = self.ids[shuffled(groups, self.seed)]
 
-    def _neighbours(self, positions, hidden):
+    def _neighbours(
+        self, positions: np.ndarray, hidden: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         tokens, mask = super()._neighbours(positions, hidden)
-        if tokens is None or self.part == "both":
+        if tokens is None or mask is None:
+            return None, None
+        if self.part == "both":
             return tokens, mask
         m, seen = self.store.length, torch.zeros_like(mask)
         seen[..., slice(0, m) if self.part == "neighbour" else slice(m, None)] = True

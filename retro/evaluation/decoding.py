@@ -12,10 +12,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from retro.database.store import ChunkStore
 from retro.model.cache import DecodingCache
+from retro.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         store: ChunkStore,
         *,
         seq_length: int,
@@ -102,7 +103,8 @@ class Decoder:
         pads = np.full(padding, self.store.pad_id, np.int64)
         tokens = np.concatenate([pads, np.asarray(prompt, np.int64)])
         ends = self._ends(len(tokens))
-        end, reading, found = next(ends), Reading(self), {}
+        end, reading = next(ends), Reading(self)
+        found: dict[int, Found] = {}
         for _ in range(count):
             new = {}
             while self.lookup and end <= len(tokens):
@@ -121,6 +123,7 @@ class Decoder:
         """
         if self.step is None:
             yield from counting(self.length, self.length)
+            return
         yield from range(self.length, prompt, self.length)
         yield from (end for end in counting(prompt, self.step) if end >= self.length)
 
@@ -129,7 +132,8 @@ class Reading:
     """What a decoder's model has read of a growing text: its last window, in a cache."""
 
     def __init__(self, decoder: Decoder):
-        self.decoder, self.start, self.cache = decoder, 0, None
+        self.decoder, self.start = decoder, 0
+        self.cache: DecodingCache | None = None
 
     def logits(self, tokens: np.ndarray, found: dict[int, Found]) -> Tensor:
         """Logits [V] of the token after `tokens`; each found by the m tokens before its key, keys ascending."""
@@ -137,21 +141,22 @@ class Reading:
         start = max(0, -(-len(tokens) // m) - own.chunks) * m
         if self.cache is None or start != self.start:
             self.cache, self.start = DecodingCache(own.model, own.chunks * m), start
-        done = start + self.cache.length
+        cache, done = self.cache, start + self.cache.length
         seen = {end - 1: each for end, each in found.items() if end > done and end - start >= m}
         for low, high in pairwise([done, *seen, len(tokens)]):
             if low < high:  # neighbours are read from the last token of their query on
-                logits = self._extend(tokens[low:high], seen.get(low))
+                logits = self._extend(cache, tokens[low:high], seen.get(low))
         return logits[0, -1]
 
-    def _extend(self, tokens: np.ndarray, found: Found | None) -> Tensor:
+    def _extend(self, cache: DecodingCache, tokens: np.ndarray, found: Found | None) -> Tensor:
         """Read tokens [n], the first of them the last of a query if something was found for it -> [1, 1, V]."""
         own = self.decoder
         given = torch.from_numpy(tokens)[None].to(own.device)  # (1, n)
         if found is None or not found.rows.size:
-            return self.cache.extend(given, last=True)
-        kept = (found.tokens, found.mask)
-        if found.tokens is None:
+            return cache.extend(given, last=True)
+        if found.tokens is not None and found.mask is not None:
+            kept = (found.tokens, found.mask)
+        else:
             kept = own.store.retrieved(found.rows, own.retrieved)
         neighbours, mask = (torch.from_numpy(each)[None, None].to(own.device) for each in kept)  # (1, 1, k, r)
-        return self.cache.extend(given, neighbours, mask, last=True, anew=True)
+        return cache.extend(given, neighbours, mask, last=True, anew=True)

@@ -3,7 +3,9 @@
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from retro import errors
 from retro.artifacts import Manifest, read_manifest, replacing
@@ -16,7 +18,7 @@ STAGE = "retro.evaluation.documents"
 COLUMNS = ("split", "source", "document", "group", "title", "tokens", "bytes")
 
 
-def rows(dataset: Dataset, split: str, losses: list[Manifest]):
+def rows(dataset: Dataset, split: str, losses: list[Manifest]) -> Iterator[list[Any]]:
     """A row for each document of a split: who it is, then its bits per byte in the order of `losses`."""
     positions = dataset.rows(split)
     documents = group_documents(positions, dataset.store.source(positions), dataset.store.chunks(positions))

@@ -6,8 +6,10 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def slices(ratios: np.ndarray):
+def slices(ratios: np.ndarray) -> Iterator[tuple[str, float | None, float, np.ndarray]]:
     """(kind, over, alpha, bool [C]) of each row: cumulative, then buckets."""
     for alpha in ALPHAS:
         yield "up to", None, alpha, ratios <= alpha
@@ -43,7 +45,9 @@ def kept(documents: Documents, values: np.ndarray, chosen: np.ndarray) -> np.nda
     return np.add.reduceat(np.where(chosen, values, 0), documents.first)
 
 
-def interval(nats: np.ndarray, size: np.ndarray, units, resamplings: int, seed: int) -> tuple[float, float]:
+def interval(
+    nats: np.ndarray, size: np.ndarray, units: np.ndarray | None, resamplings: int, seed: int
+) -> tuple[float, float]:
     """95 % interval of the bits per byte of documents, nats [D, S] and bytes [D], drawn by unit."""
     sums = resampled_sums(by_unit(np.stack([nats.mean(1), size], 1), units), resamplings, seed)
     real = sums[sums[:, 1] > 0]
@@ -53,13 +57,20 @@ def interval(nats: np.ndarray, size: np.ndarray, units, resamplings: int, seed: 
     return float(low), float(high)
 
 
-def rows(dataset: Dataset, split: str, losses: list[Manifest], runs: dict, overlap: Manifest, settings):
+def rows(
+    dataset: Dataset,
+    split: str,
+    losses: list[Manifest],
+    runs: dict[str, dict],
+    overlap: Manifest,
+    settings: EvaluationSettings,
+) -> Iterator[dict[str, Any]]:
     """The rows of one split."""
     measured = measure(dataset, split, losses, settings.bootstrap_unit)
     records = dataset.store.chunks(dataset.rows(split))
     documents, units, draw = measured.documents, measured.units, (settings.bootstrap, dataset.facts["seed"])
-    chunk = {
-        (m.settings["run"], m.settings["mode"]): np.nansum(m.array("losses.npy"), axis=1, dtype=np.float64)
+    chunk: dict[tuple[str, str], np.ndarray] = {
+        (m.settings["run"], m.settings["mode"]): np.asarray(np.nansum(m.array("losses.npy"), 1, np.float64))
         for m in losses
     }
     for name in ("training", "shown"):
@@ -104,7 +115,7 @@ def main() -> None:
     runs = {name: {"name": name, **facts} for name, facts in options.runs.items()}
     for manifest in losses:
         runs[manifest.settings["run"]]["architecture"] = manifest.settings["architecture"]
-    found = []
+    found: list[dict[str, Any]] = []
     for path in options.overlap:
         overlap = read_manifest(path, "overlap")
         split = overlap.settings["split"]

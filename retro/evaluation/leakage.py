@@ -74,7 +74,8 @@ def main() -> None:
         "training": (nearest(dataset, split, settings["nearest"], options.threads), 2),
         "shown": (dataset.neighbour_rows(ids), settings["retrieved_chunks"]),
     }
-    lengths, files, counts = dataset.store.chunks(rows)["length"], [], {"chunks": len(rows)}
+    lengths, files = dataset.store.chunks(rows)["length"], []
+    counts: dict[str, float] = {"chunks": len(rows)}
     for name, (neighbours, retrieved) in near.items():
         found = runs(dataset, split, neighbours, retrieved, f"overlap of {split}, {name}")
         files.append(options.output.parent / f"{name}.npy")

@@ -1,6 +1,7 @@
 """Live retrieval while text is written: a chunk's tokens to the neighbours a dataset has for them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ class LiveLookup:
     `excluded`: (source, document number) pairs that are never found.
     """
 
-    def __init__(self, dataset: Dataset, k: int, threads: int = 1, excluded: list[tuple[str, int]] = ()):
+    def __init__(self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[tuple[str, int]] = ()):
         self.dataset, self.k, self.excluded = dataset, k, excluded
         self.searcher = Searcher(dataset, threads)
 
@@ -76,6 +77,7 @@ class GivenPassages:
     def describe(self, found: Found) -> list[dict]:
         """As `LiveLookup.describe`; a given passage has no score and no row."""
         decode, m = self.dataset.tokenizer.decode, self.dataset.chunk_length
+        assert found.tokens is not None and found.mask is not None
         return [
             {
                 "row": None,

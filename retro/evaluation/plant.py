@@ -9,7 +9,9 @@ the documents' own chunks; the first chunk is read before retrieval can help and
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,16 +33,17 @@ def nats_of(writer: Writer, tokens: np.ndarray, found: dict[int, Found]) -> np.n
     padded = np.pad(tokens, (0, size - len(tokens)), constant_values=store.pad_id)
     neighbours = mask = None
     if found:
-        rows = np.full((1, size // m, writer.lookup.k), -1, np.int64)
+        rows = np.full((1, size // m, len(next(iter(found.values())).rows)), -1, np.int64)
         for end, each in found.items():
             rows[0, end // m - 1] = each.rows
         kept = store.retrieved(rows, writer.run["train"]["retrieved_chunks"])
         neighbours, mask = (torch.from_numpy(each) for each in kept)
     device = next(writer.model.parameters()).device
-    given = [None if each is None else each.to(device) for each in (torch.from_numpy(padded)[None], neighbours, mask)]
+    read = torch.from_numpy(padded)[None].to(device)
+    given = [None if each is None else each.to(device) for each in (neighbours, mask)]
     with torch.inference_mode():
-        logits = writer.model(*given)[0, : len(tokens) - 1]
-        losses = torch.nn.functional.cross_entropy(logits, given[0][0, 1 : len(tokens)], reduction="none")
+        logits = writer.model(read, *given)[0, : len(tokens) - 1]
+        losses = torch.nn.functional.cross_entropy(logits, read[0, 1 : len(tokens)], reduction="none")
     return losses.double().cpu().numpy()
 
 
@@ -50,12 +53,14 @@ def measure(writer: Writer, text: str, fact: str | None, retrieval: bool) -> dic
     tokens = np.asarray(tokenizer.encode_batch([text])[0], np.int64)[: writer.dataset.seq_length]
     if len(tokens) <= m:
         raise UserError(f"{text[:40]!r}…: {len(tokens)} tokens; wanted more than a chunk, {m}.")
-    ends = range(m, len(tokens), m) if retrieval else ()
-    found = {end: writer.lookup(tokens[end - m : end]) for end in ends}
+    found, shown = {}, []
+    if retrieval and writer.lookup is not None:
+        found = {end: writer.lookup(tokens[end - m : end]) for end in range(m, len(tokens), m)}
+        shown = [each["document"]["id"] for one in found.values() for each in writer.lookup.describe(one)]
     bits = nats_of(writer, tokens, found)[m - 1 :] / math.log(2)
     result = {
         "bits_per_byte": float(bits.sum() / tokenizer.token_bytes[tokens[m:]].sum()),
-        "found": [each["document"]["id"] for one in found.values() for each in writer.lookup.describe(one)],
+        "found": shown,
     }
     if fact:
         inside = span(tokenizer.decode, tokens, fact)
@@ -67,7 +72,7 @@ def measure(writer: Writer, text: str, fact: str | None, retrieval: bool) -> dic
     return result
 
 
-def span(decode, tokens: np.ndarray, fact: str) -> tuple[int, int] | None:
+def span(decode: Callable[[np.ndarray], str], tokens: np.ndarray, fact: str) -> tuple[int, int] | None:
     """The first tokens, from .. to, that hold `fact`; None if none do."""
     text = decode(tokens)
     at = text.find(fact)
@@ -95,7 +100,7 @@ def main() -> None:
     ways = {"off": (old, False), "old": (old, True), "new": (new, True)}
     if old.lookup is None:
         raise UserError(f"{options.run}: run {old.run['name']!r} retrieves nothing. Take a retro run.")
-    made = []
+    made: list[dict[str, Any]] = []
     for document in documents:
         text, fact = document["text"], document.get("fact")
         made.append({"text": text, "fact": fact})

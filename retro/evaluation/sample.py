@@ -65,6 +65,7 @@ def write(
     tokens, lookups = prompt.tolist(), []
     for step in decoder.write(prompt, settings.new_tokens, sampler):
         for number, found in step.looked_up:
+            assert isinstance(decoder.lookup, LiveLookup)
             chunk = tokens[number * dataset.chunk_length : (number + 1) * dataset.chunk_length]
             text = dataset.tokenizer.decode(chunk)
             lookups.append({"chunk": number, "text": text, "neighbours": decoder.lookup.describe(found)})

@@ -47,8 +47,9 @@ class Wish(Settings):
 
 def inline(tag: str) -> str:
     """The hash by which the page's own <script> or <style> is allowed, and nothing else."""
-    text = re.search(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)[1]
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    found = re.search(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    assert found is not None, tag
+    return "'sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode() + "'"
 
 
 HEADERS = {

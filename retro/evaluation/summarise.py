@@ -63,7 +63,9 @@ def main() -> None:
             raise UserError(f"{path}: losses of run {run!r}, which the config does not name.")
         runs[run]["architecture"] = manifest.settings["architecture"]
         by_split.setdefault(manifest.settings["split"], []).append(manifest)
-    summary, comparison, sections = [], [], []
+    summary: list[dict] = []
+    comparison: list[dict] = []
+    sections: list[dict] = []
     for split in [name for name in settings.splits if name in by_split]:
         measured = measure(dataset, split, by_split[split], settings.bootstrap_unit)
         bootstrap = (settings.bootstrap, dataset.facts["seed"])

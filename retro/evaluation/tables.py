@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retro.evaluation.bits import Documents, bits_per_byte, perplexity
-from retro.evaluation.bootstrap import compare
+from retro.evaluation.bootstrap import Difference, compare
 
 ALL = "all"  # the source of a row over all sources; the seed of a row over all seeds
 RETRIEVALS = ("none", "on", "off", "random")
@@ -44,7 +44,9 @@ class Measured:
     nats: dict[tuple[str, str], np.ndarray]
     units: np.ndarray | None = None  # [D], what is drawn in the bootstrap: None is each document by itself
 
-    def compare(self, ours: np.ndarray, theirs: np.ndarray, chosen: np.ndarray, resamplings: int, seed: int):
+    def compare(
+        self, ours: np.ndarray, theirs: np.ndarray, chosen: np.ndarray, resamplings: int, seed: int
+    ) -> Difference:
         """`retro.evaluation.bootstrap.compare` of the chosen documents, bool [D], of two losses [D, S]."""
         units = None if self.units is None else self.units[chosen]
         return compare(ours[chosen], theirs[chosen], resamplings, seed, units)
@@ -92,8 +94,8 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
         known = all(twin in measured.nats for twin in twins)
         off = [(member["name"], "off") for member in members]
         switched = retrieval != "off" and all(key in measured.nats for key in off)
-        twin = members[0]["twin"] if known else None
-        if known and pooled:
+        twin: str | None = members[0]["twin"] if known else None
+        if twin is not None and pooled:
             twin = twin.removesuffix(f"-s{members[0]['seed']}")
         yield Entry(
             name,
@@ -127,7 +129,7 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
     """Each retro run and mode against its twin, by source; then the same over all seeds of a run."""
     for pooled in (False, True):
         for entry in entries(measured, runs, pooled):
-            if entry.twin is None:
+            if entry.twin_nats is None:
                 continue
             for source, chosen in _slices(measured):
                 ours, theirs = entry.nats[chosen], entry.twin_nats[chosen]

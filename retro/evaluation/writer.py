@@ -21,7 +21,8 @@ class Unfolding:
     """The text of a growing list of tokens, as it becomes certain: a character cut in two is held back."""
 
     def __init__(self, dataset: Dataset):
-        self.decode, self.tokens, self.shown = dataset.tokenizer.decode, [], 0
+        self.decode, self.shown = dataset.tokenizer.decode, 0
+        self.tokens: list[int] = []
 
     def add(self, tokens: list[int], last: bool = False) -> str:
         """What these tokens add to the text."""
@@ -62,7 +63,8 @@ class Writer:
             raise UserError(f"{run}: run {self.run['name']!r} is a gpt, which retrieves nothing. Take a retro run.")
         if step is not None and not 1 <= step <= m:
             raise UserError(f"--retrieval-step {step}: wanted 1 to {m}, the chunk length.")
-        self.step, self.lookup = step, None
+        self.step = step
+        self.lookup: GivenPassages | LiveLookup | None = None
         if given:
             self.lookup = GivenPassages.read(given, self.dataset, m * train["retrieved_chunks"])
         elif self.run["architecture"] == "retro" and k:
@@ -100,9 +102,10 @@ class Writer:
         for step in decoder.write(np.array(start, np.int64), count, sampler, padding):
             for chunk, found in step.looked_up:
                 end = at if self.step and chunk == (at - 1) // m else (chunk + 1) * m
-                query = text.tokens[max(0, end - m - padding) : end - padding]
+                asked = text.tokens[max(0, end - m - padding) : end - padding]
+                assert lookup is not None
                 shown = lookup.describe(found)
-                query = self.dataset.tokenizer.decode(query)
+                query = self.dataset.tokenizer.decode(asked)
                 yield {"type": "lookup", "chunk": chunk, "query": query, "neighbours": shown}
             token, written = step.token, written + 1
             new = text.add([token], last=written == count)

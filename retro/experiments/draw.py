@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--neighbours", nargs="*", default=[], type=Path, help="manifests of the retrievals compared")
     parser.add_argument("--output", required=True, type=Path, help="<name>.csv to write, the figure beside it")
     options = parser.parse_args()
-    runs = {}
+    runs: dict[str, dict] = {}
     for run in read_runs(options.models, options.metrics):
         lines = run.training()
         seconds = lines[-1]["seconds"] if lines else None

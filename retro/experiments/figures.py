@@ -91,8 +91,11 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
 
 def _label(axes: Axes, rows: list[Row]) -> None:
     """Name the points, to their right, from the lowest up; a name that would cover one below is moved above it."""
-    axes.figure.draw_without_rendering()
-    scale, placed = 72 / axes.figure.dpi, []  # points (1/72 inch) a pixel; where names stand
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    placed: list[tuple[float, float]] = []
+    scale = 72 / figure.dpi  # points (1/72 inch) a pixel; where names stand
     for row in sorted(rows, key=lambda row: row["bits_per_byte"]):
         point = (row["x"], row["bits_per_byte"])
         x, y = axes.transData.transform(point) * scale

@@ -35,19 +35,17 @@ def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], r
         seeds = {row["seed"] for row in kept} - {ALL}
         return [_row(row, _seed_label(row)) for row in kept if row["seed"] != ALL or len(seeds) > 1]
     if name == "neighbours":
-        found = [(_count(row, runs), row) for row in pooled]
-        return [
-            _row(row, f"k = {k}", k) for k, row in sorted((f for f in found if f[0] is not None), key=lambda f: f[0])
-        ]
+        counts = [(k, row) for row in pooled if (k := _count(row, runs)) is not None]
+        return [_row(row, f"k = {k}", k) for k, row in sorted(counts, key=lambda each: each[0])]
     if name == "database":
-        found = [(fraction_of(row["retrieval"]), row) for row in pooled]
-        rows = [_row(row, f"{share[0]:.0%}, draw {share[1]}", share[0]) for share, row in found if share]
+        shares = [(fraction_of(row["retrieval"]), row) for row in pooled]
+        rows = [_row(row, f"{share[0]:.0%}, draw {share[1]}", share[0]) for share, row in shares if share]
         whole = [_row(row, "whole database", 1.0) for row in where(pooled, retrieval="on")]
         return sorted(rows + whole, key=lambda row: (row["x"], row["label"]))
     if name == "controls":
         order = ["on", "on+neighbour", "on+continuation", "shuffled", "random"]
-        found = {row["retrieval"]: row for row in pooled}
-        return [_row(found[key], NAMES[key]) for key in order if key in found]
+        by_name = {row["retrieval"]: row for row in pooled}
+        return [_row(by_name[key], NAMES[key]) for key in order if key in by_name]
     if name == "retrievers":
         found = [row for row in pooled if row["retrieval"] in recall]
         return [_row(row, _retrieval(row), recall[row["retrieval"]]) for row in found]

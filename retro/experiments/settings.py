@@ -34,14 +34,14 @@ class ExperimentSettings(Settings):
 
     @field_validator("fractions")
     @classmethod
-    def _shares(cls, fractions):
+    def _shares(cls, fractions: list[float]) -> list[float]:
         if not all(0 < share < 1 for share in fractions):
             raise ValueError("wanted shares above 0 and below 1")
         return fractions
 
     @field_validator("k")
     @classmethod
-    def _counts(cls, counts):
+    def _counts(cls, counts: list[int]) -> list[int]:
         if min(counts) < 0:
             raise ValueError("wanted numbers of neighbours from 0 on")
         return counts

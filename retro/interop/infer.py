@@ -9,7 +9,7 @@ where both speak they must agree.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -43,7 +43,7 @@ class Inferred:
     """A model's settings, architecture and the lengths that `build_model` wants."""
 
     settings: ModelSettings
-    architecture: str
+    architecture: Literal["gpt", "retro"]
     lengths: dict[str, int]
 
 

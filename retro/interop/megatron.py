@@ -20,7 +20,7 @@ from retro import errors
 from retro.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
 from retro.errors import UserError
 from retro.interop.infer import flatten, infer
-from retro.interop.names import from_megatron, to_megatron
+from retro.interop.names import Spec, from_megatron, to_megatron
 from retro.interop.parity import TOLERANCE, compare
 from retro.interop.states import read_state
 from retro.model.build import build_model
@@ -90,7 +90,7 @@ def _cut(ours: dict[str, torch.Tensor], lengths: dict[str, int], tokens: int, st
     lengths["vocab_size"] = tokens
 
 
-def save(folder: Path, state_path: Path, spec: str) -> None:
+def save(folder: Path, state_path: Path, spec: Spec) -> None:
     """Export the model in `folder` to Megatron's names, with the arguments it needs in a JSON beside it."""
     manifest = read_manifest(folder / "model.json", "model")
     settings = ModelSettings(**manifest.settings["model"])

@@ -14,6 +14,7 @@ from retro.errors import UserError
 from retro.model.settings import ModelSettings
 
 Spec = Literal["local", "te"]
+Layout = Literal["plain", "qkv", "kv"]
 
 
 class Entry(NamedTuple):
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
     ours: str
     local: str
     te: str
-    layout: Literal["plain", "qkv", "kv"] = "plain"
+    layout: Layout = "plain"
     heads: int = 0  # query heads
     groups: int = 0  # key/value heads
 
@@ -62,7 +63,9 @@ def _norm(s: ModelSettings, ours: str, local: str, fused: str | None) -> Iterato
         yield Entry(f"{ours}.{part}", plain, f"{fused}.layer_norm_{part}" if fused else plain)
 
 
-def _linear(s: ModelSettings, ours: str, theirs: str, layout: str = "plain", heads: int = 0, groups: int = 0):
+def _linear(
+    s: ModelSettings, ours: str, theirs: str, layout: Layout = "plain", heads: int = 0, groups: int = 0
+) -> Iterator[Entry]:
     for part in ("weight", "bias") if s.bias else ("weight",):
         yield Entry(f"{ours}.{part}", f"{theirs}.{part}", f"{theirs}.{part}", layout, heads, groups)
 

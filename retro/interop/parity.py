@@ -1,5 +1,6 @@
 """Compare our forward and backward with a reference dump of Megatron-core: parameters, inputs, outputs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,10 +85,11 @@ def compare(dump: Path) -> list[Difference]:
     return found
 
 
-def _largest(what: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
+def _largest(what: str, ours: Mapping[str, Tensor | None], theirs: dict[str, Tensor]) -> Difference:
     differences = {}
     for name, expected in theirs.items():
-        got = torch.zeros_like(expected) if ours[name] is None else ours[name]
+        mine = ours[name]
+        got = torch.zeros_like(expected) if mine is None else mine
         if got.shape != expected.shape:
             raise UserError(f"{what} {name}: shape {list(got.shape)}, the dump has {list(expected.shape)}")
         differences[name] = (got.double() - expected.double()).abs().max().item()

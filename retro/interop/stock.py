@@ -31,15 +31,24 @@ def stock(s: ModelSettings) -> str | None:
 
 def why_not(s: ModelSettings) -> str:
     """What keeps a GPT of these settings from being a stock architecture."""
-    parts = {"final_norm": s.final_norm, "norm": s.norm, "positions": s.positions, "rope_fraction": s.rope_fraction}
+    parts: dict[str, object] = {
+        "final_norm": s.final_norm,
+        "norm": s.norm,
+        "positions": s.positions,
+        "rope_fraction": s.rope_fraction,
+    }
     parts |= {"activation": s.activation, "bias": s.bias}
     return "no stock architecture has " + ", ".join(f"{name} {value}" for name, value in parts.items()) + " together"
 
 
 def config(kind: str, s: ModelSettings, vocab_size: int, positions: int) -> dict[str, Any]:
     """The architecture's config."""
-    rope = {"rope_type": "default", "rope_theta": s.rope_base}
-    common = {"vocab_size": vocab_size, "tie_word_embeddings": s.tied, "attention_dropout": s.attention_dropout}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": s.rope_base}
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": s.tied,
+        "attention_dropout": s.attention_dropout,
+    }
     if kind == "gpt2":
         shape = {"n_embd": s.width, "n_layer": s.layers, "n_head": s.heads, "n_inner": s.ffn_dim}
         dropout = {"resid_pdrop": s.dropout, "embd_pdrop": s.dropout, "attn_pdrop": s.attention_dropout}
@@ -64,7 +73,7 @@ def config(kind: str, s: ModelSettings, vocab_size: int, positions: int) -> dict
 
 def state(kind: str, ours: dict[str, Tensor], s: ModelSettings) -> dict[str, Tensor]:
     """Our parameters [rows, ..] under the architecture's names and layouts."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in ours.items():
         found |= _layer(kind, name, tensor, s) if name.startswith("decoder.layers.") else _outer(kind, name, tensor)
     return found

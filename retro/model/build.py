@@ -3,23 +3,24 @@
 from typing import Literal
 
 import torch
-from torch import nn
 
 from retro.model.initialise import initialise
 from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 
+Architecture = Literal["gpt", "retro"]
+
 
 def build_model(
     settings: ModelSettings,
     *,
-    architecture: Literal["gpt", "retro"],
+    architecture: Architecture,
     vocab_size: int,
     seq_length: int,
     chunk_length: int,
     retrieved_length: int,
     seed: int | None,
-) -> nn.Module:
+) -> LanguageModel:
     """A GPT or RETRO with initial weights of `seed`, on the default device.
 
     For one seed the decoders of both architectures are equal bit for bit. With seed None, or on the meta

@@ -9,6 +9,7 @@ from retro.model.cca import Encoded
 from retro.model.copying import recent
 from retro.model.decoder import DecoderLayer
 from retro.model.language_model import LanguageModel
+from retro.model.layers import Rope
 
 
 class DecodingCache:
@@ -103,6 +104,7 @@ class DecodingCache:
         rope = model.rope(torch.arange(start, end, device=tokens.device))
         causal = torch.ones(end - start, end, dtype=torch.bool, device=tokens.device).tril(start)  # (p, end)
         for index, layer in enumerate(model.decoder.layers):
+            assert isinstance(layer, DecoderLayer)
             x = x + self._attention(layer, index, layer.attention_norm(x), rope, causal, start, end)  # (b, p, d)
             if layer.cca is not None:
                 h = layer.cca.norm(x)  # (b, p, d)
@@ -114,7 +116,9 @@ class DecodingCache:
         self.length = end
         return x if model.decoder.norm is None else model.decoder.norm(x)  # (b, p, d)
 
-    def _attention(self, layer: DecoderLayer, index: int, h: Tensor, rope, causal: Tensor, start: int, end: int):
+    def _attention(
+        self, layer: DecoderLayer, index: int, h: Tensor, rope: Rope | None, causal: Tensor, start: int, end: int
+    ) -> Tensor:
         q, k, v = layer.attention.project(h, rope)  # (b, p, heads, size)
         if index == len(self._keys):
             for kept in (self._keys, self._values):
@@ -137,12 +141,13 @@ class DecodingCache:
 
     def _cca(self, layer: DecoderLayer, index: int, h: Tensor, place: int, start: int, end: int) -> Tensor:
         """What positions h [b, p, d] read of the last full chunk's neighbours, [b, p, d]."""
-        encoded = self._encoded
+        encoded, cca = self._encoded, layer.cca
+        assert encoded is not None and cca is not None and self._tokens is not None
         if index not in self._reads:
-            self._reads[index] = layer.cca.keys_values(encoded)
+            self._reads[index] = cca.keys_values(encoded)
         length = self.model.settings.match_length
         if length:
             first = max(0, start - length + 1)
             encoded = encoded.facing(recent(self._tokens[:, first:end], length)[:, start - first :])
-        out = layer.cca.read(h, *self._reads[index], encoded, place)  # (b, p, d)
+        out = cca.read(h, *self._reads[index], encoded, place)  # (b, p, d)
         return out if encoded.alive is None else out * encoded.alive  # (b, p, d)

@@ -1,6 +1,6 @@
 """Chunked cross-attention: each position reads the neighbours of the last chunk that it has completed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ class Encoded(NamedTuple):
 
     def facing(self, history: Tensor) -> "Encoded":
         """As read by positions whose last tokens are `history` [b * l, m, c]."""
+        assert self.places is not None
         found = matches(history, self.places, self.states.dtype)  # (b * l, c, m, k * r)
         null = 0 if self.scores is None else self.scores.shape[-1] - found.shape[-1]  # 1 with a null slot
         return self._replace(matches=F.pad(found, (null, 0)))
@@ -57,6 +58,7 @@ class ChunkedCrossAttention(nn.Module):
             self.relative = nn.Parameter(torch.empty(self.heads, chunk_length + retrieved_length - 1))
         if settings.cca_null:
             self.null = nn.Parameter(torch.empty(self.kv_heads, size))
+        self.gate: Any  # a parameter of the layer, or what gives one of each token
         if settings.cca_gate == "layer":
             self.gate = nn.Parameter(torch.empty(1))
         elif settings.cca_gate == "token":

@@ -11,7 +11,7 @@ class ChunkGrid(NamedTuple):
     """Chunks of `length` tokens: the neighbours of chunk u are first read at position first + u * length."""
 
     length: int  # m
-    count: int  # l, chunks whose neighbours reach a position
+    count: int  # type: ignore[assignment]  # hides tuple.count; l, chunks whose neighbours reach a position
     first: int  # the last token of the first chunk
     short: int  # tokens of a short first chunk, 0 if it is whole
 

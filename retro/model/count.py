@@ -97,7 +97,7 @@ def flops_per_token(
     fc = 3 if s.activation == "swiglu" else 2
     qkv = (s.heads + 2 * s.kv_head_count) * s.head_size * d
     # Multiply-adds, forward.
-    total = s.layers * (qkv + d * d + fc * d * s.ffn_dim + seq_length * d) + vocab_size * d
+    total: float = s.layers * (qkv + d * d + fc * d * s.ffn_dim + seq_length * d) + vocab_size * d
     if architecture == "retro" and neighbours:
         read = neighbours * retrieved_length  # keys of a chunk
         per_token = read / chunk_length  # neighbour tokens for each decoder token

@@ -41,6 +41,7 @@ class DecoderLayer(nn.Module):
         if self.cca is not None and grid is not None:
             h = self.cca.norm(x)  # (b, n, d)
             if encoded is None:
+                assert encode is not None
                 encoded = encode(h)
             x = x + self.dropout(self.cca(h, encoded, grid))  # (b, n, d)
         return x + self.dropout(self.mlp(self.mlp_norm(x))), encoded  # (b, n, d)

@@ -77,11 +77,12 @@ class Encoder(nn.Module):
     def embed(self, tokens: Tensor, table: Tensor, positions: Tensor | None) -> Tensor:
         """Tokens [c, r] (c = b * l * k), the decoder's tables [V, d] and [P, d] -> [c, r, d']."""
         s = self.settings
-        if not s.shared_embeddings:
+        if self.embedding is not None:
             table = self.embedding.weight  # (V, d')
             positions = None if self.positions is None else self.positions.weight  # (r, d')
         x = F.embedding(tokens, table)  # (c, r, d or d')
         if s.encoder_positions == "learned":
+            assert positions is not None
             x = x + positions[: tokens.shape[1]]  # (c, r, d or d')
         if self.input is not None:
             x = self.input(x)  # (c, r, d')

@@ -119,9 +119,9 @@ class LanguageModel(nn.Module):
             chunk_mask = torch.ones(b, count, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)
             chunk_mask[:, 0, :, short:] = False
             chunk_mask = chunk_mask.view(b * count, 1, 1, -1)  # (b * l, 1, 1, m)
-        table = self.embedding.positions
-        words = self.embedding.tokens.weight  # (V, d)
-        table = None if table is None else table.weight  # (P, d)
+        assert self.encoder is not None
+        learned, words = self.embedding.positions, self.embedding.tokens.weight  # (P, d), (V, d)
+        table = None if learned is None else learned.weight  # (P, d)
         x = self.encoder.embed(neighbours.reshape(-1, r), words, table)  # (b * l * k, r, d')
         states = self.encoder(x, chunks, self_mask, chunk_mask)  # (b * l, k * r, d')
         encoded = Encoded(states, self._scores(mask, states), alive, r)
@@ -167,10 +167,10 @@ class LanguageModel(nn.Module):
         return grid, encode
 
     def _check(self, tokens: Tensor, neighbours: Tensor | None) -> None:
-        n = tokens.shape[1]
-        if self.settings.positions == "learned" and n > self.embedding.positions.num_embeddings:
+        n, table = tokens.shape[1], self.embedding.positions
+        if table is not None and n > table.num_embeddings:
             raise ValueError(
-                f"{n} tokens, but the table of positions ends at {self.embedding.positions.num_embeddings}; "
+                f"{n} tokens, but the table of positions ends at {table.num_embeddings}; "
                 "cut the input or build the model with a longer seq_length"
             )
         if neighbours is None:

@@ -3,6 +3,8 @@
 Weights are made without values: `retro.model.initialise` gives them.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class RMSNorm(nn.RMSNorm):
 
 class _FastRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
         scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
         ctx.save_for_backward(x, weight, scale)
@@ -35,7 +37,7 @@ class _FastRMSNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         flat = (x * scale).flatten(0, -2)  # (t, d)
         grad = grad.flatten(0, -2)  # (t, d)

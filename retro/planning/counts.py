@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retro.artifacts import read_json, write_text
 from retro.config import Config
-from retro.corpus.megatron import open_reader
+from retro.corpus.megatron import filled, open_reader
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TokenizerSettings
 from retro.corpus.split import split_of
@@ -71,7 +71,7 @@ def sampled(config: Config) -> Counts:
         documents = tokens = lines = read = 0
         for document in reader:
             read += document.bytes
-            if not document.text.strip() and document.ids is None:
+            if not filled(document):
                 continue
             ids = tokenizer.encode_batch([document.text])[0] if document.ids is None else document.ids
             split = split_of(document.group, document.id, source.train, dataset.split, dataset.seed)
@@ -87,8 +87,8 @@ def sampled(config: Config) -> Counts:
         found.documents += scale * documents
         found.tokens += scale * tokens
         found.lines += scale * lines
-        for split, chunks in splits.items():
-            found.splits[split] += scale * chunks
+        for held, chunks in splits.items():
+            found.splits[held] += scale * chunks
         if source.database:
             found.database += scale * (splits["train"] + splits["book"])
     return found

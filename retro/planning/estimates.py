@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import faiss
 
@@ -118,7 +119,11 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
     for run, facts in config.expanded().items():
         model, train = ModelSettings(**facts["model"]), facts["train"]
         architecture, read = facts["architecture"], m * train["retrieved_chunks"]
-        shape = {"vocab_size": counts.vocab_size, "seq_length": dataset.samples.seq_length, "chunk_length": m}
+        shape: dict[str, Any] = {
+            "vocab_size": counts.vocab_size,
+            "seq_length": dataset.samples.seq_length,
+            "chunk_length": m,
+        }
         count = parameters(model, architecture, **shape, retrieved_length=read)
         flops = flops_per_token(
             model, architecture=architecture, **shape, retrieved_length=read, neighbours=train["neighbours_used"]

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from retro.model.build import build_model
+from retro.model.build import Architecture, build_model
 from retro.model.settings import ModelSettings
 from retro.training.initial import retrieves
 
@@ -91,7 +91,9 @@ class Fit:
     step: Step
 
 
-def step(settings: ModelSettings, architecture: str, work: Work, *, ranks: int = 1, freeze: bool = False) -> Step:
+def step(
+    settings: ModelSettings, architecture: Architecture, work: Work, *, ranks: int = 1, freeze: bool = False
+) -> Step:
     """A step of a process, with `work.fsdp` one of `ranks` that share the model; `freeze`: only what retrieves trains.
 
     The peak is that of any micro batch but a step's first, before which there are no gradients yet.
@@ -107,7 +109,14 @@ def step(settings: ModelSettings, architecture: str, work: Work, *, ranks: int =
 
 
 def fit(
-    settings: ModelSettings, architecture: str, work: Work, *, gpus: int, limit: int, room: float, freeze: bool = False
+    settings: ModelSettings,
+    architecture: Architecture,
+    work: Work,
+    *,
+    gpus: int,
+    limit: int,
+    room: float,
+    freeze: bool = False,
 ) -> Fit:
     """The largest micro batch up to `limit` with which `gpus` of `room` bytes, that share the model by FSDP2, take a
     step; SAFE of each is planned.
@@ -126,7 +135,9 @@ def fit(
 
 
 @lru_cache
-def _shapes(settings: ModelSettings, architecture: str, lengths: tuple[tuple[str, int], ...]) -> dict[str, torch.Size]:
+def _shapes(
+    settings: ModelSettings, architecture: Architecture, lengths: tuple[tuple[str, int], ...]
+) -> dict[str, torch.Size]:
     """Every parameter's shape."""
     with torch.device("meta"):
         model = build_model(settings, architecture=architecture, seed=None, **dict(lengths))
@@ -141,7 +152,8 @@ def _shard(shape: torch.Size, ranks: int) -> int:
 def _gathered(shapes: dict[str, torch.Size], work: Work) -> float:
     """Whole tensors while FSDP2 computes: those outside the layers, with their gradient, all the time; of layers the
     current one, the next, and an encoder layer inside; a layer's gradient, and once more in fp32 to be summed."""
-    layers, outer = {}, 0
+    layers: dict[tuple[str, str], int] = {}
+    outer = 0
     for name, shape in shapes.items():
         half, inside, number = name.split(".")[:3]
         if inside == "layers":
@@ -167,7 +179,7 @@ def activations(s: ModelSettings, architecture: str, work: Work) -> float:
         layers = s.layers * (attending + mlp) + sum(reading.values()) + sum(encoder)
         return inputs + 4 * t * s.width + layers + max(loss, flow)
     stream = (2 if work.fsdp and c == 2 else 4) * t * s.width  # a sum of bf16 tensors where embeddings are bf16 too
-    peaks = [stream * (s.layers + 1) + c * size + loss]
+    peaks: list[float] = [stream * (s.layers + 1) + c * size + loss]
     for i in range(1, s.layers + 1):  # states that cross-attention reads, and their gradient
         peaks.append(stream * i + 2 * c * size + attending + reading.get(i, 0) + mlp + flow)
     if retrieval:  # the first layer that reads computes the encoder again, and that its layers, one by one
@@ -214,7 +226,8 @@ def _cca(s: ModelSettings, work: Work, first: bool) -> float:
 def _encoder(s: ModelSettings, work: Work) -> list[float]:
     """What each encoder layer keeps; the first also the embedding, the last the final norm."""
     a, t, c, e = work.read, work.tokens, work.compute, s.encoder_dim
-    rope, found = s.encoder_positions == "rope", []
+    rope = s.encoder_positions == "rope"
+    found: list[float] = []
     for j in range(1, s.encoder_layers + 1):
         kept = a * (4 * e + c * (5 * e + (2 * e if rope else 0)) + 4 * s.encoder_head_count)
         kept += a * (4 * e + c * (e + _hidden(s.activation, s.encoder_ffn_dim)))

@@ -12,6 +12,7 @@ import os
 import resource
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def preset(name: str, vocab_size: int, recompute: str) -> tuple[ModelSettings, W
     found = config.parse({"preset": name, "dataset": dataset}, f"preset {name}")
     facts = next(run for run in found.expanded().values() if run["architecture"] == "retro")
     m, train = found.dataset.chunk_length, facts["train"]
-    lengths = {"seq_length": found.dataset.samples.seq_length, "chunk_length": m}
+    lengths: dict[str, Any] = {"seq_length": found.dataset.samples.seq_length, "chunk_length": m}
     lengths |= {"retrieved_length": train["retrieved_chunks"] * m, "vocab_size": vocab_size}
     work = Work(1, **lengths, neighbours=train["neighbours_used"], recompute=recompute)
     return ModelSettings(**facts["model"]), work

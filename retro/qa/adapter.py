@@ -11,7 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from retro.evaluation.decoding import Decoder, Sampler
+from retro.evaluation.decoding import Decoder, Lookup, Sampler
+from retro.model.language_model import LanguageModel
 from retro.progress import bar
 from retro.qa.reading import Lookups, Reader, Text, windows
 from retro.recorded import Dataset
@@ -25,7 +26,14 @@ class RetroLM(TemplateLM):
     `lookups` None: retrieval off.
     """
 
-    def __init__(self, model, run: dict[str, Any], dataset: Dataset, lookups: Lookups | None, batch_size: int = 8):
+    def __init__(
+        self,
+        model: LanguageModel,
+        run: dict[str, Any],
+        dataset: Dataset,
+        lookups: Lookups | None,
+        batch_size: int = 8,
+    ):
         super().__init__()
         self.dataset, self.lookups, self.batch_size = dataset, lookups, batch_size
         self.reader = Reader(model, run, dataset, lookups, batch_size)
@@ -38,7 +46,9 @@ class RetroLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         return self.dataset.tokenizer.encode_batch([string])[0].tolist()
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: object) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, **kwargs: object
+    ) -> list[tuple[float, bool]]:
         # Without context lm-eval puts an end of document before the text; here a chunk of padding stands there.
         texts = [Text.after(context if said[0] else [], answer, self.dataset) for said, context, answer in requests]
         return [(-float(nats.sum()), bool(likeliest.all())) for nats, likeliest in self._read(texts, "loglikelihood")]
@@ -56,15 +66,16 @@ class RetroLM(TemplateLM):
         found = []
         with bar(len(requests), "generate_until", "text") as shown:
             for number, request in enumerate(requests):
-                found.append(self._write(*request.args, number))
+                context, options = request.args
+                found.append(self._write(context, options, number))
                 shown.update(1)
         return found
 
     def decoder(self, prompt: np.ndarray) -> Decoder:
         """What continues a prompt, int64 [n]."""
-        lookup = self.lookups
-        if lookup is not None and lookup.whole:
-            lookup = partial(lambda found, chunk: found, lookup(prompt))
+        lookup: Lookup | None = self.lookups
+        if self.lookups is not None and self.lookups.whole:
+            lookup = partial(lambda found, chunk: found, self.lookups(prompt))
         return Decoder(
             self.model,
             self.dataset.store,

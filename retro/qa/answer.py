@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from retro.training.load import load_model
 STAGE = "retro.qa.answer"
 
 
-def asked(file: Path, dataset: Dataset, splits: list[str]) -> list[Example]:
+def asked(file: Path, dataset: Dataset, splits: Sequence[str]) -> list[Example]:
     """The questions of some splits about pages of the dataset; raises UserError if there are none."""
     found = [each for each in answerable(read(file, dataset), dataset) if each.split in splits]
     if not found:
@@ -83,7 +84,7 @@ def main() -> None:
     if options.retrieval == "on" and run["architecture"] == "gpt":
         raise UserError(f"{options.model}: a gpt, which retrieves nothing. Use --retrieval none.")
     examples = asked(options.questions, dataset, settings.splits)
-    seen: list[Neighbours | None] = [None] * len(examples)
+    seen: Sequence[Neighbours | None] = [None] * len(examples)
     if options.retrieval == "on":
         lookup = QuestionLookup(
             dataset, settings.neighbours_used, settings.candidates, settings.title_weight, options.threads

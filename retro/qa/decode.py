@@ -1,19 +1,22 @@
 """Greedy answers of many questions at once."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from retro.model.cache import DecodingCache
+from retro.model.language_model import LanguageModel
 from retro.qa.prompts import Neighbours, padded, stack
 from retro.recorded import Dataset
 
 
 @torch.inference_mode()
 def answers(
-    model: torch.nn.Module,
+    model: LanguageModel,
     dataset: Dataset,
     prompts: list[str],
-    seen: list[Neighbours | None],
+    seen: Sequence[Neighbours | None],
     most: int,
     batch_size: int,
 ) -> list[str]:
@@ -34,7 +37,14 @@ def answers(
     return found
 
 
-def _greedy(model, dataset, batch, laid, seen, most) -> list[np.ndarray]:
+def _greedy(
+    model: LanguageModel,
+    dataset: Dataset,
+    batch: list[int],
+    laid: list[np.ndarray],
+    seen: Sequence[Neighbours | None],
+    most: int,
+) -> list[np.ndarray]:
     """Answers of a batch of equally long prompts, keys and values kept, neighbours encoded once a chunk."""
     device, eod = next(model.parameters()).device, dataset.tokenizer.eod_id
     given = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)

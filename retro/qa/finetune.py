@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from retro import errors, provenance
-from retro.artifacts import read_manifest, sha256, write_manifest
+from retro.artifacts import Manifest, read_manifest, sha256, write_manifest
 from retro.errors import UserError
 from retro.lock import locked
 from retro.qa.files import Example, answerable, read
@@ -51,7 +52,7 @@ def lay_out(
     examples: list[Example], dataset: Dataset, settings: QuestionSettings, retrieved: int, retrieves: bool, threads: int
 ) -> list[Laid]:
     """Tokens and neighbours of examples. `retrieved`: chunks a neighbour brings; `retrieves`: whether there are any."""
-    seen: list[Neighbours | None] = [None] * len(examples)
+    seen: Sequence[Neighbours | None] = [None] * len(examples)
     if retrieves:
         lookup = QuestionLookup(dataset, settings.neighbours_used, settings.candidates, settings.title_weight, threads)
         seen = neighbours_of(examples, dataset, lookup, retrieved, without_own=True)
@@ -80,7 +81,9 @@ def collate(laid: list[Laid], hidden: np.ndarray, dataset: Dataset) -> tuple[tor
     return torch.from_numpy(tokens), torch.from_numpy(targets), *stack(seen, tokens.shape[1] // m)
 
 
-def batch_of(step: int, laid: list[Laid], settings: QuestionSettings, seed: int, dataset: Dataset):
+def batch_of(
+    step: int, laid: list[Laid], settings: QuestionSettings, seed: int, dataset: Dataset
+) -> tuple[torch.Tensor | None, ...]:
     """The batch of a step, a function of seed and step alone: each epoch reads every example once, in its own order."""
     numbers = range(step * settings.batch_size, min((step + 1) * settings.batch_size, settings.examples))
     orders = {
@@ -129,6 +132,7 @@ class Session:
         """One optimizer step: the mean loss of the answers' tokens. Raises UserError where it is not finite."""
         device = next(self.model.parameters()).device
         tokens, targets, neighbours, mask = (None if x is None else x.to(device) for x in batch)
+        assert targets is not None
         samples = min((self.step + 1) * self.settings.batch_size, self.settings.examples)
         set_learning_rate(self.optimizer, learning_rate(self.train, samples, self.settings.examples))
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,7 +185,9 @@ def name_of(run: str, name: str) -> str:
     return f"{run}-{name}"
 
 
-def finish(session: Session, base: Path, settings: dict[str, Any], examples: int, files: list[str], output: Path):
+def finish(
+    session: Session, base: Path, settings: dict[str, Any], examples: int, files: list[str], output: Path
+) -> None:
     """model.safetensors and, last, model.json: a model as `retro.training.train` leaves it."""
     path = output.parent / "model.safetensors"
     write_tensors(path, weights(session.model))
@@ -203,7 +209,7 @@ def finish(session: Session, base: Path, settings: dict[str, Any], examples: int
     )
 
 
-def before_inputs(manifest) -> list[Path]:
+def before_inputs(manifest: Manifest) -> list[Path]:
     """The recorded config that the model before was trained on."""
     return [manifest.folder / name for name in manifest.facts["inputs"] if name.endswith("config.json")]
 

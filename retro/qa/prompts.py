@@ -4,6 +4,7 @@ As in Wang et al. 2023 (left padding) and InstructRetro: the question ends with 
 its last token on, where the answer begins. All chunks of a long prompt see the same neighbours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ def _holds(row: list[int], part: list[int]) -> bool:
     return any(row[i : i + len(part)] == part for i in range(len(row) - len(part) + 1))
 
 
-def stack(seen: list[Neighbours | None], chunks: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+def stack(seen: Sequence[Neighbours | None], chunks: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
     """Neighbours and mask [b, l, k, r], the same for every chunk; None: hidden from that example."""
     real = next((each for each in seen if each is not None), None)
     if real is None:
@@ -96,4 +97,5 @@ def stack(seen: list[Neighbours | None], chunks: int) -> tuple[torch.Tensor, tor
     tokens = np.stack([real.tokens if each is None else each.tokens for each in seen])  # (b, k, r)
     mask = np.stack([np.zeros_like(real.mask) if each is None else each.mask for each in seen])  # (b, k, r)
     shape = (len(seen), chunks, *real.tokens.shape)
-    return tuple(torch.from_numpy(np.broadcast_to(x[:, None], shape).copy()) for x in (tokens, mask))
+    repeated = [np.broadcast_to(x[:, None], shape).copy() for x in (tokens, mask)]
+    return torch.from_numpy(repeated[0]), torch.from_numpy(repeated[1])

@@ -75,7 +75,8 @@ class Lookups:
     """
 
     def __init__(self, dataset: Dataset, run: dict[str, Any], threads: int = 1):
-        self.dataset, self.whole, self.known = dataset, "qa" in run, {}
+        self.dataset, self.whole = dataset, "qa" in run
+        self.known: dict[str, np.ndarray] = {}
         if self.whole:
             qa = QuestionSettings(**run["qa"])
             lookup = QuestionLookup(dataset, qa.neighbours_used, qa.candidates, qa.title_weight, threads)
@@ -173,5 +174,5 @@ class Reader:
         rows = np.full((len(batch), chunks, self.lookups.k), -1, np.int64)
         for place, tokens in full.items():
             rows[place] = self.lookups.rows(tokens)
-        kept = self.dataset.store.retrieved(rows, self.retrieved)  # [b, l, k, r]
-        return tuple(map(torch.from_numpy, kept))
+        neighbours, mask = self.dataset.store.retrieved(rows, self.retrieved)  # [b, l, k, r]
+        return torch.from_numpy(neighbours), torch.from_numpy(mask)

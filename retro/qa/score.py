@@ -69,12 +69,13 @@ def intervals(values: np.ndarray, groups: list[str], resamplings: int) -> list[t
         return [(float(mean), float("nan"), float("nan")) for mean in values.mean(0)]
     drawn = resampled_sums(sums, resamplings, SEED)  # (R, C + 1)
     ends = np.quantile(drawn[:, :-1] / drawn[:, -1:], [0.025, 0.975], axis=0)  # (2, C)
-    return [tuple(map(float, each)) for each in zip(values.mean(0), *ends, strict=True)]
+    columns = zip(values.mean(0), *ends, strict=True)
+    return [(float(mean), float(low), float(high)) for mean, low, high in columns]
 
 
 def columns(values: np.ndarray, lines: Lines, resamplings: int) -> dict[str, float]:
     """Means and intervals of `values` [Q, 3], in percent or points."""
-    row = {}
+    row: dict[str, float] = {}
     groups = [line["group"] for line in lines]
     for name, each in zip(SCORES, intervals(100 * values, groups, resamplings), strict=True):
         row |= {name: each[0], f"{name}_low": each[1], f"{name}_high": each[2]}

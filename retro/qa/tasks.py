@@ -84,7 +84,8 @@ def kind_of(example: Example) -> str:
 
 def wrong(example: Example, others: list[str]) -> list[str]:
     """Answers to other questions that are none to this one, each once."""
-    taken, found = {normalise(answer) for answer in example.answers}, {}
+    taken = {normalise(answer) for answer in example.answers}
+    found: dict[str, str] = {}
     for answer in others:
         if normalise(answer) not in taken:
             found.setdefault(normalise(answer), answer)
@@ -108,7 +109,8 @@ def choices(example: Example, number: int, others: dict[str, list[str]], seed: i
 
 def questions(file: Path, dataset: Dataset, splits: list[str]) -> list[dict]:
     """A record of each question of some splits; wrong answers come from all questions of those splits."""
-    examples, others = asked(file, dataset, splits), {}
+    examples = asked(file, dataset, splits)
+    others: dict[str, list[str]] = {}
     for each in examples:
         others.setdefault(kind_of(each), []).append(each.answers[0])
     found = []

@@ -50,8 +50,8 @@ def _draw(axes: Axes, run: Run, key: str, dash: object) -> None:
     axes.plot(x, y, color=palette.COLOURS[mode], linestyle=dash, linewidth=1.0, alpha=0.5)
     for shown in ("none", "on", "off"):
         found = run.validation(shown)
-        x, y = [line[key] for line in found], [line["loss"] for line in found]
-        axes.plot(x, y, color=palette.COLOURS[shown], linestyle=dash, marker="o", markersize=3.5)
+        x, points = [line[key] for line in found], [line["loss"] for line in found]
+        axes.plot(x, points, color=palette.COLOURS[shown], linestyle=dash, marker="o", markersize=3.5)
 
 
 def _limits(axes: Axes, runs: list[Run]) -> None:

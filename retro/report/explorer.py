@@ -94,7 +94,8 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
     ids = dataset.neighbour_ids(split)[:, :used]
     scores = dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours").array("scores.npy")
     lookups = Lookups(dataset, retro.settings["retrieved_chunks"])
-    shown_documents, shown_chunks = [], []
+    shown_documents: list[dict] = []
+    shown_chunks: list[dict] = []
     with bar(sum(end - first for _, first, end in chosen), "explorer", "chunk") as shown:
         for number, first, end in chosen:
             facts = dataset.store.document(int(documents.row[number]))

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def read_csv(path: Path) -> list[Row]:
         raise UserError(f"{path}: not a table of ours ({error}). Delete it and run snakemake again.") from None
 
 
-def where(rows: Iterable[Row], **wanted: str) -> list[Row]:
+def where(rows: Iterable[Row], **wanted: str | None) -> list[Row]:
     """The rows whose columns have the wanted values."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
@@ -74,7 +74,7 @@ class Run:
         return found
 
 
-def read_runs(models: list[Path], metrics: list[Path] = ()) -> list[Run]:
+def read_runs(models: list[Path], metrics: Sequence[Path] = ()) -> list[Run]:
     """Runs by their model.json; a metrics.jsonl belongs to the model in its folder. GPT first, else
     as given.
     """

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from retro.report import palette, style
@@ -64,7 +65,7 @@ def draw_indexes(rows: list[dict[str, Any]], folder: Path, k: int) -> None:
         plain(axes)
 
 
-def plain(axes) -> None:
+def plain(axes: Axes) -> None:
     """Numbers as people write them on the logarithmic axis."""
     axes.xaxis.set_major_formatter(PLAIN)
     low, high = axes.get_xlim()

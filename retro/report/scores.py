@@ -50,12 +50,14 @@ def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> No
             style.nothing(left, f"The {split} split has no neighbours.")
             style.nothing(right, "")
             return
-        curves = {"random pairs": random_scores(dataset, split)}
+        curves: dict[str, np.ndarray] = {}
+        if (pairs := random_scores(dataset, split)) is not None:
+            curves["random pairs"] = pairs
         ranks = sorted({1, 2, ids.shape[1]} & set(range(1, ids.shape[1] + 1)), reverse=True)
         for rank in ranks:
             ordinal = {1: "1st neighbour", 2: "2nd neighbour"}.get(rank, f"{rank}th neighbour")
             curves[ordinal] = np.asarray(scores[:, rank - 1], np.float32)[ids[:, rank - 1] >= 0]
-        curves = {name: values for name, values in curves.items() if values is not None and len(values)}
+        curves = {name: values for name, values in curves.items() if len(values)}
         everything = np.concatenate(list(curves.values()))
         edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-3), BINS + 1)
         middle = (edges[1:] + edges[:-1]) / 2

@@ -109,7 +109,8 @@ def book(sources: dict[str, dict[str, Any]]) -> tuple[str, str]:
 
 def flavour(runs: list[Run], comparison: list[Row]) -> str:
     """Which RETRO each run is, for the readers of the paper, and what copy-ready cross-attention bought."""
-    names, gains = {}, {True: [], False: []}
+    names: dict[str, list[str]] = {}
+    gains: dict[bool, list[str]] = {True: [], False: []}
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
         model = next(run.facts["model"] for run in runs if run.base == base)
         ready = model["cca"] == "copy-ready"
@@ -128,8 +129,8 @@ def flavour(runs: list[Run], comparison: list[Row]) -> str:
         else:
             sentences.append(f"{have} the cross-attention of flavour {flavour}; copy-ready is off.")
     if gains[True] and gains[False]:
-        gains = "; ".join(gains[True] + gains[False])
-        sentences.append(f"What copy-ready bought, in bits per byte against the same twin: {gains}.")
+        bought = "; ".join(gains[True] + gains[False])
+        sentences.append(f"What copy-ready bought, in bits per byte against the same twin: {bought}.")
     elif gains[True]:
         sentences.append("No run of flavour paper was trained beside it, so what it bought is not shown here.")
     return " ".join(sentences)

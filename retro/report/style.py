@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,10 +14,10 @@ from matplotlib.figure import Figure
 
 from retro.report.palette import FAINT, INK, PAPER, SOFT
 
-LINES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]  # one a run name
+LINES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]  # one a run name
 WIDTH = 8.2  # inches
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -52,10 +53,10 @@ RC = {
 
 
 @contextmanager
-def figure(folder: Path, name: str, height: float, **options) -> Iterator[tuple[Figure, Axes]]:
+def figure(folder: Path, name: str, height: float, **options: Any) -> Iterator[tuple[Figure, Any]]:
     """A figure that becomes <folder>/<name>.svg and .png, the same bytes for the same content.
 
-    `options` go to `plt.subplots`; yields what that returns.
+    `options` go to `plt.subplots`; yields what that returns: the figure and its `Axes`, one or an array.
     """
     with matplotlib.rc_context({**RC, "svg.hashsalt": name}):
         drawn, axes = plt.subplots(figsize=(WIDTH, height), **options)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 
 import faiss
 import numpy as np
@@ -17,15 +18,19 @@ from retro import errors, provenance
 from retro.gemm import calibrate
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred, Rule
+from retro.retrieval.vectors import Vectors
 
 K, CHUNKS = 20, 50  # neighbours; chunks a document
 
 
-class InMemory:
-    """Vectors float32 [n, d] that are not on disk; see `retro.retrieval.vectors.Vectors`."""
+class InMemory(Vectors):
+    """Vectors float32 [n, d] that are not on disk."""
 
     def __init__(self, array: np.ndarray):
         self.array, self.width = array, array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.array)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.array[rows]
@@ -39,7 +44,7 @@ def clustered(count: int, width: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def timed(work, operations: float) -> dict[str, float]:
+def timed(work: Callable[[], object], operations: float) -> dict[str, float]:
     """Run `work` and say what it took."""
     cpu_start, start = time.process_time(), time.perf_counter()
     work()

@@ -73,7 +73,8 @@ def theirs(vectors: np.ndarray, documents: np.ndarray, _folder: Path, _threads: 
         np.memmap(embeddings_memmap_path, np.float32, "w+", shape=(count, width))[:] = vectors
 
     retrieval.chunks_to_embeddings_ = embeddings
-    json.JSONEncoder.default = lambda _self, number: float(number)  # autofaiss writes numpy 1's floats
+    # autofaiss writes numpy 1's floats
+    json.JSONEncoder.default = lambda _self, number: float(number)  # type: ignore[method-assign, assignment]
     # The function below takes a width and does not pass it on.
     retrieval.chunks_to_index_and_embed = partial(retrieval.chunks_to_index_and_embed, embed_dim=width)
     path, _ = retrieval.chunks_to_precalculated_knn_(

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +51,7 @@ def main() -> None:
         check(len(database), store.length, options.memory)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def decoded():
+    def decoded() -> Iterator[str]:
         with progress.bar(len(database), "bm25", "chunk") as shown:
             for start in range(0, len(database), BLOCK):
                 part = database[start : start + BLOCK]

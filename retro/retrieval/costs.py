@@ -31,7 +31,7 @@ class Sample:
     k: int
     threads: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         faiss.omp_set_num_threads(self.threads)
         paths = {
             kind: [self.dataset.folder / kind / name / "manifest.json" for name in self.dataset.sources]
@@ -55,11 +55,11 @@ class Sample:
         """`recall` of the first k, and `ms`, CPU milliseconds a query, exclusion and exact scores included; the
         best of several runs. None: this project's exact search.
         """
-        search = self.exact
+        search: ExactSearch | ApproximateSearch = self.exact
         if index is not None:
             factory.prepare(index, settings)
             search = ApproximateSearch(index, self.exact, settings)
-        best, spent, ids = float("inf"), 0.0, None
+        best, spent, ids = float("inf"), 0.0, np.empty((0, self.k), np.int64)
         while spent < LEAST or best == spent:  # at least twice: the first run warms caches
             start = time.process_time()
             ids = search.search(self.queries, self.saved, self.barred)[0][:, : self.k]

@@ -103,7 +103,7 @@ class ExactSearch:
         ids, scores = zip(*[nothing, *found], strict=True)
         return np.concatenate(ids), np.concatenate(scores)
 
-    def _scan(self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, pool: Candidates):
+    def _scan(self, queries: torch.Tensor, block: torch.Tensor, start: int, barred: Barred, pool: Candidates) -> None:
         """Add the candidates of one batch in one block of the database, which begins at position `start`."""
         scores, highest = self._products(queries, block, start, barred, pool.k)
         rows, columns, values = _above(scores, highest, pool.k, pool.floor(), pool.margin)
@@ -140,13 +140,13 @@ class ExactSearch:
         """Query numbers and columns of the excluded pairs of each of the next `SPAN` slices from `start`
         on.
         """
-        rows, columns = barred.within(start, min(start + SPAN * width, stop))
+        queries, columns = barred.within(start, min(start + SPAN * width, stop))
         columns -= start
         order = np.argsort(columns // width, kind="stable")
         ends = np.cumsum(np.bincount(columns // width, minlength=SPAN))
-        rows = torch.from_numpy(rows[order]).to(self._device)
-        columns = torch.from_numpy(columns[order] % width).to(self._device)
-        return [(rows[a:b], columns[a:b]) for a, b in pairwise([0, *ends.tolist()])]
+        rows = torch.from_numpy(queries[order]).to(self._device)
+        places = torch.from_numpy(columns[order] % width).to(self._device)
+        return [(rows[a:b], places[a:b]) for a, b in pairwise([0, *ends.tolist()])]
 
     def _thin(self, queries: np.ndarray, pool: Candidates) -> None:
         """Keep only the k best so far: of thousands of chunks of equal text, all within a rounding error."""
@@ -190,7 +190,9 @@ def _group_size(width: int, k: int) -> int:
     return group
 
 
-def _above(scores: torch.Tensor, highest: torch.Tensor, k: int, floor: np.ndarray, margin: float):
+def _above(
+    scores: torch.Tensor, highest: torch.Tensor, k: int, floor: np.ndarray, margin: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Query numbers, columns and scores of the pairs that may be among the k best; see `_products`.
 
     Nothing below `floor` [q] is wanted, nor below the k-th highest group maximum, which the k-th highest

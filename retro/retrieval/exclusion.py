@@ -5,6 +5,7 @@ are looked up by key, so a document of thousands of chunks, or a group spread ov
 what it holds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from retro.database.hashing import mix
 from retro.paging import release
 
 
-def rules_of(exclude: list[str]) -> list[str]:
+def rules_of(exclude: Sequence[str]) -> list[str]:
     """The rules that apply: the document always, each rule once."""
     return list(dict.fromkeys(["document", *exclude]))
 

@@ -54,7 +54,7 @@ def build(factory: str, width: int) -> faiss.Index:
         if hasattr(layer, "do_polysemous_training"):
             layer.do_polysemous_training = False
         for clustered in (layer, getattr(layer, "pq", None)):
-            if hasattr(clustered, "cp"):
+            if clustered is not None and hasattr(clustered, "cp"):
                 clustered.cp.min_points_per_centroid = 1
     # faiss's own list of what must live as long as the index.
     index.referenced_objects = [_quiet(r) for r in transforms(index) if isinstance(r, faiss.OPQMatrix)]

@@ -45,7 +45,7 @@ def join(trained: Path, paths: list[Path], output: Path) -> int:
     start = faiss.serialize_index(index).nbytes - EMPTY.size
     parts = [_Part(path, start) for path in paths]
     counts = np.array([part.sizes.sum() for part in parts], np.int64)
-    first, sizes = np.cumsum(counts) - counts, sum(part.sizes for part in parts)
+    first, sizes = np.cumsum(counts) - counts, sum((part.sizes for part in parts), np.zeros_like(parts[0].sizes))
     layer = index
     while True:
         layer.ntotal = int(counts.sum())
@@ -59,7 +59,7 @@ def join(trained: Path, paths: list[Path], output: Path) -> int:
         table = sizes if full else np.stack([filled, sizes[filled]], axis=1).reshape(-1)
         file.write(EMPTY.pack(b"ilar", len(sizes), parts[0].code, b"full" if full else b"sprs", len(table)))
         file.write(table.astype("<u8").tobytes())
-        for number in filled:
+        for number in filled.tolist():
             read = [part.read(number) for part in parts]
             file.writelines(codes for codes, _ in read)
             file.writelines((ids + moved).tobytes() for (_, ids), moved in zip(read, first, strict=True))

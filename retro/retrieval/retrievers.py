@@ -32,9 +32,13 @@ class Retriever(Protocol):
     `complete`: nothing is missed, recall is 1 by construction.
     """
 
-    about: str | None
-    complete: bool
-    fallen_back: int  # queries searched exactly because the index gave too few
+    @property
+    def about(self) -> str | None: ...
+    @property
+    def complete(self) -> bool: ...
+    @property
+    def fallen_back(self) -> int:
+        """Queries searched exactly because the index gave too few."""
 
     def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found: ...
 
@@ -136,8 +140,10 @@ def open_retriever(
     if lexical != (name == "bm25"):
         raise UserError(f"{index.path}: not an index for retriever {name}. Run snakemake: it makes the one needed.")
     if lexical:
+        assert words is not None
         return Lexical(Bm25Search(index.folder, threads), *words, exclusion, rows)
-    search, vectors = exact, exact.vectors
+    search: ExactSearch | ApproximateSearch = exact
+    vectors = exact.vectors
     if name == "random":
         return Random(exact, vectors, exclusion, rows, seed)
     if not index.settings["exact"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -79,18 +80,20 @@ class Searcher:
         made = self._neighbours.settings if self._neighbours else self.dataset.facts
         return made.get("retriever", "dense") == "bm25"
 
-    def _paths(self, kind: str) -> list:
+    def _paths(self, kind: str) -> list[Path]:
         if self._neighbours and kind == "embeddings":
-            return self._made_from("embeddings")
+            return self._made_from(self._neighbours, "embeddings")
         return [self.dataset.folder / kind / name / "manifest.json" for name in self.dataset.sources]
 
-    def _made_from(self, kind: str) -> list:
+    def _made_from(self, neighbours: Manifest, kind: str) -> list[Path]:
         """Manifests of that kind that the neighbours were made from, in order."""
-        paths = [self._neighbours.folder / name for name in self._neighbours.facts["inputs"]]
+        paths = [neighbours.folder / name for name in neighbours.facts["inputs"]]
         return sorted(path for path in paths if read_manifest(path).facts["kind"] == kind)
 
     def _index(self, name: str) -> Manifest:
-        path = self._made_from("index")[0] if self._neighbours else self.dataset.folder / name / "manifest.json"
+        path = self.dataset.folder / name / "manifest.json"
+        if self._neighbours:
+            path = self._made_from(self._neighbours, "index")[0]
         return read_manifest(path, "index")
 
     @cached_property

@@ -26,7 +26,9 @@ def kept(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
     return (ids >= 0) & ((drawn >> np.uint64(11)) * 2.0**-53 < share)
 
 
-def first_kept(ids: np.ndarray, scores: np.ndarray, share: float, seed: int, saved: int):
+def first_kept(
+    ids: np.ndarray, scores: np.ndarray, share: float, seed: int, saved: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first `saved` kept neighbours: ids [C, saved], −1 for holes, and their scores, −∞ there."""
     keep = kept(ids, share, seed)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :saved]

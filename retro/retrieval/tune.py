@@ -19,6 +19,7 @@ import faiss
 
 from retro import errors
 from retro.artifacts import replacing
+from retro.errors import UserError
 from retro.recorded import Dataset
 from retro.report.recall import draw
 from retro.retrieval import factory
@@ -32,7 +33,8 @@ COLUMNS = ["name", "nprobe", "ef_search", "k_factor", "recall", "ms"]
 
 def settings_of(index: faiss.Index) -> Iterator[dict[str, Any]]:
     """The settings worth trying: each parameter the index has, doubled from little to plenty."""
-    layers, grid = list(factory.layers(index)), {}
+    layers = list(factory.layers(index))
+    grid: dict[str, list[int] | list[float]] = {}
     lists = [layer.nlist for layer in layers if isinstance(layer, faiss.IndexIVF)]
     if lists:
         grid["nprobe"] = [1 << step for step in range(max(lists).bit_length()) if 1 << step <= min(max(lists), 512)]
@@ -48,6 +50,15 @@ def settings_of(index: faiss.Index) -> Iterator[dict[str, Any]]:
 def cheapest(rows: list[dict[str, Any]], recall: float) -> dict[str, Any] | None:
     """The row of the least time that reaches `recall`; None if none does."""
     return min((row for row in rows if row["recall"] >= recall), key=lambda row: row["ms"], default=None)
+
+
+def suggestion(name: str, rows: list[dict[str, Any]], recall: float) -> str:
+    """A line about the cheapest row, in words of a config; the first is exact search, which is all that is left where
+    there is nothing to find.
+    """
+    chosen = cheapest(rows, recall) or rows[0]
+    what = chosen["name"] if chosen is rows[0] else f"dataset.index: {{factory: {name!r}, {told(chosen)}}}"
+    return f"cheapest with recall {recall}: {what} ({chosen['ms']:.3f} ms a query)"
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -77,6 +88,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()
+    if not 0 <= options.recall <= 1:
+        raise UserError(f"--recall {options.recall:g}: wanted a share from 0 to 1. Give 0.95 for 95 %.")
     dataset = Dataset.open(options.config)
     sample = Sample(dataset, options.split, options.sample, options.k, options.threads)
     base, manifest = dataset.facts["index"], dataset.manifest("index/manifest.json", "index")
@@ -91,11 +104,10 @@ def main() -> None:
         rows.append({"name": name, **setting, **sample.measure(index, IndexSettings(**{**base, **setting}))})
         print(f"  {told(setting):40} recall {rows[-1]['recall']:.4f}  {rows[-1]['ms']:.3f} ms", flush=True)
     print(f"  {'exact search':40} recall 1.0000  {rows[0]['ms']:.3f} ms")
-    chosen, folder = cheapest(rows, options.recall), options.output_folder or dataset.folder / "tune"
+    folder = options.output_folder or dataset.folder / "tune"
     write_csv(folder / "tune.csv", rows)
     draw(rows, folder, "tune", f"{name}: recall@{options.k} against time", wanted=options.recall)
-    what = chosen["name"] if chosen is rows[0] else f"dataset.index: {{factory: {name!r}, {told(chosen)}}}"
-    print(f"cheapest with recall {options.recall}: {what} ({chosen['ms']:.3f} ms a query)")
+    print(suggestion(name, rows, options.recall))
     print(f"{folder}: tune.csv, tune.svg, tune.png", file=sys.stderr)
 
 

@@ -60,7 +60,7 @@ class _File:
         self._begin = getattr(array, "offset", 0)  # bytes before the first row; an array without rows is not mapped
         self._descriptor = os.open(path, os.O_RDONLY)
 
-    def __del__(self):
+    def __del__(self) -> None:
         os.close(self._descriptor)
 
     def read(self, row: int, found: np.ndarray) -> None:
@@ -71,7 +71,7 @@ class _File:
         stored = found if self._dtype == found.dtype else np.empty(found.shape, self._dtype)
         place, done = self._begin + row * stored.strides[0], 0
         while done < stored.nbytes:
-            left = memoryview(stored).cast("B")[done:] if done else stored
+            left = memoryview(stored.data).cast("B")[done:] if done else stored.data
             count = os.preadv(self._descriptor, [left], place + done)
             if not count:
                 raise UserError(f"{self.path}: shorter than when it was opened. Delete it and run snakemake again.")

@@ -48,13 +48,12 @@ class Batch:
         """Batches of at most `size` samples."""
         for start in range(0, len(self), size):
             here = slice(start, start + size)
-            seen = self.neighbours is not None
             yield Batch(
                 self.positions[here],
                 self.tokens[here],
                 self.targets[here],
-                self.neighbours[here] if seen else None,
-                self.mask[here] if seen else None,
+                None if self.neighbours is None else self.neighbours[here],
+                None if self.mask is None else self.mask[here],
             )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from retro import errors, provenance
 from retro.gemm import BENCH_SIZE, gemm_rate
-from retro.model.build import build_model
+from retro.model.build import Architecture, build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
 from retro.training.optimizer import build_optimizer
@@ -30,7 +30,7 @@ class Case:
     """A model to time, with retrieval or without."""
 
     name: str
-    architecture: str
+    architecture: Architecture
     retrieval: bool
 
 

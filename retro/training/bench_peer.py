@@ -34,6 +34,7 @@ class Peer(Timed):
         self.optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
         self.weights = list(theirs.parameters())
         tokens = torch.cat([self.tokens, self.targets[:, -1:]], dim=1).clamp(min=1)  # (b, n + 1)
+        assert self.neighbours is not None
         neighbours = self.neighbours.clamp(min=1)  # (b, l, k, r)
         self.model = lambda *_: theirs(tokens, neighbours, return_loss=True)
 

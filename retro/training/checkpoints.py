@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ class Checkpoints:
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
-    return int(FILE.match(path.name).group(1))
+    found = FILE.match(path.name)
+    assert found is not None, path
+    return int(found[1])
 
 
 def proof_of(path: Path) -> Path:
@@ -155,7 +158,9 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def pack(weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]) -> dict:
+def pack(
+    weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`; `owners`: the optimizer's, by name."""
     tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
     for name, parameter in owners.items():
@@ -165,7 +170,7 @@ def pack(weights: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, own
 
 
 def unpack(
-    tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Put the optimizer's state of a checkpoint in its place and return the model's tensors."""
     weights = {}

@@ -46,7 +46,8 @@ class World:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
+        # A pass over every new tensor, for nothing; torch adds the switch to its module by hand.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
         if size % tensor:
             raise UserError(
@@ -78,7 +79,12 @@ class World:
 
     def group(self, name: str) -> dist.ProcessGroup:
         """The processes of this one's row or column of the mesh."""
-        return self.mesh.get_group(name)
+        return self.along(name).get_group()
+
+    def along(self, name: str) -> DeviceMesh:
+        """This process's row or column of the mesh, which there is where there are several."""
+        assert self.mesh is not None
+        return self.mesh[name]
 
     def first_alone(self, work: Callable[[], Result]) -> Result:
         """Let the first process do `work` before all others do it too."""

@@ -69,7 +69,7 @@ def _without(value: dict[str, Any], dropped: dict[str, Any]) -> dict[str, Any]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    found = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
         found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return found

@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from retro.artifacts import Manifest, read_json, read_manifest
 from retro.errors import UserError
+from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training.say import say
 from retro.training.weights import read_tensors, weights
 
 # What the decoder computes, as settings give it: equal, or the weights mean something else.
-DECODER = ("layers", "width", "heads", "kv_head_count", "ffn_dim", "positions", "rope_fraction", "rope_base")
-DECODER += ("norm", "norm_eps", "activation", "bias", "tied", "final_norm")
-RETRIEVAL = ("chunk_alignment", "mask_padding", "cca_at", "cca", "cca_head_count", "cca_kv_head_count")
+DECODER: tuple[str, ...] = ("layers", "width", "heads", "kv_head_count", "ffn_dim", "positions", "rope_fraction")
+DECODER += ("rope_base", "norm", "norm_eps", "activation", "bias", "tied", "final_norm")
+RETRIEVAL: tuple[str, ...] = ("chunk_alignment", "mask_padding", "cca_at", "cca", "cca_head_count", "cca_kv_head_count")
 RETRIEVAL += ("cca_positions", "cca_null", "cca_gate", "match_length", "encoder_layers", "encoder_dim")
 RETRIEVAL += ("encoder_head_count", "encoder_ffn_dim", "encoder_positions", "encoder_cross_attention")
 RETRIEVAL += ("encoder_residual", "encoder_final_norm", "shared_embeddings")
@@ -27,7 +27,7 @@ def retrieves(name: str) -> bool:
     return name.startswith("encoder.") or ".cca." in name
 
 
-def start_from(model: nn.Module, run: dict[str, Any], dataset: Dataset) -> str | None:
+def start_from(model: LanguageModel, run: dict[str, Any], dataset: Dataset) -> str | None:
     """Give `model` the weights of the model.json that the run's `from` names, and freeze what it wants frozen.
 
     Returns the sha256 of the weights, None without `from`. A RETRO that begins with a GPT keeps its initial encoder
@@ -80,7 +80,7 @@ def _same_text(manifest: Manifest, dataset: Dataset) -> None:
         )
 
 
-def _same_model(manifest: Manifest, base: ModelSettings, model: nn.Module, fresh: bool) -> None:
+def _same_model(manifest: Manifest, base: ModelSettings, model: LanguageModel, fresh: bool) -> None:
     """Refuse weights that would mean something else in this model."""
     ours, recorded = model.settings, manifest.settings["recorded"]
     if manifest.settings["architecture"] == "retro" and model.architecture == "gpt":

@@ -150,8 +150,8 @@ def told(failures: dict[int, Any], logs: Path, size: int) -> str:
     found = []
     for rank, failure in sorted(failures.items()):
         path = next(logs.glob(f"*/attempt_0/{failure.local_rank}/stderr.log"), None)
-        text = path and path.read_text(encoding="utf-8", errors="replace")
-        echo = failure.exitcode == -signal.SIGTERM or (path and ECHO.search(text))
+        text = path.read_text(encoding="utf-8", errors="replace") if path else None
+        echo = failure.exitcode == -signal.SIGTERM or (text and ECHO.search(text))
         order = (2, 0.0) if echo else (0, path.stat().st_mtime) if path else (1, 0.0)
         found.append((order, rank, failure.exitcode, text))
     _, rank, code, text = min(found)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from retro.artifacts import Manifest, read_manifest
 from retro.errors import UserError
 from retro.model.build import build_model
+from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training.weights import assign, read_tensors
@@ -16,7 +16,7 @@ from retro.training.weights import assign, read_tensors
 
 def load_model(
     path: str | Path, dataset: Dataset, device: torch.device | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[LanguageModel, dict[str, Any]]:
     """The model that a model.json describes, in evaluation mode, and its settings.
 
     The settings are the run's (name, architecture, twin, seed, model, train) and `recorded`: seq_length,

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from typing import Any
 
 from retro.training.prefetch import prefetch
 from retro.training.say import say
@@ -64,7 +65,7 @@ def check(session: Session, stop: Stop) -> None:
 def validate(session: Session, stop: Stop) -> None:
     """Validate if this step is due and has not been validated before it was resumed."""
     due = session.step % session.fixed.eval_interval == 0 or session.step == session.steps
-    done = bool(session.metrics) and session.metrics.validated(session.step)
+    done = session.metrics is not None and session.metrics.validated(session.step)
     if not session.step or not due or session.world.largest(done):
         return
     lines = session.validation.run(
@@ -90,7 +91,7 @@ def log(session: Session, outcome: Outcome) -> None:
     samples, window = session.samples_after(session.step), session.window
     rate = window.samples * session.dataset.seq_length / window.seconds
     share = rate * session.flops_per_token / (session.peak * session.world.size)
-    line = {
+    line: dict[str, Any] = {
         "step": session.step,
         "samples": samples,
         "tokens": samples * session.dataset.seq_length,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
@@ -40,9 +40,9 @@ def parallelize(
         if precision == "bf16":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for module in [*layers_of(model), model]:
-            fully_shard(module, mesh=world.mesh["data"], mp_policy=policy)
+            fully_shard(module, mesh=world.along("data"), mp_policy=policy)
         for module in model.modules():
-            if hasattr(module, "set_gradient_divide_factor"):  # a step's loss is a sum, divided once
+            if isinstance(module, FSDPModule):  # a step's loss is a sum, divided once
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
     parts.find()
@@ -93,7 +93,7 @@ def _cut_cca(parts: Parts, path: str, module: ChunkedCrossAttention) -> None:
         _cut_raw(parts, path, module, name)
     _open(module, [(module, name) for name in raw], [Shard(0)])
     _divide(parts, path, module, "heads", "kv_heads")
-    mesh = parts.world.mesh["tensor"]
+    mesh = parts.world.along("tensor")
 
     def own_copies(_: nn.Module, inputs: tuple) -> tuple:
         """Values carry whole embeddings, features by head: each rank adds its own heads' share."""
@@ -110,7 +110,7 @@ def _columns(parts: Parts, path: str, name: str, blocks: tuple[int, ...] = (1,))
     """Cut the rows of a linear's matrix (its outputs): every rank computes its own heads or hidden units."""
     linear = parts.model.get_submodule(f"{path}.{name}")
     cut, ranks = Cut(0, blocks), parts.world.tensor
-    if any(size % ranks for size in cut._sizes(linear.weight)):
+    if any(size % ranks for size in cut._sizes(linear.get_parameter("weight"))):
         raise UserError(
             f"train.parallel.tensor: {ranks} does not divide the outputs of {path}.{name} evenly; choose a divisor."
         )
@@ -118,19 +118,19 @@ def _columns(parts: Parts, path: str, name: str, blocks: tuple[int, ...] = (1,))
         with torch.no_grad():
             parameter.copy_(cut.permuted(parameter, ranks))
         parts.cuts[f"{path}.{name}.{key}"] = cut
-    parallelize_module(linear, parts.world.mesh["tensor"], ColwiseParallel())
+    parallelize_module(linear, parts.world.along("tensor"), ColwiseParallel())
 
 
 def _rows(parts: Parts, path: str, name: str) -> None:
     """Cut the columns of a linear's matrix (its inputs): ranks' products are summed."""
     parts.cuts[f"{path}.{name}.weight"] = Cut(1)
-    parallelize_module(parts.model.get_submodule(f"{path}.{name}"), parts.world.mesh["tensor"], RowwiseParallel())
+    parallelize_module(parts.model.get_submodule(f"{path}.{name}"), parts.world.along("tensor"), RowwiseParallel())
 
 
 def _cut_raw(parts: Parts, path: str, module: nn.Module, name: str) -> None:
     """Cut a parameter that is used as it is, along its first side."""
     parameter = getattr(module, name)
-    cut = distribute_tensor(parameter.detach(), parts.world.mesh["tensor"], [Shard(0)])
+    cut = distribute_tensor(parameter.detach(), parts.world.along("tensor"), [Shard(0)])
     module.register_parameter(name, nn.Parameter(cut, parameter.requires_grad))
     parts.cuts[f"{path}.{name}"] = Cut(0)
 
@@ -152,11 +152,12 @@ def _open(module: nn.Module, parameters: list[tuple[nn.Module, str]], placements
     forward = module.forward
 
     def opened(*args: Any, **kwargs: Any) -> Any:
-        kept = [owner._parameters[name] for owner, name in parameters]
+        kept: list[Any] = [owner._parameters[name] for owner, name in parameters]
         try:
             for (owner, name), parameter in zip(parameters, kept, strict=True):
                 if isinstance(parameter, DTensor):  # else it is open already
-                    owner._parameters[name] = parameter.redistribute(placements=placements).to_local()
+                    plain: Any = parameter.redistribute(placements=placements).to_local()
+                    owner._parameters[name] = plain
             return forward(*args, **kwargs)
         finally:
             for (owner, name), parameter in zip(parameters, kept, strict=True):

@@ -1,6 +1,6 @@
 """What a process holds of a model: how each tensor was cut, and how the pieces are put together and cut again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -104,7 +104,7 @@ class Parts:
                 sums += of(value).double()
         return self.world.sum_everywhere(float(sums))
 
-    def norm(self, tensors: dict[str, Tensor]) -> float:
+    def norm(self, tensors: Mapping[str, Tensor]) -> float:
         """The 2-norm of parts by name, as if they were whole."""
         squares = [tensors.get(name, torch.zeros(0, device=self.world.device)) for name in self.own]
         return self.total(squares, lambda value: torch.linalg.vector_norm(value.float()).square()) ** 0.5

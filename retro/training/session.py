@@ -92,7 +92,7 @@ class Session:
         """Write a checkpoint of this step."""
         world, parts = self.world, self.parts
         state = {"step": self.step, "seconds": self.seconds, "window": asdict(self.window), "place": world.place}
-        if world.first:
+        if self.metrics is not None:
             self.metrics.sync()
         if not parts.spread:
             if world.first:

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from retro import provenance
 from retro.artifacts import sha256
@@ -16,7 +17,7 @@ from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training import counter, fingerprint
-from retro.training.batches import Batcher
+from retro.training.batches import Batcher, Source
 from retro.training.blend import describe as describe_blend
 from retro.training.blend import open_samples
 from retro.training.checkpoints import Checkpoints
@@ -95,7 +96,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     model.train()
     parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
 
-    def batcher(split: str, ids: str) -> Batcher:
+    def batcher(split: str, ids: Source) -> Batcher:
         return Batcher(
             dataset,
             split,
@@ -104,7 +105,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
             ids=ids,
         )
 
-    modes = {"on": "stored", "off": "none"} if retrieves else {"none": "none"}
+    modes: dict[str, Source] = {"on": "stored", "off": "none"} if retrieves else {"none": "none"}
     batch_size = train.micro_batch_size or fixed.global_batch_size
     validation = Validation.of(
         dataset,
@@ -131,7 +132,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         world=world,
         model=model,
         parts=parts,
-        forward=torch.compile(model) if train.compile else model,
+        forward=cast(nn.Module, torch.compile(model)) if train.compile else model,
         optimizer=build_optimizer(parts, train),
         samples=open_samples(dataset, data_seed),
         batcher=batcher("train", "stored" if retrieves else "none"),

@@ -23,11 +23,12 @@ STAGE = "retro.training.train"
 
 def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, output: Path) -> None:
     """Write model.safetensors, metrics.jsonl and, last, the manifest."""
-    folder, dataset = output.parent, session.dataset
+    folder, dataset, metrics = output.parent, session.dataset, session.metrics
+    assert metrics is not None  # the first process
     write_tensors(folder / "model.safetensors", weights)
-    session.metrics.sync()
+    metrics.sync()
     with replacing(folder / "metrics.jsonl") as temporary:
-        temporary.write_bytes(session.metrics.path.read_bytes())
+        temporary.write_bytes(metrics.path.read_bytes())
     samples = session.samples_after(session.step)
     recorded = {
         "chunk_length": dataset.chunk_length,
@@ -49,7 +50,7 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
         settings={**session.run, "recorded": recorded},
         counts={
             "flops_per_token": session.flops_per_token,
-            "losses": session.metrics.last(),
+            "losses": metrics.last(),
             "parameters": session.parts.count,
             "samples": samples,
             "steps": session.step,

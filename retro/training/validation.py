@@ -35,6 +35,7 @@ class Validation:
         seq_chunks = dataset.seq_length // dataset.chunk_length
         seed = counter.derive(dataset.facts["seed"], counter.DATA)
         stream = Samples(documents_of(dataset, split), seq_chunks, seed, epochs=1)
+        assert stream.number is not None
         positions = stream.samples(np.arange(min(samples, stream.number)))
         return cls(split, positions, modes, batch_size, np.asarray(dataset.tokenizer.token_bytes))
 
@@ -53,7 +54,7 @@ class Validation:
     def _line(
         self, model: nn.Module, world: World, precision: str, step: int, mode: str, check: Callable[[], None]
     ) -> dict[str, Any]:
-        nats, counted, size = 0.0, 0, 0
+        nats = counted = size = 0.0
         mine = world.share(np.arange(len(self.positions)))
         cuts = range(0, len(mine), self.batch_size)
         positions = np.where((mine >= 0)[:, None], self.positions[mine], -1)

@@ -53,6 +53,6 @@ def lists(manifest: Manifest, sample: Sample, threads: int) -> Iterator[Differen
         for name, rows in part.items():
             begin, done[name] = done[name], done[name] + len(rows)
             yield compare(manifest.file(f"{name}.npy"), "row", begin, stored[name][begin : done[name]], rows)
-    for name, rows in done.items():
-        if rows != len(stored[name]):
-            yield Difference(manifest.file(f"{name}.npy"), "rows", str(len(stored[name])), str(rows))
+    for name, count in done.items():
+        if count != len(stored[name]):
+            yield Difference(manifest.file(f"{name}.npy"), "rows", str(len(stored[name])), str(count))

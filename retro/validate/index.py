@@ -94,9 +94,10 @@ def _in_lists(layer: faiss.IndexIVF, ids: np.ndarray) -> Entries:
         number[at[hits]] = this
         width, blocks = (packer.block_size, -(-count // packer.nvec)) if packer else (size, count)
         stored = faiss.rev_swig_ptr(lists.get_codes(this), blocks * width).reshape(blocks, width)
-        for hit in hits if packer else ():
-            codes[at[hit]] = packer.unpack_1(stored, int(hit))
-        if not packer:
+        if packer:
+            for hit in hits:
+                codes[at[hit]] = packer.unpack_1(stored, int(hit))
+        else:
             codes[at[hits]] = stored[hits]
     yield "list", number
     yield "code", codes

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator
 from io import BytesIO
+from typing import BinaryIO
 
 import numpy as np
 
 from retro.artifacts import Manifest
 from retro.corpus.document_table import Table
-from retro.corpus.megatron import filled, open_reader
+from retro.corpus.megatron import MegatronReader, filled, open_reader
 from retro.corpus.mmididx import TokenStore, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.tokenize import TokenizeSettings, tokenize
@@ -25,8 +26,9 @@ class Sampled:
     `numbers` are those of the documents given out, `count` is how many there are in all.
     """
 
-    def __init__(self, reader: Reader, chosen: Bounds):
-        self.reader, self.chosen, self.numbers = reader, chosen, []
+    def __init__(self, reader: Reader | MegatronReader, chosen: Bounds):
+        self.reader, self.chosen = reader, chosen
+        self.numbers: list[int] = []
         self.count = self.block = 0
 
     @property
@@ -52,7 +54,7 @@ class Sampled:
 class Collected:
     """Takes documents as a token store's writer does."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.documents: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> None:
@@ -87,13 +89,13 @@ class Stored:
             found = compare(of / "documents.npy", "document", first, self.documents[first:end], rows)
             if found:
                 return found
-            for number, made in enumerate(lines.splitlines(keepends=True), first):
-                stored = self._line(file, number)[0]
-                if stored != made:
-                    return Difference(self.lines, f"document {number}", repr(stored), repr(made))
+            for number, line in enumerate(lines.splitlines(keepends=True), first):
+                here = self._line(file, number)[0]
+                if here != line:
+                    return Difference(self.lines, f"document {number}", repr(here), repr(line))
         return None
 
-    def _line(self, file, number: int) -> tuple[bytes, int]:
+    def _line(self, file: BinaryIO, number: int) -> tuple[bytes, int]:
         """A document's line of documents.jsonl, and where it ends."""
         file.seek(int(self.documents["offset"][number]))
         return file.readline(), file.tell()

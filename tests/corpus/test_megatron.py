@@ -8,10 +8,11 @@ import pytest
 
 from retro.artifacts import read_manifest
 from retro.config import files_of, parse
-from retro.corpus.megatron import find
+from retro.corpus.megatron import find, open_reader
 from retro.corpus.mmididx import DTYPES, TokenStore, TokenWriter
 from retro.corpus.settings import SourceSettings
 from retro.errors import UserError
+from retro.planning.counts import sampled
 from tests.database.stages import stage
 
 COMMON = {"split": {"by": "document", "valid": 0.2, "test": 0.2}, "seed": 1, "on_error": "stop"}
@@ -115,6 +116,35 @@ def test_eod_inside_a_document_is_refused_or_skipped(given, bpe, tmp_path):
     with pytest.raises(UserError, match=r"document 1: .* is EOD"):
         tokenize(given, tmp_path / "corpus")
     assert tokenize(given, tmp_path / "corpus", on_error="skip").counts["skipped"] == 1
+
+
+def planned(path, bpe_folder):
+    """What the planner counts of a corpus before anything is made of it."""
+    dataset = {
+        "sources": {"s": {"type": "megatron", "path": str(path)}},
+        "tokenizer": {"type": "tokenizer.json", "path": str(bpe_folder / "tokenizer.json")},
+    }
+    return sampled(parse({"dataset": dataset}))
+
+
+def test_the_planner_leaves_out_a_document_that_cannot_be_taken(bpe, bpe_folder, tmp_path):
+    first, second, third = ended(bpe)
+    write(tmp_path / "corpus", [first, np.append(first, second), third])
+    found = planned(tmp_path / "corpus", bpe_folder)
+    assert (found.documents, found.tokens) == (2, len(first) + len(third))
+
+
+def test_the_planner_leaves_out_a_document_without_text(bpe, bpe_folder, tmp_path):
+    first, _, third = ended(bpe)
+    write(tmp_path / "corpus", [first, [bpe.eod_id], [], third])
+    assert planned(tmp_path / "corpus", bpe_folder).documents == 2
+
+
+def test_skipped_documents_are_counted_where_nobody_takes_note_of_them(bpe, tmp_path):
+    first, second, _ = ended(bpe)
+    write(tmp_path / "corpus", [np.append(first, second)])
+    reader = open_reader(SourceSettings(type="megatron", path=str(tmp_path / "corpus")), "s", "skip", None, bpe)
+    assert list(reader) == [] and reader.skipped == 1
 
 
 def test_half_a_pair_is_refused(tmp_path):

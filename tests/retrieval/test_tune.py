@@ -10,7 +10,7 @@ from retro.retrieval import factory
 from retro.retrieval.costs import Sample
 from retro.retrieval.search import Searcher
 from retro.retrieval.show import neighbours_of
-from retro.retrieval.tune import cheapest, settings_of
+from retro.retrieval.tune import cheapest, settings_of, suggestion
 from tests.database.stages import stage
 from tests.retrieval.test_retrievers import index_bm25, neighbours
 
@@ -26,6 +26,18 @@ def test_only_the_parameters_an_index_has_are_swept():
 def test_the_cheapest_setting_that_finds_enough_is_suggested():
     rows = [{"recall": 1.0, "ms": 3.0}, {"recall": 0.96, "ms": 1.0}, {"recall": 0.9, "ms": 0.5}]
     assert cheapest(rows, 0.95) is rows[1] and cheapest(rows, 0.99) is rows[0] and cheapest(rows[1:], 0.99) is None
+
+
+def test_where_there_is_nothing_to_find_exact_search_is_suggested():
+    rows = [{"name": "exact search", "recall": 0.0, "ms": 3.0}, {"name": "Flat", "recall": 0.0, "ms": 1.0}]
+    assert suggestion("Flat", rows, 0.95) == "cheapest with recall 0.95: exact search (3.000 ms a query)"
+
+
+@pytest.mark.parametrize("recall", [95, -0.5])
+def test_a_recall_that_is_no_share_is_refused_before_anything_is_measured(dataset, tmp_path, recall):
+    with pytest.raises(UserError, match=f"--recall {recall}: wanted a share from 0 to 1"):
+        stage("retro.retrieval.tune", config=dataset.path, recall=recall, **{"output-folder": tmp_path / "tune"})
+    assert not (tmp_path / "tune").exists()
 
 
 def test_tune_writes_a_table_and_a_figure(dataset, tmp_path, capsys):
