@@ -115,6 +115,13 @@ def test_the_conda_file_installs_the_locks(tmp_path):
     assert done.returncode == 0 and "Would install" not in done.stdout, done.stdout + done.stderr
 
 
+def test_what_is_shipped_beside_the_modules_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = project["tool"]["setuptools"]["package-data"]["retro"]
+    assert "py.typed" in shipped
+    assert all(any((ROOT / "retro").glob(pattern)) for pattern in shipped)
+
+
 def test_both_images_are_made_of_the_same_files():
     definition = (ROOT / "envs/retro.def").read_text(encoding="utf-8")
     section = definition.partition("%files\n")[2].partition("\n\n")[0]
