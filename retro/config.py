@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from retro import paths
 from retro.config_checks import braces, check_runs, contradictions
-from retro.config_errors import explain, refuse_unusable
+from retro.config_errors import refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
 from retro.config_paths import named
 from retro.corpus import files, megatron
@@ -24,6 +24,7 @@ from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
+from retro.refusals import explain
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import NAME, RetrievalSettings, check
 from retro.settings import Names, Overrides, Settings

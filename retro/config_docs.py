@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from retro.config import PRESETS, Config
-from retro.config_errors import settings_in
+from retro.refusals import settings_in
 
 FOLDER = PRESETS.parent
 INTRODUCTION = """# Configuration

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retro.config_errors import settings_in
+from retro.refusals import settings_in
 from retro.settings import Names, Overrides
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from retro import paths
 from retro.database.settings import EncoderSettings
+from retro.refusals import reasons
 from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.settings import Overrides, Settings
@@ -49,14 +50,7 @@ def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, 
         try:
             facts[section] = kind(**{**dataset[section], **getattr(overrides, section)}).facts()
         except ValidationError as error:
-            item = error.errors()[0]
-            key = ".".join([section, *map(str, item["loc"])])
-            message = (
-                f"unknown key; wanted one of {', '.join(kind.model_fields)}"
-                if item["type"] == "extra_forbidden"
-                else item["msg"]
-            )
-            raise ValueError(f"{key}: {message}") from None
+            raise ValueError(reasons(error, kind, (section,))[0]) from None
     return facts
 
 

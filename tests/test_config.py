@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retro import config, config_docs, config_errors, config_layers
+from retro import config, config_docs, config_layers, refusals
 from retro.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,7 @@ def test_every_key_is_described():
     def walk(model):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
-            inside = config_errors.settings_in(field.annotation)
+            inside = refusals.settings_in(field.annotation)
             if inside:
                 walk(inside)
 

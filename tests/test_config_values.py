@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from retro import config, config_errors
+from retro import config, refusals
 from retro.artifacts import canonical
 from retro.errors import UserError
 
@@ -23,7 +23,7 @@ def keys(section=config.Config, above=()):
     for attribute, field in section.model_fields.items():
         key = (*above, field.alias or attribute)
         yield key
-        inside = config_errors.settings_in(field.annotation)
+        inside = refusals.settings_in(field.annotation)
         if inside is not None:
             yield from keys(inside, (*key, NAMED[key[-1]]) if "dict" in str(field.annotation) else key)
 

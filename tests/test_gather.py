@@ -12,10 +12,10 @@ import yaml
 from retro import config
 from retro.archive import expected
 from retro.artifacts import sha256
-from retro.config_errors import settings_in
 from retro.config_paths import named
 from retro.errors import UserError
 from retro.gather import gather
+from retro.refusals import settings_in
 from retro.settings import Names, Overrides
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from pydantic import ValidationError
 
 from retro import artifacts, errors, progress, provenance
+from retro.arguments import given
 from retro.corpus.document_table import Table
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
@@ -22,6 +22,7 @@ from retro.corpus.token_shards import Ledger, join
 from retro.corpus.tokenizers import Tokenizer, use_threads
 from retro.database.shards import shard_name
 from retro.errors import UserError
+from retro.refusals import read_section
 from retro.settings import Settings
 
 STAGE = "retro.corpus.tokenize"
@@ -143,7 +144,7 @@ def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", required=True, help="JSON: source, name, split, seed, on_error")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: source, name, split, seed, on_error")
     parser.add_argument("--tokenizer", required=True, type=Path, help="the tokenizer's manifest")
     parser.add_argument("--output", required=True, type=Path, help="the manifest to write")
     parser.add_argument("--shard", type=shard_name, help="do this part only, --output is its note")
@@ -151,10 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="the same files for any number")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
-    try:
-        settings = TokenizeSettings(**json.loads(arguments.settings))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
+    settings = read_section(TokenizeSettings, arguments.settings)
     arguments.output.unlink(missing_ok=True)
     tokenizer = Tokenizer.load(arguments.tokenizer)
     folder = arguments.output.with_suffix("") if arguments.shard else arguments.output.parent

@@ -1,22 +1,22 @@
 """Stage: the tokenizer, trained on the train split or taken from given files."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import tokenizers
-from pydantic import ValidationError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro import artifacts, errors, progress
+from retro.arguments import given
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TOKENIZER_FILES, SourceSettings, SplitSettings, TokenizerSettings
 from retro.corpus.split import TRAIN, split_of
 from retro.corpus.tokenizers import Tokenizer, use_threads
 from retro.errors import UserError
+from retro.refusals import read_section
 from retro.settings import Settings
 
 STAGE = "retro.corpus.train_tokenizer"
@@ -96,15 +96,12 @@ def copy_given(settings: TokenizerSettings, folder: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", required=True, help="JSON: tokenizer, sources, split, seed, on_error")
+    parser.add_argument("--settings", required=True, type=given, help="JSON: tokenizer, sources, split, seed, on_error")
     parser.add_argument("--output", required=True, type=Path, help="the manifest to write")
     parser.add_argument("--threads", type=int, default=1, help="the same file for any number")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
-    try:
-        settings = TrainTokenizerSettings(**json.loads(arguments.settings))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(f"--settings: wanted this stage's part of the config, as JSON: {error}") from None
+    settings = read_section(TrainTokenizerSettings, arguments.settings)
     wanted, folder = settings.tokenizer, arguments.output.parent
     arguments.output.unlink(missing_ok=True)
     counts: dict[str, int] = {}

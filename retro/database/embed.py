@@ -19,9 +19,10 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.encoders import Encoder, open_encoder
-from retro.database.settings import EncoderSettings, read_section
+from retro.database.settings import EncoderSettings
 from retro.errors import UserError
 from retro.paging import release
+from retro.refusals import read_section
 
 STAGE = "retro.database.embed"
 BLOCK = 2048  # chunks; half a minute or so of work on two cores

@@ -1,13 +1,10 @@
 """Config section of the embedding stage."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from retro.errors import UserError
 from retro.settings import Names, Settings
-
-S = TypeVar("S", bound=Settings)
 
 
 class EncoderSettings(Settings):
@@ -27,12 +24,3 @@ class EncoderSettings(Settings):
         "float16", description="What a GPU computes in; a CPU computes in float32."
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="How vectors are stored.")
-
-
-def read_section(kind: type[S], facts: dict[str, Any], name: str) -> S:
-    """A section of a stage's --settings; a wrong key or value is a `UserError` that names it."""
-    try:
-        return kind(**facts)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise UserError(f"--settings: {name}: {wrong}") from None

@@ -13,6 +13,7 @@ import torch
 from retro import errors
 from retro.arguments import given
 from retro.artifacts import growing_array, read_manifest, write_manifest
+from retro.device import best_device
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
 from retro.evaluation.conditions import Condition, Shown
@@ -76,7 +77,7 @@ def main() -> None:
             f"{options.config}: the {options.split} split is empty. Add documents, give it a larger share "
             f"(dataset.split), or remove it from evaluate.splits."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model, run = load_model(options.model, dataset, device)
     condition = options.mode.of(run["architecture"], run["name"])
     book = Dataset.open(options.database) if options.database else dataset

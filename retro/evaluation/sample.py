@@ -13,6 +13,7 @@ import torch
 from retro import errors
 from retro.arguments import given
 from retro.artifacts import write_json
+from retro.device import best_device
 from retro.errors import UserError
 from retro.evaluation.bits import group_documents, section
 from retro.evaluation.decoding import Decoder, Sampler
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="sample.json to write")
     options = parser.parse_args()
     settings, dataset = GenerationSettings(**options.settings), Dataset.open(options.config)
-    model, run = load_model(options.model, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model, run = load_model(options.model, dataset, best_device())
     if run["architecture"] != "retro":
         raise UserError(f"{options.model}: run {run['name']!r} is a gpt, which retrieves nothing. Take a retro run.")
     train, seed = run["train"], dataset.facts["seed"]

@@ -27,6 +27,7 @@ from retro import errors
 from retro.errors import UserError
 from retro.evaluation.decoding import Sampler
 from retro.evaluation.writer import Writer
+from retro.refusals import reasons
 from retro.settings import Settings
 
 PAGE = (Path(__file__).parent / "templates" / "serve.html").read_text(encoding="utf-8")
@@ -90,7 +91,7 @@ def application(writer: Writer, hosts: list[str] = LOCAL) -> Starlette:
         try:
             wish = Wish.model_validate_json(await request.body())
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            lines = reasons(error, Wish, listed=f"wanted {', '.join(Wish.model_fields)}")
             return JSONResponse({"error": "; ".join(lines)}, 422, headers=HEADERS)
         return StreamingResponse(events(wish), media_type="text/event-stream", headers=HEADERS)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retro.device import best_device
 from retro.errors import UserError
 from retro.evaluation.books import open_book
 from retro.evaluation.decoding import Decoder, Sampler
@@ -52,9 +53,7 @@ class Writer:
         threads: int = 1,
     ):
         self.dataset = Dataset.open(run.resolve().parent.parent / "config.json")
-        self.model, self.run = load_model(
-            run / "model.json", self.dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
         torch.set_num_threads(threads)
         self.book = open_book(database, self.dataset) if database else self.dataset
         train, m = self.run["train"], self.dataset.chunk_length

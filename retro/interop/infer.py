@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from retro.errors import UserError
 from retro.model.settings import ModelSettings
+from retro.refusals import reasons
 
 # One fact under the names that Megatron's arguments, its configs and reference dumps give it.
 ALIASES = {
@@ -145,7 +146,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
         return Inferred(ModelSettings(**fields), "retro" if cca else "gpt", lengths)
     except ValidationError as error:
         raise UserError(
-            f"{where}: no model can be built of these shapes: {error.errors()[0]['msg']}. Give other facts."
+            f"{where}: no model can be built of these shapes: {reasons(error, ModelSettings)[0]}. Give other facts."
         ) from None
 
 

@@ -12,6 +12,7 @@ import torch
 
 from retro import errors
 from retro.artifacts import write_text
+from retro.device import best_device
 from retro.errors import UserError
 from retro.qa.decode import answers
 from retro.qa.files import Example, answerable, read
@@ -80,7 +81,7 @@ def main() -> None:
     settings = QuestionSettings(**json.loads(options.settings))
     torch.set_num_threads(options.threads)
     dataset = Dataset.open(options.config)
-    model, run = load_model(options.model, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model, run = load_model(options.model, dataset, best_device())
     if options.retrieval == "on" and run["architecture"] == "gpt":
         raise UserError(f"{options.model}: a gpt, which retrieves nothing. Use --retrieval none.")
     examples = asked(options.questions, dataset, settings.splits)

@@ -19,6 +19,7 @@ from torch import nn
 
 from retro import errors, provenance
 from retro.artifacts import Manifest, read_manifest, sha256, write_manifest
+from retro.device import best_device
 from retro.errors import UserError
 from retro.lock import locked
 from retro.qa.files import Example, answerable, read
@@ -226,7 +227,7 @@ def main() -> None:
     settings = QuestionSettings(**json.loads(options.settings))
     torch.set_num_threads(options.threads)
     dataset = Dataset.open(options.config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model, run = load_model(options.model, dataset, device)
     with locked(options.checkpoints):
         files = settings.instructions

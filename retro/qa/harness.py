@@ -18,6 +18,7 @@ import torch
 
 from retro import errors, provenance
 from retro.artifacts import sha256, write_text
+from retro.device import best_device
 from retro.errors import UserError
 from retro.qa.reading import Lookups
 from retro.recorded import Dataset
@@ -46,7 +47,7 @@ def open_run(config: Path, path: Path, retrieval: bool, batch_size: int, threads
     from retro.qa.adapter import RetroLM
 
     dataset = Dataset.open(config)
-    model, run = load_model(path, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model, run = load_model(path, dataset, best_device())
     mode = "none" if run["architecture"] == "gpt" else "on" if retrieval else "off"
     lookups = Lookups(dataset, run, threads) if mode == "on" else None
     who = {"run": run["name"], "retrieval": mode, "model": sha256(path), "config": sha256(config)}

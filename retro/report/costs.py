@@ -3,9 +3,10 @@
 from pathlib import Path
 from statistics import median
 
+from retro.durations import duration
 from retro.report import palette, style
 from retro.report.read import Run, Stage
-from retro.report.words import duration, short
+from retro.report.words import short
 
 
 def speed(run: Run) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from threading import local
 import numpy as np
 import torch
 
+from retro.device import best_device
 from retro.retrieval.exclusion import Barred
 from retro.retrieval.scores import PAIRS, best, score_pairs, slack
 from retro.retrieval.vectors import Vectors
@@ -60,7 +61,7 @@ class ExactSearch:
     def __init__(self, vectors: Vectors, database: np.ndarray, threads: int):
         self.vectors, self.database, self.threads = vectors, database, threads
         self.margin = 2 * slack(vectors.width)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = best_device().type
         self._memory = local()
         torch.set_num_threads(1)  # one batch a thread is faster than several threads a batch
         torch.set_float32_matmul_precision("highest")

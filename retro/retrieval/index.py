@@ -17,8 +17,8 @@ import numpy as np
 from retro import errors, progress
 from retro.arguments import given
 from retro.artifacts import read_manifest, replacing, write_manifest
-from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
+from retro.refusals import read_section
 from retro.retrieval import factory, gpu, inverted
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.training import train

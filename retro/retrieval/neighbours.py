@@ -21,9 +21,9 @@ from retro.artifacts import growing_array, open_array, read_manifest, sha256, wr
 from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
-from retro.database.settings import read_section
 from retro.database.store import open_store
 from retro.paging import release
+from retro.refusals import read_section
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
 from retro.retrieval.retrievers import Retriever, open_retriever

@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 from typing import Any
 
+from retro.durations import duration
 from retro.training.prefetch import prefetch
 from retro.training.say import say
 from retro.training.session import Session, Window
@@ -111,10 +112,3 @@ def log(session: Session, outcome: Outcome) -> None:
         f"lr {outcome.rate:.2e}  grad {outcome.norm:.2f}  {rate:,.0f} tokens/s  {share:.0%} of GEMM  "
         f"{duration(left)} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss, or m:ss under an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

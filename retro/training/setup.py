@@ -16,6 +16,7 @@ from retro.model.build import build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
+from retro.refusals import explain
 from retro.training import counter, fingerprint
 from retro.training.batches import Batcher, Source
 from retro.training.blend import describe as describe_blend
@@ -44,8 +45,8 @@ def read_run(text: str) -> tuple[dict[str, Any], ModelSettings, TrainSettings]:
     except KeyError as error:
         raise UserError(f"--run: lacks {error}; wanted name, architecture, seed, model and train.") from None
     except ValidationError as error:
-        lines = [f"--run: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        key, kind = ("model", ModelSettings) if error.title == "ModelSettings" else ("train", TrainSettings)
+        raise UserError(explain(error, kind, "--run", (key,))) from None
 
 
 def read_artifacts(dataset: Dataset, retrieves: bool) -> list[str]:

@@ -8,11 +8,12 @@ import torch
 
 from retro import errors
 from retro.artifacts import replacing, write_manifest
+from retro.durations import duration
 from retro.lock import locked
 from retro.training.blend import blend_facts
 from retro.training.distribution import own_rank
 from retro.training.initial import tokenizer_files
-from retro.training.loop import duration, fit
+from retro.training.loop import fit
 from retro.training.say import say
 from retro.training.session import Session
 from retro.training.setup import setup

@@ -8,9 +8,10 @@ from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.embed import BLOCK, texts_of
 from retro.database.encoders import open_encoder
-from retro.database.settings import EncoderSettings, read_section
+from retro.database.settings import EncoderSettings
 from retro.database.shards import bounds
 from retro.errors import UserError
+from retro.refusals import read_section
 from retro.validate.sample import Difference, Sample, compare, inputs
 
 CHUNKS = 256  # a block, where a vector does not depend on the others of its batch; else the stage's own block

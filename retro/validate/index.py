@@ -10,9 +10,9 @@ import numpy as np
 
 from retro import progress
 from retro.artifacts import Manifest, read_manifest
-from retro.database.settings import read_section
 from retro.database.shards import bounds
 from retro.errors import UserError
+from retro.refusals import read_section
 from retro.retrieval.approximate import read_mapped
 from retro.retrieval.index import BLOCK, fill
 from retro.retrieval.settings import IndexSettings

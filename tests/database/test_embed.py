@@ -97,5 +97,5 @@ def test_chunks_of_another_length_are_refused(corpus):
     with pytest.raises(UserError, match="chunks of 16 tokens, wanted 99"):
         stage("retro.database.embed", **options)
     options["settings"] = {"encoder": {"type": "statik"}, "chunk_length": 16}
-    with pytest.raises(UserError, match="--settings: encoder: type"):
+    with pytest.raises(UserError, match=r"--settings: encoder\.type: wanted .* \(found .statik"):
         stage("retro.database.embed", **options)

@@ -191,7 +191,7 @@ def test_a_run_that_is_none_is_refused_in_words(config, tmp_path):
     for run, message in (
         ("{", "--run: not a run's JSON"),
         ('{"architecture": "gpt"}', "--run: lacks 'model'"),
-        (run_json("gpt", lrr=1), "--run: lrr: Extra inputs are not permitted"),
+        (run_json("gpt", lrr=1), "--run: train.lrr: unknown key; did you mean train.lr?"),
     ):
         stage = Stage(config, run, tmp_path / str(len(run)))
         assert stage.run() == 1

@@ -9,8 +9,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from retro.config import Config, parse
-from retro.config_errors import settings_in
 from retro.config_layers import merged
+from retro.refusals import settings_in
 from tests.workflow.conftest import ROOT
 
 TARGETS = {"all", "experiments", "qa"}
