@@ -218,12 +218,8 @@ class Workflow:
 
     def kept(self, fraction: str) -> dict[str, Any]:
         """What a smaller database keeps: its share and seed, and how many of the candidates of each chunk."""
-        share, seed = fraction_of(fraction)
-        return {
-            "share": share,
-            "seed": seed,
-            "saved": min(self.dataset.neighbours.saved, self.config.experiments.candidates),
-        }
+        saved = min(self.dataset.neighbours.saved, self.config.experiments.candidates)
+        return dict(zip(("share", "seed"), fraction_of(fraction), strict=True)) | {"saved": saved}
 
     def described(self, experiment: str) -> list[str]:
         """Manifests of the neighbours that an experiment tells of: where it compares retrievers, those of each."""
