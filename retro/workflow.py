@@ -8,13 +8,14 @@ from typing import Any
 
 from retro import paths
 from retro.config import Config
+from retro.database.tables import LISTED
 from retro.errors import UserError
-from retro.experiments.plan import conditions, fraction_of
+from retro.evaluation.conditions import NONE, ON, Condition, usual
+from retro.experiments.catalogue import CATALOGUE
+from retro.naming import seeded, tuned, unseeded
 from retro.retrievals import Retrievals
 
-SPLITS = ("train", "valid", "test")
 FIGURES = ("loss", "bpb", "sections", "cost", "neighbours")
-OF_ONE_RUN = ("seeds", "neighbours", "database", "controls", "retrievers")  # the other experiments compare all runs
 
 
 class Workflow:
@@ -95,8 +96,8 @@ class Workflow:
         per_source += [f"{paths.EMBEDDINGS}/embeddings.npy"]
         per_split = [f"{paths.NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
         files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
-        files += [self.path(pattern, split=split, retrieval="") for split in SPLITS for pattern in per_split]
-        files += [self.path(f"{paths.DATABASE}/{name}.npy") for name in ("database", *SPLITS)]
+        files += [self.path(pattern, split=split, retrieval="") for split in LISTED for pattern in per_split]
+        files += [self.path(f"{paths.DATABASE}/{name}.npy") for name in ("database", *LISTED)]
         index = self.path(f"{paths.INDEX}/index.faiss", retrieval="")
         return [f"{self.folder}/config.json", index, *files, *self.manifests()]
 
@@ -107,7 +108,7 @@ class Workflow:
         found = [self.manifest(pattern, retrieval="") for pattern in own]
         per_source = (paths.TOKENS, paths.CHUNKS, paths.EMBEDDINGS)
         found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]
-        return found + [self.neighbours("", split) for split in SPLITS] + self.duplicates("report", "exclude", "drop")
+        return found + [self.neighbours("", split) for split in LISTED] + self.duplicates("report", "exclude", "drop")
 
     def stored(self, stage: str) -> list[str]:
         """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
@@ -134,9 +135,7 @@ class Workflow:
 
     def modes(self, run: str) -> list[str]:
         """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
-        if self.runs[run]["architecture"] == "gpt":
-            return ["none"]
-        return ["on", "off"] + (["random"] if self.config.evaluate.random_neighbours else [])
+        return usual(self.runs[run]["architecture"], controls=self.config.evaluate.random_neighbours)
 
     def losses(self, runs: list[str] | None = None) -> list[str]:
         """Manifests of the per-token losses that every evaluation has, of all runs or of these."""
@@ -150,10 +149,8 @@ class Workflow:
 
     def shown(self, mode: str, split: str) -> list[str]:
         """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
-        source = mode.partition("+")[0]
-        if fraction_of(source):
-            return [self.manifest(paths.FRACTION, retrieval="", fraction=source, split=split)]
-        return [self.neighbours(source, split)] if source in self.retrievals.named else []
+        manifest = Condition.parse(mode).manifest(split, self.retrievals.named)
+        return [f"{self.folder}/{manifest}"] if manifest else []
 
     def overlap(self) -> dict[str, Any]:
         """How overlap is measured: with how many nearest chunks, and with how many neighbours of how many chunks."""
@@ -169,7 +166,7 @@ class Workflow:
         """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
         if self.first is None:
             raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
-        pairs = [(self.runs[self.first]["twin"], "none"), (self.first, "on")]
+        pairs = [(self.runs[self.first]["twin"], NONE), (self.first, ON)]
         return [self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs]
 
     def reports(self) -> list[str]:
@@ -190,40 +187,40 @@ class Workflow:
 
     def _seeds_of(self, run: str) -> list[str]:
         """The runs, one a seed, of which this is one."""
-        name = run.removesuffix(f"-s{self.runs[run]['seed']}")
-        return [f"{name}-s{seed}" for seed in self.config.seeds]
+        return [seeded(unseeded(run), seed) for seed in self.config.seeds]
 
     def measured(self) -> list[str]:
         """The runs, one a seed, that experiments on one model measure: those of `experiments.of`, or the first."""
         name = self.config.experiments.of
-        first = f"{name}-s{self.config.seeds[0]}" if name else self.first
+        first = seeded(name, self.config.seeds[0]) if name else self.first
         return self._seeds_of(first) if first else []
 
     def compared(self, experiment: str) -> list[str]:
         """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
-        if experiment not in OF_ONE_RUN:
+        if not CATALOGUE[experiment].one_run:
             return self.losses()
-        runs = self.measured()
+        runs, saved = self.measured(), self.dataset.neighbours.saved
         return self.losses([*runs, *(self.runs[run]["twin"] for run in runs)]) + [
             self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode)
             for run in runs
-            for mode in conditions(
-                experiment,
-                self.config.experiments,
-                self.retrievals.named,
-                used=self.runs[run]["train"]["neighbours_used"],
-                saved=self.dataset.neighbours.saved,
+            for mode in CATALOGUE[experiment].conditions(
+                self.config.experiments.offered(
+                    self.retrievals.named, used=self.runs[run]["train"]["neighbours_used"], saved=saved
+                )
             )
         ]
 
     def kept(self, fraction: str) -> dict[str, Any]:
         """What a smaller database keeps: its share and seed, and how many of the candidates of each chunk."""
         saved = min(self.dataset.neighbours.saved, self.config.experiments.candidates)
-        return dict(zip(("share", "seed"), fraction_of(fraction), strict=True)) | {"saved": saved}
+        kept = Condition.parse(fraction).fraction
+        if kept is None:
+            raise UserError(f"condition {fraction!r}: wanted a smaller database, such as database-0.05-s1.")
+        return {"share": kept[0], "seed": kept[1], "saved": saved}
 
     def described(self, experiment: str) -> list[str]:
         """Manifests of the neighbours that an experiment tells of: where it compares retrievers, those of each."""
-        names = ["", *self.retrievals.named] if experiment == "retrievers" else []
+        names = ["", *self.retrievals.named] if CATALOGUE[experiment].recall else []
         return [self.neighbours(name, self.splits[0]) for name in names]
 
     # Questions
@@ -237,11 +234,11 @@ class Workflow:
     def answered(self) -> list[str]:
         """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
         self.questions()
-        first, tuned = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
+        first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
         runs = [run for name in (first["name"], first["twin"]) if name for run in self._seeds_of(name)]
         return [
-            self.path(paths.ANSWERS, name=tuned, answering=answering, retrieved=mode)
+            self.path(paths.ANSWERS, name=tuning, answering=answering, retrieved=mode)
             for run in runs
-            for answering in (f"{run}-{tuned}", run)
-            for mode in (["none"] if self.runs[run]["architecture"] == "gpt" else ["on", "off"])
+            for answering in (tuned(run, tuning), run)
+            for mode in usual(self.runs[run]["architecture"])
         ]

@@ -10,7 +10,6 @@ import os
 import shlex
 import time
 from pathlib import Path
-from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
@@ -20,11 +19,14 @@ import retro.workflow  # by its full name: a Snakefile's names are Snakemake's o
 from retro import paths
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
+from retro.database.tables import LISTED
 from retro.errors import UserError
-from retro.experiments.settings import Name as Experiment
+from retro.evaluation.conditions import usual
+from retro.experiments.catalogue import CATALOGUE
+from retro.naming import tuned
 from retro.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
-from retro.workflow import FIGURES, SPLITS
+from retro.workflow import FIGURES
 
 try:
     CONFIG = retro.config.from_snakemake(config, workflow.configfiles)
@@ -40,7 +42,7 @@ TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__
 
 wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
-    split="|".join(SPLITS),
+    split="|".join(LISTED),
     retrieval="|".join(["()", *(re.escape(paths.prefix(name)) for name in RETRIEVALS.named)]),
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",

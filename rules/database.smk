@@ -90,7 +90,7 @@ rule assemble:
         arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
         duplicates=WORKFLOW.duplicates("drop"),
     output:
-        rows=[f"{D}/{paths.DATABASE}/{name}.npy" for name in ["database", *SPLITS]],
+        rows=[f"{D}/{paths.DATABASE}/{name}.npy" for name in ["database", *LISTED]],
         manifest=f"{D}/{paths.DATABASE}/manifest.json",
     log:
         f"{D}/logs/assemble.log",

@@ -7,8 +7,8 @@ out    {D}/experiments/<experiment>.csv, .svg, .png, {D}/parts/experiments.html
 
 
 wildcard_constraints:
-    experiment="|".join(get_args(Experiment)),
-    fraction=r"database-[0-9.e-]+-s\d+",  # retro.experiments.plan.fraction_name
+    experiment="|".join(CATALOGUE),
+    fraction=r"database-[0-9.e-]+-s\d+",  # retro.evaluation.conditions.FRACTION
 
 
 use rule neighbours as candidates with:

@@ -1,4 +1,4 @@
-"""The digest changes with code that a stage can reach and with nothing else; the closure is what Python really loads."""
+"""The digest changes with code that a stage can reach, nothing else; the closure is what Python really loads."""
 
 import subprocess
 import sys

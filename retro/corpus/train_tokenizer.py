@@ -13,8 +13,9 @@ from retro import artifacts, errors, progress
 from retro.arguments import given
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TOKENIZER_FILES, SourceSettings, SplitSettings, TokenizerSettings
-from retro.corpus.split import TRAIN, split_of
+from retro.corpus.split import split_of
 from retro.corpus.tokenizers import Tokenizer, use_threads
+from retro.database.tables import TRAIN
 from retro.errors import UserError
 from retro.refusals import read_section
 from retro.settings import Settings
