@@ -21,11 +21,11 @@ Found = list["Statement | str"]  # what a name stands for: statements, or someth
 
 
 class Package:
-    """A package of modules in a folder; each file is read once. A module's name begins with `retro`."""
+    """A package of modules in a folder; each file is read once, into `read`. A module's name begins with `retro`."""
 
     def __init__(self, root: Path):
         self.root = root
-        self._modules: dict[str, Module] = {}
+        self.read: dict[str, Module] = {}
         self._paths: dict[str, Path | None] = {}
         self._references: dict[Statement, dict[Chain, Found]] = {}
 
@@ -39,11 +39,11 @@ class Package:
 
     def module(self, name: str) -> Module:
         """A module, read."""
-        if name not in self._modules:
+        if name not in self.read:
             path = self.path(name)
             assert path is not None, name
-            self._modules[name] = Module(name, path)
-        return self._modules[name]
+            self.read[name] = Module(name, path)
+        return self.read[name]
 
     @cached_property
     def modules(self) -> list[str]:

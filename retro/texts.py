@@ -18,7 +18,7 @@ TAKES = dict.fromkeys(ERRORS, 0) | {"_broken": 0, "say": 0, "warn": 0, "bar": 1,
 DESCRIBES = {"Field", "ArgumentParser", "add_argument", "add_argument_group", "add_parser", "add_subparsers"}
 DESCRIPTIONS = {"description", "help", "title", "epilog", "usage", "metavar"}
 FORMATTING = {
-    *("abs", "all", "any", "as_posix", "bool", "cwd", "dict", "divmod", "encode", "enumerate", "float"),
+    *("abs", "all", "any", "as_posix", "bool", "cwd", "dict", "divmod", "enumerate", "float"),
     *("format", "get", "getcwd", "int", "isinstance", "items", "join", "keys", "len", "list", "lower"),
     *("lstrip", "map", "max", "min", "partition", "range", "relative_to", "removeprefix", "removesuffix"),
     *("replace", "repr", "round", "rpartition", "rstrip", "set", "sorted", "split", "splitlines", "str"),
@@ -108,6 +108,8 @@ def _does(node: ast.AST, found: Found) -> bool:
 def _formats(call: ast.Call, found: Found, inside: tuple[str, ...]) -> bool:
     """Whether a call makes a value of its arguments and does nothing else, nor any function it is handed."""
     name = called(call.func)
+    if name == "join" and not isinstance(getattr(call.func, "value", None), ast.Constant):
+        return False  # of what is no string
     handed = [word.value for word in call.keywords if word.arg == "key"] + (call.args[:1] if name == "map" else [])
     for function in [call.func, *handed]:
         if isinstance(function, ast.Lambda):

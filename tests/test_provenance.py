@@ -1,4 +1,4 @@
-"""The digest changes with code that a stage can reach, nothing else; the closure is what Python really loads."""
+"""The digest changes with code that a stage can reach, and with nothing else; a closure is what Python really loads."""
 
 import subprocess
 import sys
@@ -8,6 +8,8 @@ import pytest
 
 from retro import provenance
 from retro.reachable import Package
+from retro.report.words import duration
+from tests.watched import watched
 
 STAGES = [
     "retro.corpus.train_tokenizer",
@@ -208,3 +210,8 @@ def test_training_does_not_rerun_for_reports_or_the_config_file():
 def test_the_model_imports_nothing_from_other_rooms():
     for name in provenance.closure("retro.model.build"):
         assert name in ("retro", "retro.model") or name.startswith("retro.model."), name
+
+
+def test_a_stage_that_runs_more_than_its_digest_covers_is_noticed():
+    with pytest.raises(AssertionError, match="does not cover"), watched("retro.record"):
+        duration(1)
