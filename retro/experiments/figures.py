@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from retro.experiments.catalogue import Experiment
 from retro.report import palette, style
@@ -91,8 +92,8 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
 
 def _label(axes: Axes, rows: list[Row]) -> None:
     """Name the points, to their right, from the lowest up; a name that would cover one below is moved above it."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     placed: list[tuple[float, float]] = []
     scale = 72 / figure.dpi  # points (1/72 inch) a pixel; where names stand
