@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from retro.evaluation.conditions import BUILT_IN, LABELS, NONE, OFF, ON
 from retro.experiments.catalogue import Experiment
@@ -108,8 +109,8 @@ AXES = {"values": _values, "shares": _shares, "from zero": _from_zero, "to one":
 
 def _label(axes: Axes, rows: list[Row]) -> None:
     """Name the points, to their right, from the lowest up; a name that would cover one below is moved above it."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     placed: list[tuple[float, float]] = []
     scale = 72 / figure.dpi  # points (1/72 inch) a pixel; where names stand
