@@ -1,71 +1,21 @@
 """Retrieval: embeddings to an index, each chunk's neighbours, and the recorded config.
 
 in     {D}/database, {D}/embeddings/<source>
-steps  index or bm25_index, neighbours of each split, record; with shards, index_train, index_shard and neighbours_shard before
+steps  index or bm25_index, neighbours of each split, record; with shards, index_train, index_shard, neighbours_shard before
 out    {D}/index, {D}/neighbours/<split>, {D}/config.json; of a retrieval of the config, what its overrides change below
        {D}/retrievals/<name>
 """
 
 
-rule index_train:
-    """Training {wildcards.retrieval}index on a sample of the database (with shards only)."""
+rule index:
+    """Building {wildcards.retrieval}index over the database; with shards, joining them."""
     input:
         database=rules.assemble.output.manifest,
         embeddings=lambda wildcards: WORKFLOW.embeddings(named(wildcards), "manifest.json"),
         arrays=lambda wildcards: arrays(
             rules.assemble.output.rows, WORKFLOW.embeddings(named(wildcards), "embeddings.npy")
         ),
-    output:
-        trained=temp(f"{D}/{paths.INDEX}/shards/trained.faiss"),
-    log:
-        f"{D}/logs/{{retrieval}}index.train.log",
-    benchmark:
-        f"{D}/benchmarks/{{retrieval}}index.train.jsonl"
-    threads: RESOURCES.search_threads
-    resources:
-        mem_mb=16000,
-        runtime="24h",
-        gpu=RESOURCES.gpus,
-    params:
-        code=code("retro.retrieval.index"),
-        settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "index"), seed=DATASET.seed),
-        part=lambda wildcards, output: ["--part", "train", "--output", output.trained],
-    shell:
-        "python -m retro.retrieval.index"
-        " --settings {params.settings:q}"
-        " --database {input.database:q}"
-        " --embeddings {input.embeddings:q}"
-        " {params.part:q}"
-        " --threads {threads}"
-        " 2>&1 | tee {log:q}"
-
-
-use rule index_train as index_shard with:
-    """Adding shard {wildcards.shard} of the database to {wildcards.retrieval}index."""
-    input:
-        **dict(rules.index_train.input.items()),
-        trained=rules.index_train.output.trained,
-    output:
-        shard=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
-    log:
-        f"{D}/logs/{{retrieval}}index.{{shard}}.log",
-    benchmark:
-        f"{D}/benchmarks/{{retrieval}}index.{{shard}}.jsonl"
-    params:
-        part=lambda wildcards, input, output: [
-            "--part",
-            "add",
-            "--trained",
-            input.trained,
-            *part(wildcards, input, output),
-        ],
-
-
-use rule index_train as index with:
-    """Building {wildcards.retrieval}index over the database; with shards, joining them."""
-    input:
-        **dict(rules.index_train.input.items()),
-        trained=[rules.index_train.output.trained] if WORKFLOW.shards else [],
+        trained=[f"{D}/{paths.INDEX}/shards/trained.faiss"] if WORKFLOW.shards else [],
         shards=shards(f"{D}/{paths.INDEX}", "faiss"),
     output:
         index=f"{D}/{paths.INDEX}/index.faiss",
@@ -74,8 +24,50 @@ use rule index_train as index with:
         f"{D}/logs/{{retrieval}}index.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}index.jsonl"
+    threads: RESOURCES.search_threads
+    resources:
+        mem_mb=16000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
     params:
-        part=lambda wildcards, input, output: ["--trained", *input.trained, *part(wildcards, input, output)],
+        code=code("retro.retrieval.index"),
+        settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "index"), seed=DATASET.seed),
+        part=part,
+    shell:
+        "python -m retro.retrieval.index"
+        " --settings {params.settings:q}"
+        " --database {input.database:q}"
+        " --embeddings {input.embeddings:q}"
+        " --trained {input.trained:q}"
+        " {params.part:q}"
+        " --threads {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+use rule index as index_train with:
+    """Training {wildcards.retrieval}index on a sample of the database (with shards only)."""
+    input:
+        **{**dict(rules.index.input.items()), "trained": [], "shards": []},
+    output:
+        trained=temp(f"{D}/{paths.INDEX}/shards/trained.faiss"),
+    log:
+        f"{D}/logs/{{retrieval}}index.train.log",
+    benchmark:
+        f"{D}/benchmarks/{{retrieval}}index.train.jsonl"
+    params:
+        part=lambda wildcards, output: ["--part", "train", "--output", output.trained],
+
+
+use rule index as index_shard with:
+    """Adding shard {wildcards.shard} of the database to {wildcards.retrieval}index, which is trained."""
+    output:
+        shard=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
+    log:
+        f"{D}/logs/{{retrieval}}index.{{shard}}.log",
+    benchmark:
+        f"{D}/benchmarks/{{retrieval}}index.{{shard}}.jsonl"
+    params:
+        part=lambda wildcards, input, output: ["--part", "add", *part(wildcards, input, output)],
 
 
 rule bm25_index:
