@@ -16,6 +16,7 @@ import retro.config
 import retro.report
 from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
+from retro.database.tables import LISTED
 from retro.errors import UserError
 from retro.experiments.plan import conditions, fraction_of
 from retro.provenance import digest
@@ -33,7 +34,7 @@ DATASET = CONFIG.dataset
 D = f"{CONFIG.results}/{DATASET.name}"
 SOURCES = sorted(DATASET.sources)
 SHARDS = [f"{number}-of-{DATASET.shards}" for number in range(DATASET.shards)] if DATASET.shards > 1 else []
-SPLITS = ["train", "valid", "test"]
+SPLITS = list(LISTED)
 WHOLE = DATASET.facts()
 RETRIEVALS = Retrievals(WHOLE, CONFIG.retrievals, D)
 DENSE = [name for name in RETRIEVALS.named if RETRIEVALS.facts[name]["retriever"] == "dense"]

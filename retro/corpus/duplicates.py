@@ -19,10 +19,9 @@ from retro.artifacts import Manifest, read_manifest
 from retro.corpus import minhash
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.settings import DuplicateSettings
-from retro.database.tables import SPLITS
+from retro.database.tables import BOOK, SPLITS, TEST, TRAIN, VALID
 
 STAGE = "retro.corpus.duplicates"
-TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 FROM_TRAIN, FROM_DATABASE = 1, 2  # bits of dropped.npy
 
 

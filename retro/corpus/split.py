@@ -3,9 +3,7 @@
 from hashlib import blake2b
 
 from retro.corpus.settings import SplitSettings
-from retro.database.tables import SPLITS
-
-TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
+from retro.database.tables import BOOK, TEST, TRAIN, VALID
 
 
 def key_hash(key: str) -> int:

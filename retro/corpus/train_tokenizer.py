@@ -14,8 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from retro import artifacts, errors, progress
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TOKENIZER_FILES, SourceSettings, SplitSettings, TokenizerSettings
-from retro.corpus.split import TRAIN, split_of
+from retro.corpus.split import split_of
 from retro.corpus.tokenizers import Tokenizer, use_threads
+from retro.database.tables import TRAIN
 from retro.errors import UserError
 from retro.settings import Settings
 

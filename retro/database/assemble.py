@@ -16,13 +16,12 @@ from retro import errors
 from retro.arguments import given
 from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
 from retro.database.clusters import by_chunk
-from retro.database.tables import SPLITS
+from retro.database.tables import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
 from retro.errors import UserError
 from retro.paging import release
 
 STAGE = "retro.database.assemble"
-TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
-LISTS = ("database", "train", "valid", "test")
+LISTS = ("database", *LISTED)
 BLOCK = 1 << 16  # chunks looked at together
 
 
@@ -40,9 +39,9 @@ def select(
             gone = dropped[number][start : start + BLOCK] if dropped else np.zeros(len(split), np.uint8)
             chosen = {
                 "database": use["database"] & ((split == TRAIN) | (split == BOOK)) & (gone & 2 == 0),
-                "train": (split == TRAIN) & (gone & 1 == 0),
-                "valid": split == VALID,
-                "test": split == TEST,
+                SPLITS[TRAIN]: (split == TRAIN) & (gone & 1 == 0),
+                SPLITS[VALID]: split == VALID,
+                SPLITS[TEST]: split == TEST,
             }
             yield {name: np.flatnonzero(chosen[name]) + (offset + start) for name in LISTS}
             release(table)
@@ -70,7 +69,7 @@ def check(rows: dict[str, int], counts: dict[str, dict[str, int]]) -> None:
         f"{name}: " + ", ".join(f"{split} {count}" for split, count in by_split.items())
         for name, by_split in counts.items()
     )
-    if not rows["train"]:
+    if not rows[SPLITS[TRAIN]]:
         raise UserError(
             f"the train split has no chunk (chunks by source: {table}). Lower dataset.split.valid and "
             f".test, or add documents to a source with train: true."
@@ -80,7 +79,7 @@ def check(rows: dict[str, int], counts: dict[str, dict[str, int]]) -> None:
             f"the retrieval database is empty (chunks by source: {table}). Set database: true for a source "
             f"whose train split, or open book, has documents."
         )
-    for name in ("valid", "test"):
+    for name in HELD_OUT:
         if not rows[name]:
             print(
                 f"warning: the {name} split has no chunk (chunks by source: {table}); evaluating it will "
@@ -96,7 +95,7 @@ def _check_uses(manifests: list[Manifest], names: list[str], uses: list[dict[str
         raise UserError(f"--chunks: manifests of {folders}, wanted those of {names}, in this order.")
     for manifest, use in zip(manifests, uses, strict=True):
         by_split = manifest.counts["by_split"]
-        wrong = [split for split in SPLITS if by_split[split] and (split == "book") == use["train"]]
+        wrong = [split for split in SPLITS if by_split[split] and (split == SPLITS[BOOK]) == use["train"]]
         if wrong:
             raise UserError(
                 f"{manifest.path}: has {wrong[0]} chunks although its source has train: "

@@ -4,9 +4,16 @@ A *global row* numbers the chunks of all sources, in config order: the database 
 global rows, and a neighbour id is a position in the database's list.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 
-SPLITS = ("train", "valid", "test", "book")  # book: a source that is never trained on (train: false)
+Split = Literal["train", "valid", "test"]  # what has a list of chunks, and neighbours
+HeldOut = Literal["valid", "test"]  # what can be evaluated
+LISTED: tuple[str, ...] = get_args(Split)
+HELD_OUT: tuple[str, ...] = get_args(HeldOut)
+SPLITS = (*LISTED, "book")  # book: a source that is never trained on (train: false)
+TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 CHUNK = np.dtype(
     [
         ("start", "<i8"),  # position of the chunk's first token in its source's token store

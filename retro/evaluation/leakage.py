@@ -14,6 +14,7 @@ import numpy as np
 from retro import errors, progress
 from retro.arguments import given
 from retro.artifacts import write_array, write_manifest
+from retro.database.tables import HELD_OUT
 from retro.errors import UserError
 from retro.evaluation.overlaps import common_run, ratio
 from retro.recorded import Dataset
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--settings", required=True, type=given, help="nearest, shown, retrieved_chunks, as JSON")
-    parser.add_argument("--split", required=True, choices=["valid", "test"], help="split to measure")
+    parser.add_argument("--split", required=True, choices=HELD_OUT, help="split to measure")
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()

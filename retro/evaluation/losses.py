@@ -13,6 +13,7 @@ import torch
 from retro import errors
 from retro.arguments import given
 from retro.artifacts import growing_array, read_manifest, write_manifest
+from retro.database.tables import LISTED
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
 from retro.evaluation.conditions import Condition, Shown
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--model", required=True, type=Path, help="model.json of the run")
     parser.add_argument("--settings", required=True, type=given, help="the evaluate section, as JSON")
-    parser.add_argument("--split", required=True, choices=["train", "valid", "test"], help="split to measure")
+    parser.add_argument("--split", required=True, choices=LISTED, help="split to measure")
     parser.add_argument("--mode", required=True, type=Condition.parse, help="condition, e.g. none, on, on+k5")
     parser.add_argument("--neighbours", nargs="?", type=Path, help="manifest of other neighbours of the split")
     parser.add_argument("--database", nargs="?", type=Path, help="config.json of a dataset to read the database of")

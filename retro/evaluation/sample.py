@@ -13,6 +13,7 @@ import torch
 from retro import errors
 from retro.arguments import given
 from retro.artifacts import write_json
+from retro.database.tables import HELD_OUT
 from retro.errors import UserError
 from retro.evaluation.bits import group_documents, section
 from retro.evaluation.decoding import Decoder, Sampler
@@ -23,7 +24,6 @@ from retro.recorded import Dataset
 from retro.training.load import load_model
 
 STAGE = "retro.evaluation.sample"
-SPLITS = ("test", "valid")
 
 
 def choose(dataset: Dataset, split: str, count: int, tokens: int, seed: int) -> list[int]:
@@ -92,7 +92,7 @@ def main() -> None:
         raise UserError(f"{options.model}: run {run['name']!r} is a gpt, which retrieves nothing. Take a retro run.")
     train, seed = run["train"], dataset.facts["seed"]
     torch.set_num_threads(train["threads"])
-    split = next((name for name in SPLITS if len(dataset.rows(name))), None)
+    split = next((name for name in reversed(HELD_OUT) if len(dataset.rows(name))), None)
     least = settings.prompt_tokens + min(settings.new_tokens, dataset.chunk_length)
     rows = choose(dataset, split, settings.prompts, least, seed) if split else []
     shape = {

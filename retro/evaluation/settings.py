@@ -4,13 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from retro.database.tables import HeldOut
 from retro.settings import Settings
 
 
 class EvaluationSettings(Settings):
     """How bits per byte are measured and compared."""
 
-    splits: list[Literal["valid", "test"]] = Field(["test"], min_length=1, description="Splits to evaluate.")
+    splits: list[HeldOut] = Field(["test"], min_length=1, description="Splits to evaluate.")
     stride: int = Field(
         0, ge=0, description="Tokens a window moves, a multiple of chunk_length; 0: half of seq_length."
     )

@@ -13,7 +13,7 @@ from retro.corpus.settings import TokenizerSettings
 from retro.corpus.split import split_of
 from retro.corpus.tokenizers import Tokenizer
 from retro.corpus.train_tokenizer import TrainTokenizerSettings, copy_given, train
-from retro.database.tables import SPLITS
+from retro.database.tables import BOOK, SPLITS, TRAIN
 
 SAMPLE = 20_000_000  # bytes of text read of each source
 TRAINED = 2_000_000  # bytes of text that the sample's tokenizer is trained on
@@ -90,7 +90,7 @@ def sampled(config: Config) -> Counts:
         for split, chunks in splits.items():
             found.splits[split] += scale * chunks
         if source.database:
-            found.database += scale * (splits["train"] + splits["book"])
+            found.database += scale * (splits[SPLITS[TRAIN]] + splits[SPLITS[BOOK]])
     return found
 
 
@@ -117,6 +117,6 @@ def assumed(tokens: float, chunk_length: int, vocab_size: int, document_tokens: 
     """
     documents = tokens / document_tokens
     chunks = tokens / chunk_length + documents / 2
-    splits = {"train": 0.998 * chunks, "valid": 0.001 * chunks, "test": 0.001 * chunks, "book": 0.0}
+    splits = dict(zip(SPLITS, (0.998 * chunks, 0.001 * chunks, 0.001 * chunks, 0.0), strict=True))
     told = f"assumed: {tokens:.3g} tokens in documents of {document_tokens:g}"
     return Counts(documents, tokens, LINE * documents, 0.998 * chunks, vocab_size, splits, told)

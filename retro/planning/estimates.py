@@ -8,7 +8,7 @@ import faiss
 
 from retro.config import Config
 from retro.corpus.mmididx import token_dtype
-from retro.database.tables import CHUNK, DOCUMENT
+from retro.database.tables import CHUNK, DOCUMENT, LISTED
 from retro.model.count import flops_per_token, parameters
 from retro.model.settings import ModelSettings
 from retro.planning.counts import Counts
@@ -91,7 +91,7 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
     """The plan of a config with these counts, for `shards` GPUs of `room` bytes that share a model."""
     dataset, K, m = config.dataset, config.dataset.neighbours.saved, config.dataset.chunk_length
     width = dataset.encoder.width if dataset.encoder.type == "static" else MINILM["width"]
-    queries = sum(counts.splits[split] for split in ("train", "valid", "test"))
+    queries = sum(counts.splits[split] for split in LISTED)
     name = dataset.index.factory
     if name == "auto":
         name = factory.choose(int(counts.database), int(queries), width)[0]
@@ -162,7 +162,7 @@ def _memory(plan: Plan, config: Config, index: float) -> None:
     static = config.dataset.encoder.type == "static"
     plan.memory["index"] = index
     plan.memory["embed"] = BASE["static"] * 1e6 if static else BASE["embed"] * 1e6 + 4 * MINILM["parameters"]
-    largest = max(plan.counts.splits[split] for split in ("train", "valid", "test"))
+    largest = max(plan.counts.splits[split] for split in LISTED)
     largest = min(largest, neighbours.BLOCK)  # queries at once
     plan.memory["neighbours"] = BASE["neighbours"] * 1e6 + largest * plan.width * 4
     if plan.factory == "Flat":

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from retro.database.tables import Split
 from retro.settings import Settings
 
 
@@ -19,7 +20,7 @@ class QuestionSettings(Settings):
     instructions: list[str] = Field(
         [], description="Files to fine-tune on: of questions, or of instruction, input and output."
     )
-    splits: list[Literal["train", "valid", "test"]] = Field(
+    splits: list[Split] = Field(
         ["test"], min_length=1, description="Splits whose questions are answered; none are fine-tuned on."
     )
     neighbours_used: int = Field(3, gt=0, description="Neighbours a question sees.")

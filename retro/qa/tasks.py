@@ -18,6 +18,7 @@ import numpy as np
 
 from retro import errors
 from retro.artifacts import write_text
+from retro.database.tables import HELD_OUT
 from retro.errors import UserError
 from retro.evaluation.bits import group_documents
 from retro.qa.answer import asked
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
     parser.add_argument("--questions", required=True, type=Path, help="JSON lines of questions")
     parser.add_argument("--name", default="factbook", help="what the tasks' names begin with (factbook)")
-    parser.add_argument("--split", default="test", choices=["valid", "test"], help="split that is asked (test)")
+    parser.add_argument("--split", default="test", choices=HELD_OUT, help="split that is asked (test)")
     parser.add_argument("--answer-tokens", type=int, default=24, help="tokens of an answer at most (24)")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     options = parser.parse_args()

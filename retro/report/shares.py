@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from retro.database.tables import LISTED
 from retro.recorded import Dataset
 
 MOST = 100_000  # chunks of a split that are looked at, evenly spaced
@@ -21,7 +22,7 @@ def shares(dataset: Dataset, ids: np.ndarray) -> dict[str, float]:
 def by_split(dataset: Dataset) -> dict[str, dict[str, float]]:
     """`shares` of all stored neighbours of every split that has chunks, of at most `MOST` chunks each."""
     found = {}
-    for split in ("train", "valid", "test"):
+    for split in LISTED:
         ids = dataset.neighbour_ids(split)
         if len(ids):
             found[split] = shares(dataset, np.asarray(ids[:: -(-len(ids) // MOST)]))

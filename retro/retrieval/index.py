@@ -19,6 +19,7 @@ from retro.arguments import given
 from retro.artifacts import read_manifest, replacing, write_manifest
 from retro.database.settings import read_section
 from retro.database.shards import Bounds, bounds, shard_name
+from retro.database.tables import LISTED
 from retro.retrieval import factory, gpu, inverted
 from retro.retrieval.settings import IndexSettings
 from retro.retrieval.training import train
@@ -107,7 +108,7 @@ def main() -> None:
     database = manifest.array("database.npy")
     name, why = settings.factory, "named in the config"
     if name == "auto":
-        queries = sum(manifest.counts[split] for split in ("train", "valid", "test"))
+        queries = sum(manifest.counts[split] for split in LISTED)
         name, why = factory.choose(len(database), queries, vectors.width)
     print(f"index: {name} ({why})", file=sys.stderr)
     path = options.output if options.part else options.output.parent / "index.faiss"

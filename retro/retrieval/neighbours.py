@@ -22,6 +22,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.settings import read_section
+from retro.database.tables import LISTED
 from retro.paging import release
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
@@ -98,7 +99,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=given, help="JSON: retriever, neighbours, index, seed")
-    parser.add_argument("--split", required=True, choices=["train", "valid", "test"])
+    parser.add_argument("--split", required=True, choices=LISTED)
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")

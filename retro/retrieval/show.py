@@ -16,6 +16,7 @@ import numpy as np
 
 from retro import errors
 from retro.artifacts import Manifest
+from retro.database.tables import LISTED
 from retro.errors import UserError
 from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
@@ -121,7 +122,7 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="config.json of the dataset")
-    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
+    parser.add_argument("--split", default="test", choices=LISTED)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--chunk", type=int, help="position of a chunk in the split")
     chosen.add_argument("--document", help="id of a document: all its chunks in the split")

@@ -19,6 +19,7 @@ import faiss
 
 from retro import errors
 from retro.artifacts import replacing
+from retro.database.tables import LISTED
 from retro.recorded import Dataset
 from retro.report.recall import draw
 from retro.retrieval import factory
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="config.json of a preprocessed dataset")
     parser.add_argument("--factory", help="faiss factory string to build and sweep; default: the dataset's index")
-    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"], help="where queries come from")
+    parser.add_argument("--split", default="valid", choices=LISTED, help="where queries come from")
     parser.add_argument("--sample", type=int, default=1000, help="queries, a seeded random sample of the split")
     parser.add_argument("--k", type=int, default=10, help="recall of the first k; as many as saved are searched")
     parser.add_argument("--recall", type=float, default=0.95, help="the recall wanted, 0 to 1")
