@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 
 from retro import config, errors
+from retro.naming import ALL
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def failed(logs: Path, begin: float) -> str:
 def found(folder: Path) -> str:
     """The figures in short, and the pages to open."""
     summary = pd.read_csv(folder / "summary.csv")
-    rows = summary[summary["source"] == "all"][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
+    rows = summary[summary["source"] == ALL][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
     pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]
     pages = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
     return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{pages}"

@@ -18,7 +18,9 @@ from retro.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.database.tables import LISTED
 from retro.errors import UserError
-from retro.experiments.plan import conditions, fraction_of
+from retro.evaluation.conditions import NONE, ON, Condition, usual
+from retro.experiments.catalogue import CATALOGUE
+from retro.naming import seeded, tuned, unseeded
 from retro.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
 from retro.retrievals import Retrievals
@@ -52,7 +54,7 @@ RETRIEVAL_NAMES = list(CONFIG.retrievals)
 RETRO_RUNS = [name for name, run in RUNS.items() if run["architecture"] == "retro"]
 
 EXPERIMENTS = CONFIG.experiments
-MEASURED = EXPERIMENTS.of or (FIRST_RETRO and FIRST_RETRO.removesuffix(f"-s{RUNS[FIRST_RETRO]['seed']}"))
+MEASURED = EXPERIMENTS.of or (FIRST_RETRO and unseeded(FIRST_RETRO))
 
 VALIDATED = {  # what is recomputed by `snakemake validate`, with how many threads
     "tokens": RESOURCES.tokenize_threads,
@@ -115,9 +117,7 @@ def duplicates(*actions):
 
 def modes(run):
     """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
-    if RUNS[run]["architecture"] == "gpt":
-        return ["none"]
-    return ["on", "off"] + (["random"] if CONFIG.evaluate.random_neighbours else [])
+    return usual(RUNS[run]["architecture"], controls=CONFIG.evaluate.random_neighbours)
 
 
 def losses():
@@ -132,10 +132,8 @@ def losses():
 
 def neighbours_of(condition, split):
     """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
-    source = condition.partition("+")[0]
-    if fraction_of(source):
-        return [f"{D}/fractions/{source}/{split}/manifest.json"]
-    return [f"{D}/retrievals/{source}/neighbours/{split}/manifest.json"] if source in RETRIEVAL_NAMES else []
+    manifest = Condition.parse(condition).manifest(split, RETRIEVAL_NAMES)
+    return [f"{D}/{manifest}"] if manifest else []
 
 
 def preprocessed():
@@ -180,7 +178,7 @@ def explored():
     split, run = CONFIG.evaluate.splits[0], RUNS[FIRST_RETRO]
     return [
         f"{D}/runs/{name}/evaluation/{split}/{mode}/manifest.json"
-        for name, mode in [(run["twin"], "none"), (run["name"], "on")]
+        for name, mode in [(run["twin"], NONE), (run["name"], ON)]
     ]
 
 
@@ -201,21 +199,19 @@ def parts():
 
 def compared(experiment):
     """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
-    if experiment not in ["seeds", "neighbours", "database", "controls", "retrievers"]:
+    if not CATALOGUE[experiment].one_run:
         return losses()
-    runs = [f"{MEASURED}-s{seed}" for seed in CONFIG.seeds] if MEASURED else []
+    runs = [seeded(MEASURED, seed) for seed in CONFIG.seeds] if MEASURED else []
     wanted = {*runs, *(RUNS[run]["twin"] for run in runs)}
     usual = [path for path in losses() if path.removeprefix(f"{D}/runs/").partition("/")[0] in wanted]
     return usual + [
         f"{D}/runs/{run}/evaluation/{split}/{condition}/manifest.json"
         for run in runs
         for split in CONFIG.evaluate.splits[:1]
-        for condition in conditions(
-            experiment,
-            EXPERIMENTS,
-            RETRIEVAL_NAMES,
-            used=RUNS[run]["train"]["neighbours_used"],
-            saved=DATASET.neighbours.saved,
+        for condition in CATALOGUE[experiment].conditions(
+            EXPERIMENTS.offered(
+                RETRIEVAL_NAMES, used=RUNS[run]["train"]["neighbours_used"], saved=DATASET.neighbours.saved
+            )
         )
     ]
 
@@ -231,12 +227,11 @@ def answered():
     """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode of retrieval."""
     questions()
     first = RUNS[FIRST_RETRO or next(iter(RUNS))]
-    names = [name.removesuffix(f"-s{first['seed']}") for name in (first["name"], first["twin"]) if name]
-    runs = [f"{name}-s{seed}" for name in names for seed in CONFIG.seeds]
-    modes_of = {run: ["none"] if RUNS[run]["architecture"] == "gpt" else ["on", "off"] for run in runs}
-    tuned = CONFIG.qa.name
-    answering = [(run, name) for run in runs for name in (f"{run}-{tuned}", run)]
-    return [f"{D}/{tuned}/{name}.{mode}.jsonl" for run, name in answering for mode in modes_of[run]]
+    names = [unseeded(name) for name in (first["name"], first["twin"]) if name]
+    runs = [seeded(name, seed) for name in names for seed in CONFIG.seeds]
+    modes_of = {run: usual(RUNS[run]["architecture"]) for run in runs}
+    answering = [(run, name) for run in runs for name in (tuned(run, CONFIG.qa.name), run)]
+    return [f"{D}/{CONFIG.qa.name}/{name}.{mode}.jsonl" for run, name in answering for mode in modes_of[run]]
 
 
 def stored(stage):

@@ -7,9 +7,7 @@ out    {D}/experiments/<experiment>.csv, .svg, .png, {D}/parts/experiments.html
 
 
 wildcard_constraints:
-    experiment="|".join(
-        ["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]
-    ),
+    experiment="|".join(CATALOGUE),
     share=r"[0-9.e-]+",
     draw=r"\d+",
 
@@ -127,7 +125,7 @@ rule experiment:
                 f"{D}/{folder}neighbours/{CONFIG.evaluate.splits[0]}/manifest.json"
                 for folder in ["", *(f"retrievals/{name}/" for name in RETRIEVAL_NAMES)]
             ]
-            if wildcards.experiment == "retrievers"
+            if CATALOGUE[wildcards.experiment].recall
             else []
         ),
     output:

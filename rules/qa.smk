@@ -10,8 +10,8 @@ TUNED = CONFIG.qa.name
 
 
 wildcard_constraints:
-    answering="|".join(re.escape(name) for run in RUNS for name in (f"{run}-{TUNED}", run)),
-    retrieved="on|off|none",
+    answering="|".join(re.escape(name) for run in RUNS for name in (tuned(run, TUNED), run)),
+    retrieved="|".join([*usual("retro"), *usual("gpt")]),
 
 
 rule finetune:

@@ -1,4 +1,4 @@
-"""Conditions: what a model is shown as neighbours when it is measured.
+"""Conditions: what a model is shown as neighbours when it is measured. Their names, and all that follows from a name.
 
 A condition's name is the folder of its losses: where the neighbours come from, then `+k<number>` where not as
 many are shown as the run trained with, then `+neighbour` or `+continuation` where only that part of each is.
@@ -6,22 +6,48 @@ many are shown as the run trained with, then `+neighbour` or `+continuation` whe
     none        a GPT: no retrieval at all            on        the stored neighbours
     off         RETRO without neighbours              random    database chunks drawn at random
     shuffled    the stored neighbours of a chunk of another group
+    database-<share>-s<draw>    what a smaller database would give (`retro.retrieval.subsample`)
     <name>      another retrieval of the dataset, from the manifest given with --neighbours
 """
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-
 from retro.errors import UserError
-from retro.recorded import Dataset
-from retro.training.batches import Batcher
+from retro.naming import WORD
 
-BUILT_IN = ("none", "on", "off", "random", "shuffled")
-NAME = re.compile(r"(?P<source>[A-Za-z0-9][A-Za-z0-9._-]*)(\+k(?P<k>\d+))?(\+(?P<part>neighbour|continuation))?")
+NONE, ON, OFF, RANDOM, SHUFFLED = "none", "on", "off", "random", "shuffled"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a condition that needs no other neighbours than the dataset's own.
+
+    `label` is a figure's, `shows` a table's; `ids` is what `retro.training.batches.Batcher` is told. A control
+    shows what was not looked up. `colour` is the one of `retro.report.palette.COLOURS` it has.
+    """
+
+    label: str
+    shows: str
+    ids: Literal["stored", "none", "random"]
+    colour: str
+    control: bool = False
+
+
+BUILT_IN = {  # in the order of tables
+    NONE: Kind("GPT", "a GPT", "none", NONE),
+    ON: Kind("RETRO, retrieval on", "as looked up", "stored", ON),
+    OFF: Kind("RETRO, retrieval off", "retrieval off", "none", OFF),
+    RANDOM: Kind("RETRO, random neighbours", "random chunks", "random", RANDOM, control=True),
+    SHUFFLED: Kind("RETRO, neighbours of another chunk", "neighbours of another chunk", "stored", RANDOM, control=True),
+}
+USUAL = (NONE, ON, OFF, RANDOM)  # what every evaluation measures, of one model or the other
+LABELS = {name: kind.label for name, kind in BUILT_IN.items()}
+PARTS = {"neighbour": "neighbours only", "continuation": "continuations only"}
+SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?")
+FRACTION = re.compile(r"database-(?P<share>\d+(\.\d+)?(e-\d+)?)-s(?P<draw>\d+)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,7 @@ class Condition:
         """The condition of a name. Raises `UserError` if it is none, or says more of a condition without
         neighbours.
         """
-        found = NAME.fullmatch(name)
+        found = SYNTAX.fullmatch(name)
         if found is None:
             raise UserError(
                 f"condition {name!r}: wanted {', '.join(BUILT_IN)} or the name of a retrieval, then +k<number>, then "
@@ -56,120 +82,72 @@ class Condition:
         return "+".join([self.source, *([] if self.k is None else [f"k{self.k}"]), *parts])
 
     @property
+    def ids(self) -> Literal["stored", "none", "random"]:
+        """Which neighbours the batches have: those of `manifest` count as stored."""
+        return BUILT_IN[self.source].ids if self.source in BUILT_IN else "stored"
+
+    @property
     def empty(self) -> bool:
         """Whether no neighbours are shown whatever the numbers."""
-        return self.source in ("none", "off")
+        return self.ids == "none"
 
     @property
     def named(self) -> bool:
-        """Whether the neighbours are another retrieval's, so that a manifest of them is needed."""
+        """Whether the neighbours are others than the dataset's own, so that a manifest of them is needed."""
         return self.source not in BUILT_IN
+
+    @property
+    def fraction(self) -> tuple[float, int] | None:
+        """Share and draw of the smaller database, or None."""
+        found = FRACTION.fullmatch(self.source)
+        return (float(found["share"]), int(found["draw"])) if found else None
+
+    @property
+    def control(self) -> bool:
+        """Whether what is shown was not looked up for the chunk."""
+        return self.source in BUILT_IN and BUILT_IN[self.source].control
+
+    @property
+    def colour(self) -> str:
+        """Which of `retro.report.palette.COLOURS` draws it: that of `on` for whatever was looked up."""
+        return BUILT_IN[self.source].colour if self.source in BUILT_IN else ON
+
+    @property
+    def shows(self) -> str:
+        """What is shown, in a table's words."""
+        return BUILT_IN[self.source].shows if self.part == "both" else PARTS[self.part]
+
+    def manifest(self, split: str, retrievals: Collection[str]) -> str | None:
+        """Where below the dataset's folder the neighbours of a split lie, if not the dataset's own. None also for a
+        source that is no retrieval of the config: the stage refuses it.
+        """
+        if self.fraction:
+            return f"fractions/{self.source}/{split}/manifest.json"
+        return f"retrievals/{self.source}/neighbours/{split}/manifest.json" if self.source in retrievals else None
 
     def of(self, architecture: str, run: str) -> "Condition":
         """Itself. Raises `UserError` for one that a model of this architecture cannot be measured under."""
-        if (architecture == "gpt") != (self.source == "none"):
-            can = "none" if architecture == "gpt" else "on, off, random, shuffled or a retrieval's name"
+        if (architecture == "gpt") != (self.source == NONE):
+            can = NONE if architecture == "gpt" else "on, off, random, shuffled or a retrieval's name"
             raise UserError(
                 f"run {run!r} is a {architecture}, which has no retrieval mode {self.name!r}. Evaluate it with {can}."
             )
         return self
 
 
-def shuffled(groups: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation of chunks, int64 [C], that takes every chunk to one of another group.
-
-    `groups` [C]. Chunks are put in a random order, group by group, and moved on by the size of the largest group.
-    Where a group holds more than half of the chunks that is impossible; then no chunk stays, nothing more. Raises
-    `UserError` for fewer than two chunks.
-    """
-    count = len(groups)
-    if count < 2:
-        raise UserError(f"shuffled neighbours: the split has {count} chunks; wanted at least 2.")
-    rng = np.random.default_rng(seed)
-    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.lexsort((rng.random(count), rng.permutation(len(sizes))[number]))
-    found = np.empty(count, np.int64)
-    found[order] = np.roll(order, -min(int(sizes.max()), count - 1))
-    return found
+def usual(architecture: str, controls: bool = False) -> list[str]:
+    """What a model is always measured under: a GPT without retrieval, a RETRO with it on and off, and controls."""
+    if architecture == "gpt":
+        return [NONE]
+    return [name for name in USUAL if name != NONE and (controls or not BUILT_IN[name].control)]
 
 
-@dataclass(frozen=True)
-class Given(Dataset):
-    """A dataset whose neighbours are those given, int [C, K], instead of the stored ones."""
-
-    given: np.ndarray
-
-    def neighbour_ids(self, split: str) -> np.ndarray:
-        return self.given
+def ordered(names: Iterable[str]) -> list[str]:
+    """Conditions in the order of tables: the usual ones first, the others by name."""
+    found = set(names)
+    return [name for name in USUAL if name in found] + sorted(found.difference(USUAL))
 
 
-class Shown(Batcher):
-    """Batches with the neighbours of a condition, which may be chunks of another dataset, the `book`."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        condition: Condition,
-        *,
-        used: int,
-        retrieved_chunks: int,
-        ids: np.ndarray | None = None,
-        book: Dataset | None = None,
-    ):
-        """`used` neighbours a chunk, `ids` [C, K] of the book's database (default: the book's stored ones).
-
-        Raises `UserError` if fewer are stored, if a neighbour brings no continuation to show alone, or if
-        the book cannot be read by a model of the dataset.
-        """
-        source = {"random": "random"}.get(condition.source, "none" if condition.empty else "stored")
-        book = book or dataset
-        if book is not dataset:
-            same_book(dataset, book, split)
-        if condition.part == "continuation" and retrieved_chunks < 2:
-            raise UserError(f"condition {condition.name!r}: neighbours bring one chunk, so there is no continuation.")
-        if ids is not None:
-            book = Given(book.path, book.facts, ids)
-        super().__init__(
-            book, split, neighbours_used=used, retrieved_chunks=retrieved_chunks, ids=source, seed=dataset.facts["seed"]
-        )
-        self.part = condition.part
-        if condition.source == "shuffled" and self.ids is not None:
-            records = self.store.chunks(self.rows)
-            keys = np.stack([self.store.source(self.rows).astype(np.uint64), records["group"]], axis=1)
-            groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-            self.ids = self.ids[shuffled(groups, self.seed)]
-
-    def _neighbours(self, positions, hidden):
-        tokens, mask = super()._neighbours(positions, hidden)
-        if tokens is None or self.part == "both":
-            return tokens, mask
-        m, seen = self.store.length, torch.zeros_like(mask)
-        seen[..., slice(0, m) if self.part == "neighbour" else slice(m, None)] = True
-        return tokens.masked_fill(~seen, self.store.pad_id), mask & seen
-
-
-def same_book(dataset: Dataset, book: Dataset, split: str) -> None:
-    """Raise `UserError` unless a model of `dataset` can read `book`, whose split is the same text."""
-    for what, ours, theirs in (
-        ("chunk_length", dataset.chunk_length, book.chunk_length),
-        ("tokenizer", _tokenizer(dataset), _tokenizer(book)),
-        ("seed", dataset.facts["seed"], book.facts["seed"]),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{book.path}: has {what} {theirs}, {dataset.path} has {ours}. Another database is read with the same "
-                f"ones: make that dataset with them (dataset.tokenizer.path takes a given tokenizer)."
-            )
-    here, there = dataset.store.tokens(dataset.rows(split))[0], book.store.tokens(book.rows(split))[0]
-    if not np.array_equal(here, there):
-        raise UserError(
-            f"{book.path}: its {split} split ({len(there)} chunks) is not that of {dataset.path} ({len(here)} chunks), "
-            f"so its stored neighbours are of other text. Make it with the same evaluated sources and split."
-        )
-
-
-def _tokenizer(dataset: Dataset) -> str:
-    """sha256 of the tokenizer's file, short."""
-    files = dataset.manifest("tokenizer/manifest.json", "tokenizer").facts["files"]
-    return " ".join(files[name]["sha256"][:16] for name in sorted(files))
+def fraction_name(share: float, draw: int) -> str:
+    """The condition of a smaller database: `database-0.05-s1`."""
+    return f"database-{share:g}-s{draw}"

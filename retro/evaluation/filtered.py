@@ -20,6 +20,7 @@ from retro.evaluation.bootstrap import by_unit, compare, resampled_sums
 from retro.evaluation.overlaps import ratio
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.summarise import measure
+from retro.naming import ALL
 from retro.recorded import Dataset
 
 STAGE = "retro.evaluation.filtered"
@@ -72,7 +73,7 @@ def rows(dataset: Dataset, split: str, losses: list[Manifest], runs: dict, overl
             for entry in tables.entries(here, runs, pooled=True):
                 low, high = interval(entry.nats, size, units, *draw)
                 row = {
-                    "run": entry.run, "twin": entry.twin or "", "model": entry.model, "seed": tables.ALL,
+                    "run": entry.run, "twin": entry.twin or "", "model": entry.model, "seed": ALL,
                     "retrieval": entry.retrieval, "split": split, "overlap": name, "kind": kind, "over": over,
                     "alpha": alpha, "chunks": int(chosen.sum()), "bytes": int(size.sum()),
                     "bits_per_byte": float(bits_per_byte(entry.nats.sum() / entry.nats.shape[1], size.sum())),

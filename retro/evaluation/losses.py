@@ -16,9 +16,10 @@ from retro.artifacts import growing_array, read_manifest, write_manifest
 from retro.database.tables import LISTED
 from retro.errors import UserError
 from retro.evaluation.bits import bits_per_byte
-from retro.evaluation.conditions import Condition, Shown
+from retro.evaluation.conditions import Condition
 from retro.evaluation.scoring import score
 from retro.evaluation.settings import EvaluationSettings
+from retro.evaluation.shown import Shown
 from retro.evaluation.windows import plan
 from retro.recorded import Dataset
 from retro.training.load import load_model

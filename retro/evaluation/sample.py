@@ -16,6 +16,7 @@ from retro.artifacts import write_json
 from retro.database.tables import HELD_OUT
 from retro.errors import UserError
 from retro.evaluation.bits import group_documents, section
+from retro.evaluation.conditions import OFF, ON
 from retro.evaluation.decoding import Decoder, Sampler
 from retro.evaluation.live import LiveLookup, excluded_documents
 from retro.evaluation.settings import GenerationSettings
@@ -112,7 +113,7 @@ def main() -> None:
                 "prompt": dataset.tokenizer.decode(prompt),
                 "truth": dataset.tokenizer.decode(tokens[settings.prompt_tokens :]),
             }
-            for name, used in (("on", lookup), ("off", None)):
+            for name, used in ((ON, lookup), (OFF, None)):
                 decoder = Decoder(model, dataset.store, lookup=used, **shape)
                 sample[name] = write(decoder, dataset, prompt, settings, seed + number, shown)
             samples.append(sample)

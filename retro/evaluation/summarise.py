@@ -16,7 +16,9 @@ from retro.artifacts import Manifest, read_manifest, write_text
 from retro.errors import UserError
 from retro.evaluation import tables
 from retro.evaluation.bits import group_documents, section
+from retro.evaluation.conditions import ON
 from retro.evaluation.settings import EvaluationSettings
+from retro.naming import ALL
 from retro.progress import track
 from retro.recorded import Dataset
 
@@ -76,7 +78,7 @@ def main() -> None:
     if options.sections:
         write_text(options.sections, tables.as_csv(tables.SECTIONS, sections))
     for row in comparison:
-        if row["source"] == tables.ALL and row["seed"] == tables.ALL and row["retrieval"] == "on":
+        if (row["source"], row["seed"], row["retrieval"]) == (ALL, ALL, ON):
             print(
                 "{run} on {split}: {bits_per_byte:.4f} bits per byte, {difference_percent:+.2f} % against "
                 "{twin} (95 % interval {low:+.2f} … {high:+.2f})".format(**row),

@@ -12,9 +12,9 @@ import numpy as np
 
 from retro.evaluation.bits import Documents, bits_per_byte, perplexity
 from retro.evaluation.bootstrap import compare
+from retro.evaluation.conditions import NONE, OFF, ordered
+from retro.naming import ALL, unseeded
 
-ALL = "all"  # the source of a row over all sources; the seed of a row over all seeds
-RETRIEVALS = ("none", "on", "off", "random")
 SUMMARY = (
     "run", "model", "seed", "retrieval", "split", "source", "documents", "tokens", "bytes", "bits_per_byte",
     "perplexity",
@@ -52,8 +52,7 @@ class Measured:
     @property
     def retrievals(self) -> list[str]:
         """The conditions measured, the usual ones first, the others by name."""
-        found = {retrieval for _, retrieval in self.nats}
-        return [name for name in RETRIEVALS if name in found] + sorted(found.difference(RETRIEVALS))
+        return ordered(retrieval for _, retrieval in self.nats)
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ class Entry:
     off_nats: np.ndarray | None = field(default=None, repr=False)
 
 
-def base(run: dict) -> str:
-    """A run's name in the config, without its seed."""
-    return run["name"].removesuffix(f"-s{run['seed']}")
-
-
 def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator[Entry]:
     """Each measured run and mode, in the order of `runs`; or each pooled over its seeds.
 
@@ -86,15 +80,15 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
     for name, run in runs.items():
         for retrieval in measured.retrievals:
             if (name, retrieval) in measured.nats:
-                groups.setdefault((base(run) if pooled else name, retrieval), []).append(run)
+                groups.setdefault((unseeded(name) if pooled else name, retrieval), []).append(run)
     for (name, retrieval), members in groups.items():
-        twins = [(member["twin"], "none") for member in members]
+        twins = [(member["twin"], NONE) for member in members]
         known = all(twin in measured.nats for twin in twins)
-        off = [(member["name"], "off") for member in members]
-        switched = retrieval != "off" and all(key in measured.nats for key in off)
+        off = [(member["name"], OFF) for member in members]
+        switched = retrieval != OFF and all(key in measured.nats for key in off)
         twin = members[0]["twin"] if known else None
         if known and pooled:
-            twin = twin.removesuffix(f"-s{members[0]['seed']}")
+            twin = unseeded(twin)
         yield Entry(
             name,
             members[0]["architecture"],

@@ -1,70 +1,268 @@
-"""What each experiment asks and how its figure is read."""
+"""The experiments: of each what it asks, what it measures, how its rows are made and how they are drawn.
 
+An experiment is declared here and nowhere else: the config's names, the rules' conditions, the tables, the figures and
+the report's section follow. docs/evaluation.md says how to read it.
+"""
+
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
+from retro.naming import ALL, unseeded
+from retro.report.read import Row, where
+
+LABELS = ("label", "x")  # columns that every experiment's rows have before those of comparison.csv
+CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What conditions can be made of: sections of the config, and a run that used `used` of `saved` neighbours."""
+
+    k: Sequence[int]
+    fractions: Sequence[float]
+    fraction_seeds: Sequence[int]
+    retrievals: Sequence[str]
+    used: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured: the comparison's rows of one split over all sources, and what is known beside them.
+
+    `runs`: name in the config → model, train, from, counts and seconds. `recall`: condition → recall of its search.
+    """
+
+    rows: list[Row]
+    runs: dict[str, dict[str, Any]]
+    recall: dict[str, float]
+
+    def pooled(self, conditions: Container[str] | None = None) -> list[Row]:
+        """The rows over all seeds, of these conditions; None: of all."""
+        return [row for row in where(self.rows, seed=ALL) if conditions is None or row["retrieval"] in conditions]
+
+
+def _row(row: Row, label: str, x: float | None = None, **more: float | None) -> Row:
+    return {**row, "label": label, "x": x, **more}
+
+
+def _seeds(found: Found) -> list[Row]:
+    kept = [row for row in found.rows if row["retrieval"] in (ON, OFF)]
+    kept.sort(key=lambda row: (unseeded(row["run"]), row["retrieval"], row["seed"] == ALL, row["seed"]))
+    several = len({row["seed"] for row in kept} - {ALL}) > 1
+
+    def label(row: Row) -> str:
+        which = "all seeds" if row["seed"] == ALL else f"seed {row['seed']}"
+        return f"{unseeded(row['run'])}, {row['retrieval']}, {which}"
+
+    return [_row(row, label(row)) for row in kept if several or row["seed"] != ALL]
+
+
+def _counts(offered: Offered) -> list[str]:
+    return [Condition(ON, k).name for k in offered.k if k not in (0, offered.used) and k <= offered.saved]
+
+
+def _neighbours(found: Found) -> list[Row]:
+    def count(row: Row) -> int | None:
+        """Neighbours shown in a comparison of whole stored neighbours, or None."""
+        condition = Condition.parse(row["retrieval"])
+        if condition.source == OFF:
+            return 0
+        if condition.source != ON or condition.part != "both":
+            return None
+        return found.runs[row["run"]]["train"]["neighbours_used"] if condition.k is None else condition.k
+
+    rows = [(count(row), row) for row in found.pooled()]
+    shown = sorted(((k, row) for k, row in rows if k is not None), key=lambda each: each[0])
+    return [_row(row, f"k = {k}", k) for k, row in shown]
+
+
+def _fractions(offered: Offered) -> list[str]:
+    return [fraction_name(share, draw) for share in offered.fractions for draw in offered.fraction_seeds]
+
+
+def _database(found: Found) -> list[Row]:
+    rows = [_row(row, "whole database", 1.0) for row in found.pooled([ON])]
+    for row in found.pooled():
+        kept = Condition.parse(row["retrieval"]).fraction
+        if kept:
+            rows.append(_row(row, f"{kept[0]:.0%}, draw {kept[1]}", kept[0]))
+    return sorted(rows, key=lambda row: (row["x"], row["label"]))
+
+
+def _controls(found: Found) -> list[Row]:
+    rows = {row["retrieval"]: row for row in found.pooled()}
+    return [_row(rows[name], Condition.parse(name).shows) for name in (ON, *CONTROLS) if name in rows]
+
+
+def _retrofit(found: Found) -> list[Row]:
+    def label(row: Row) -> str:
+        run = found.runs[row["run"]]
+        began = "" if not run.get("from") else " (retro-fit)" if run.get("freeze") else " (continued)"
+        return f"{row['run']}, {row['retrieval']}{began}"
+
+    rows = found.pooled([ON, OFF])
+    return [_row(row, label(row)) for row in rows if row["run"] == rows[0]["run"] or found.runs[row["run"]].get("from")]
+
+
+def _retrievers(found: Found) -> list[Row]:
+    def label(name: str) -> str:
+        return "the dataset's own" if name == ON else name
+
+    return [_row(row, label(row["retrieval"]), found.recall[row["retrieval"]]) for row in found.pooled(found.recall)]
+
+
+def _architecture(found: Found) -> list[Row]:
+    def label(name: str) -> str:
+        model = found.runs[name]["model"]
+        layers = ", ".join(map(str, model["cca_layers"] or []))
+        return f"{name}: cross-attention in {layers}; encoder of {model['encoder_layers']}"
+
+    rows = [row for row in found.pooled([ON]) if not found.runs[row["run"]].get("from")]
+    return [_row(row, label(row["run"])) for row in rows]
+
+
+def _cost(found: Found) -> list[Row]:
+    """A point for each RETRO run and each twin of one."""
+    rows: dict[str, Row] = {}
+    for row in found.pooled([ON]):
+        rows[row["run"]] = row
+        gpt = {"run": row["twin"], "retrieval": NONE, "split": row["split"], "source": ALL, "seed": ALL}
+        rows.setdefault(row["twin"], {**gpt, "bits_per_byte": row["twin_bits_per_byte"]})
+    made = []
+    for row in rows.values():
+        run, counts = found.runs[row["run"]], found.runs[row["run"]]["counts"]
+        flop = counts["flops_per_token"] * counts["tokens"]
+        facts = (counts["parameters"], counts["tokens"], flop, counts["flops_per_token"] / 3, run["seconds"])
+        made.append(_row(row, row["run"], flop, **dict(zip(COST, facts, strict=True))))
+    return made
+
+
+COST = ("parameters", "training_tokens", "training_flop", "inference_flop_per_token", "training_seconds")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """`kind` of figure: bars, line or points; `x` is its axis, where it has one. `question` and `caption` are the
-    report's.
+    """A question to trained models. `kind` of figure: bars, line or points.
+
+    `question` and `caption` are the report's. `rows` makes the table's rows, each with a `label` and, for lines and
+    points, an `x`; `extra` are columns of its own. `one_run`: it measures the run `experiments.of` and its twin, under
+    `conditions` beside those of every evaluation, which are none by default; else it compares all runs. `recall`: it
+    needs the recall of the config's retrievals. `usual`: a config measures it unless it says otherwise.
+    `against`: what bars differ from, the GPT twin or the same weights with retrieval off. `x` is the axis' name,
+    `axis` its form: one of `retro.experiments.figures.AXES`; `log`: logarithmic.
     """
 
     title: str
-    kind: str
+    kind: Literal["bars", "line", "points"]
     question: str
     caption: str
+    rows: Callable[[Found], list[Row]]
+    conditions: Callable[[Offered], list[str]] = lambda offered: []
+    extra: tuple[str, ...] = ()
+    one_run: bool = False
+    recall: bool = False
+    usual: bool = False
+    against: Literal["twin", "off"] = "twin"
     x: str = ""
+    axis: str = ""
     log: bool = False
 
 
 CATALOGUE = {
     "seeds": Experiment(
-        "Seeds", "bars",
+        "Seeds",
+        "bars",
         "Does the gain survive another start and another order of the samples?",
         "The difference from the GPT twin for each seed, and for all together: bars of one kind should agree.",
+        _seeds,
+        one_run=True,
+        usual=True,
     ),
     "neighbours": Experiment(
-        "Neighbours at evaluation", "line",
+        "Neighbours at evaluation",
+        "line",
         "How many neighbours does a model use that was trained with a fixed number?",
         "Bits per byte by the number of neighbours shown: where the blue line turns flat, more neighbours tell nothing "
         "new; the dashed lines are retrieval off and the GPT.",
-        "neighbours shown to each chunk (k)",
+        _neighbours,
+        _counts,
+        one_run=True,
+        usual=True,
+        x="neighbours shown to each chunk (k)",
+        axis="values",
     ),
     "database": Experiment(
-        "Size of the database", "line",
+        "Size of the database",
+        "line",
         "What would a smaller database have given?",
         "Bits per byte by the share of the database that is kept, a dot for each draw: the steeper the line at its "
         "right end, the more a larger database still promises.",
-        "share of the database's chunks", True,
+        _database,
+        _fractions,
+        one_run=True,
+        usual=True,
+        x="share of the database's chunks",
+        axis="shares",
+        log=True,
     ),
     "controls": Experiment(
-        "What in a neighbour helps", "bars",
+        "What in a neighbour helps",
+        "bars",
         "Is it the neighbour, its continuation, or merely having something to attend to?",
         "The difference from the same weights with retrieval off: only what was looked up should lie left of zero; the "
         "random and shuffled bars should not.",
+        _controls,
+        lambda offered: list(CONTROLS),
+        one_run=True,
+        usual=True,
+        against="off",
     ),
     "retrofit": Experiment(
-        "Retro-fitting", "bars",
+        "Retro-fitting",
+        "bars",
         "What does retrieval add to a model that was trained without?",
         "The difference from the GPT for models that began with trained weights, beside the first that did not.",
+        _retrofit,
     ),
     "retrievers": Experiment(
-        "Retrievers and indexes", "points",
+        "Retrievers and indexes",
+        "points",
         "Does a better search give better predictions?",
         "Bits per byte against the share of the exact neighbours that a search finds: compare the points at equal "
         "recall for the retriever, along the axis for the index.",
-        "recall of the exact neighbours, at most k",
+        _retrievers,
+        lambda offered: list(offered.retrievals),
+        one_run=True,
+        recall=True,
+        x="recall of the exact neighbours, at most k",
+        axis="to one",
     ),
     "architecture": Experiment(
-        "Cross-attention layers and encoder depth", "bars",
+        "Cross-attention layers and encoder depth",
+        "bars",
         "Which layers need to read, and how deep must the encoder be?",
         "The difference from the GPT twin for models of other shapes: where "
         "intervals overlap, bars cannot be told apart.",
+        _architecture,
     ),
     "cost": Experiment(
-        "Cost", "points",
+        "Cost",
+        "points",
         "What does the gain cost, and what would another model have made of as much arithmetic?",
         "Bits per byte against the arithmetic of the training: further down and further left is better.",
-        "FLOP of the training",
+        _cost,
+        extra=COST,
+        usual=True,
+        x="FLOP of the training",
+        axis="from zero",
     ),
-}  # fmt: skip
+}
+
+
+def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], recall: dict[str, float]) -> list[Row]:
+    """The rows of experiment `name`, of the first split of a comparison; `runs` and `recall` as in `Found`."""
+    split = comparison[0]["split"] if comparison else None
+    return CATALOGUE[name].rows(Found(where(comparison, source=ALL, split=split), runs, recall))

@@ -7,22 +7,22 @@ from pathlib import Path
 from retro import errors
 from retro.artifacts import read_manifest, write_text
 from retro.evaluation import tables
-from retro.experiments import rows
-from retro.experiments.catalogue import CATALOGUE
+from retro.evaluation.conditions import ON
+from retro.experiments.catalogue import CATALOGUE, LABELS, rows_of
 from retro.experiments.figures import draw
 from retro.report.read import read_csv, read_runs
 
 STAGE = "retro.experiments.draw"
 
 
-def recalls(paths: list[Path], own: str) -> dict[str, float]:
-    """Recall of the searches whose neighbours are at `paths`, by condition; `own` is the folder of the dataset's."""
+def recalls(paths: list[Path], own: Path) -> dict[str, float]:
+    """Recall of the searches whose neighbours are at `paths`, by condition; `own` is the dataset's folder."""
     found = {}
     for path in paths:
-        manifest, name = read_manifest(path, "neighbours"), path.parent.parent.parent.name
-        shares = manifest.counts.get("recall") or {}
+        folder = path.parent.parent.parent  # <folder>/neighbours/<split>/manifest.json
+        shares = read_manifest(path, "neighbours").counts.get("recall") or {}
         if shares:
-            found["on" if name == own else name] = shares[max(shares, key=int)]
+            found[ON if folder.resolve() == own.resolve() else folder.name] = shares[max(shares, key=int)]
     return found
 
 
@@ -41,11 +41,12 @@ def main() -> None:
         lines = run.training()
         seconds = lines[-1]["seconds"] if lines else None
         runs.setdefault(run.base, {**run.facts, "counts": run.counts, "seconds": seconds})
-    recall = recalls(options.neighbours, options.config.parent.name)
-    found = rows.rows_of(options.name, read_csv(options.comparison), runs, recall)
-    columns = (*rows.LABELS, *rows.EXTRA.get(options.name, ()), *tables.COMPARISON)
+    recall = recalls(options.neighbours, options.config.parent)
+    found = rows_of(options.name, read_csv(options.comparison), runs, recall)
+    experiment = CATALOGUE[options.name]
+    columns = (*LABELS, *experiment.extra, *tables.COMPARISON)
     write_text(options.output, tables.as_csv(columns, found))
-    draw(options.name, CATALOGUE[options.name], found, options.output.parent)
+    draw(options.name, experiment, found, options.output.parent)
     print(f"{options.name}: {len(found)} rows → {options.output}", file=sys.stderr)
 
 

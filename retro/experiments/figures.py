@@ -4,34 +4,37 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from retro.evaluation.conditions import BUILT_IN, LABELS, NONE, OFF, ON
 from retro.experiments.catalogue import Experiment
 from retro.report import palette, style
 from retro.report.read import Row
 from retro.report.words import percent
 
+AGAINST = {  # what bars differ from: its columns and its name
+    "twin": (("difference_percent", "low", "high"), "the GPT"),
+    "off": (("off_percent", "off_low", "off_high"), "the same weights with retrieval off"),
+}
 LINE, WIDE = 11, 130  # height and width that the name of a point takes, points (1/72 inch)
 
 
 def draw(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
     """<folder>/<name>.svg and .png."""
     if experiment.kind == "bars":
-        _bars(name, rows, folder)
+        _bars(name, experiment, rows, folder)
     else:
         _plane(name, experiment, rows, folder)
 
 
-def _bars(name: str, rows: list[Row], folder: Path) -> None:
-    """Differences in percent: against retrieval off for controls, against the GPT twin else."""
-    against = ("off_percent", "off_low", "off_high") if name == "controls" else ("difference_percent", "low", "high")
+def _bars(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
+    """Differences in percent."""
+    columns, other = AGAINST[experiment.against]
     with style.figure(folder, name, 1.1 + 0.36 * max(len(rows), 3)) as (_, axes):
         if not rows:
             style.nothing(axes, "No run of the config belongs here.")
             return
         for position, row in enumerate(rows):
-            value, low, high = (row[key] for key in against)
-            kind = "random" if row["retrieval"] == "shuffled" else row["retrieval"]  # both are controls
-            colour = palette.COLOURS.get(kind, palette.COLOURS["on"])
-            axes.barh(position, value, color=colour, height=0.7)
+            value, low, high = (row[key] for key in columns)
+            axes.barh(position, value, color=palette.colour(row["retrieval"]), height=0.7)
             edge = max(value, 0)
             if low is not None:
                 style.whisker(axes, low, high, position)
@@ -42,8 +45,7 @@ def _bars(name: str, rows: list[Row], folder: Path) -> None:
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         style.bars(axes)
         axes.margins(x=0.16)
-        twin = "the same weights with retrieval off" if name == "controls" else "the GPT"
-        axes.set_xlabel(f"bits per byte against {twin}, %; left is better")
+        axes.set_xlabel(f"bits per byte against {other}, %; left is better")
 
 
 def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
@@ -56,7 +58,7 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
             return
         line = experiment.kind == "line"
         for row in rows:
-            colour = palette.COLOURS["none"] if row["retrieval"] == "none" else palette.COLOURS["on"]
+            colour = palette.colour(NONE if row["retrieval"] == NONE else ON)
             if line and row.get("low") is not None:
                 ends = [row["twin_bits_per_byte"] * (1 + row[key] / 100) for key in ("low", "high")]
                 axes.plot([row["x"]] * 2, ends, color=palette.FAINT, linewidth=4, zorder=1)
@@ -64,29 +66,44 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
         if line:
             xs = sorted({row["x"] for row in rows})
             means = [_mean([row["bits_per_byte"] for row in rows if row["x"] == x]) for x in xs]
-            axes.plot(xs, means, color=palette.COLOURS["on"], zorder=2, label="RETRO, retrieval on")
+            axes.plot(xs, means, color=palette.colour(ON), zorder=2, label=LABELS[ON])
             row = rows[-1]
             off = row["bits_per_byte"] / (1 + (row["off_percent"] or 0) / 100)
-            for level, mode, label in ((off, "off", "retrieval off"), (row["twin_bits_per_byte"], "none", "GPT")):
-                axes.axhline(level, color=palette.COLOURS[mode], linestyle=(0, (4, 3)), linewidth=1.2, label=label)
+            for level, mode, label in (
+                (off, OFF, BUILT_IN[OFF].shows),
+                (row["twin_bits_per_byte"], NONE, LABELS[NONE]),
+            ):
+                axes.axhline(level, color=palette.colour(mode), linestyle=(0, (4, 3)), linewidth=1.2, label=label)
             axes.legend(loc="lower left" if experiment.log else "center right")
         if experiment.log and min(row["x"] for row in rows) > 0:
             axes.set_xscale("log")
         elif not line:
             axes.margins(x=0.25, y=0.1)
-        if name == "database":
-            axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
-            axes.minorticks_off()
-        if name == "neighbours":
-            axes.set_xticks(xs)
-        if name == "cost":
-            axes.set_xlim(left=0)
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-        if name == "retrievers":
-            axes.set_xticks([x for x in axes.get_xticks() if x <= 1])
+        AXES[experiment.axis](axes, sorted({row["x"] for row in rows}))
         axes.set(xlabel=experiment.x, ylabel="bits per byte")
         if not line:
             _label(axes, rows)
+
+
+def _values(axes: Axes, xs: list[float]) -> None:
+    axes.set_xticks(xs)
+
+
+def _shares(axes: Axes, xs: list[float]) -> None:
+    axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
+    axes.minorticks_off()
+
+
+def _from_zero(axes: Axes, xs: list[float]) -> None:
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+
+
+def _to_one(axes: Axes, xs: list[float]) -> None:
+    axes.set_xticks([x for x in axes.get_xticks() if x <= 1])
+
+
+AXES = {"values": _values, "shares": _shares, "from zero": _from_zero, "to one": _to_one}  # forms of the x axis
 
 
 def _label(axes: Axes, rows: list[Row]) -> None:

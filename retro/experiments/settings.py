@@ -4,20 +4,22 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from retro.experiments.catalogue import CATALOGUE, Offered
 from retro.settings import Settings
 
-Name = Literal["seeds", "neighbours", "database", "controls", "retrofit", "retrievers", "architecture", "cost"]
+Name = Literal[*CATALOGUE]  # type: ignore[valid-type]
+ONE_RUN = ", ".join(name for name, experiment in CATALOGUE.items() if experiment.one_run)
 
 
 class ExperimentSettings(Settings):
     """What `snakemake experiments` measures, on models that the config trains anyway."""
 
     names: list[Name] = Field(
-        ["seeds", "neighbours", "database", "controls", "cost"],
+        [name for name, experiment in CATALOGUE.items() if experiment.usual],
         description="Experiments: docs/evaluation.md says what each asks. Those left out by default need other runs.",
     )
     of: str | None = Field(
-        None, description="RETRO run that neighbours, database, controls and retrievers measure; default: the first."
+        None, description=f"RETRO run that some experiments measure ({ONE_RUN}); default: the first."
     )
     k: list[int] = Field(
         [0, 1, 2, 5, 10, 20],
@@ -31,6 +33,10 @@ class ExperimentSettings(Settings):
     candidates: int = Field(
         1000, gt=0, le=1000, description="Neighbours searched once, of which a smaller database keeps its share."
     )
+
+    def offered(self, retrievals: list[str], used: int, saved: int) -> Offered:
+        """What the conditions are made of, for a run trained with `used` of `saved` neighbours."""
+        return Offered(self.k, self.fractions, self.fraction_seeds, retrievals, used, saved)
 
     @field_validator("fractions")
     @classmethod

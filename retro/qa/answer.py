@@ -12,6 +12,8 @@ import torch
 from retro import errors
 from retro.artifacts import write_text
 from retro.errors import UserError
+from retro.evaluation.conditions import ON, usual
+from retro.naming import unseeded, untuned
 from retro.qa.decode import answers
 from retro.qa.files import Example, answerable, read
 from retro.qa.lookup import QuestionLookup
@@ -44,8 +46,8 @@ def shown_first(file: Path, dataset: Dataset, shots: int) -> str:
 
 def of(run: dict[str, Any]) -> dict[str, Any]:
     """Which model answers: its run, what that is called in the config, its seed, and whether it was fine-tuned."""
-    base = run["name"].removesuffix(f"-{run['qa']['name']}") if "qa" in run else run["name"]
-    model = base.removesuffix(f"-s{run['seed']}")
+    base = untuned(run["name"], run["qa"]["name"]) if "qa" in run else run["name"]
+    model = unseeded(base)
     return {"run": run["name"], "model": model, "seed": run["seed"], "tuned": "qa" in run}
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="model.json, fine-tuned or not")
     parser.add_argument("--settings", required=True, help="the qa section's answer_facts(), as JSON")
     parser.add_argument("--questions", required=True, type=Path, help="JSON lines of questions")
-    parser.add_argument("--retrieval", required=True, choices=["on", "off", "none"], help="none: for a gpt")
+    parser.add_argument("--retrieval", required=True, choices=[*usual("retro"), *usual("gpt")], help="none: for a gpt")
     parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()
@@ -80,11 +82,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dataset = Dataset.open(options.config)
     model, run = load_model(options.model, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.retrieval == "on" and run["architecture"] == "gpt":
+    if options.retrieval == ON and run["architecture"] == "gpt":
         raise UserError(f"{options.model}: a gpt, which retrieves nothing. Use --retrieval none.")
     examples = asked(options.questions, dataset, settings.splits)
     seen: list[Neighbours | None] = [None] * len(examples)
-    if options.retrieval == "on":
+    if options.retrieval == ON:
         lookup = QuestionLookup(
             dataset, settings.neighbours_used, settings.candidates, settings.title_weight, options.threads
         )

@@ -19,6 +19,7 @@ import torch
 from retro import errors, provenance
 from retro.artifacts import sha256, write_text
 from retro.errors import UserError
+from retro.evaluation.conditions import NONE, OFF, ON
 from retro.qa.reading import Lookups
 from retro.recorded import Dataset
 from retro.training.load import load_model
@@ -47,8 +48,8 @@ def open_run(config: Path, path: Path, retrieval: bool, batch_size: int, threads
 
     dataset = Dataset.open(config)
     model, run = load_model(path, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    mode = "none" if run["architecture"] == "gpt" else "on" if retrieval else "off"
-    lookups = Lookups(dataset, run, threads) if mode == "on" else None
+    mode = NONE if run["architecture"] == "gpt" else ON if retrieval else OFF
+    lookups = Lookups(dataset, run, threads) if mode == ON else None
     who = {"run": run["name"], "retrieval": mode, "model": sha256(path), "config": sha256(config)}
     return RetroLM(model, run, dataset, lookups, batch_size), who
 

@@ -16,6 +16,7 @@ from retro import errors
 from retro.artifacts import write_text
 from retro.errors import UserError
 from retro.evaluation.bootstrap import by_unit, resampled_sums
+from retro.evaluation.conditions import OFF, ON
 from retro.qa.metrics import exact_match, f1, match
 
 STAGE = "retro.qa.score"
@@ -97,7 +98,7 @@ def differences(models: dict[tuple, list[Lines]], resamplings: int) -> list[dict
     """What fine-tuning adds and what retrieval adds, in points, question by question."""
     known = {(model, tuned, retrieval): seeds for (model, tuned, _, retrieval, _), seeds in models.items()}
     pairs = [("fine-tuning", key, (key[0], False, key[2])) for key in known if key[1]]
-    pairs += [("retrieval", key, (*key[:2], "off")) for key in known if key[2] == "on"]
+    pairs += [("retrieval", key, (*key[:2], OFF)) for key in known if key[2] == ON]
     rows = []
     for kind, key, other in pairs:
         if other not in known:

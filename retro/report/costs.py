@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import median
 
+from retro.evaluation.conditions import NONE, ON
 from retro.report import palette, style
 from retro.report.read import Run, Stage
 from retro.report.words import duration, short
@@ -37,7 +38,7 @@ def draw_cost(stages: list[Stage], runs: list[Run], folder: Path) -> None:
             style.nothing(right, "No metrics were logged.")
             return
         speeds = [speed(run) for run in runs]
-        colours = [palette.COLOURS["none" if run.architecture == "gpt" else "on"] for run in runs]
+        colours = [palette.colour(NONE if run.architecture == "gpt" else ON) for run in runs]
         right.barh(range(len(runs)), [rate for rate, _ in speeds], color=colours, height=0.7)
         for position, (rate, share) in enumerate(speeds):
             right.text(rate, position, f"  {short(rate)}/s · MFU {share:.0%}", va="center", fontsize=8.5)

@@ -7,9 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from retro.evaluation.conditions import LABELS, NONE, ON, usual
 from retro.report import palette, style
-from retro.report.read import LABELS, Run
+from retro.report.read import Run
 from retro.report.words import short
+
+VALIDATED = [*usual("gpt"), *usual("retro")]  # the conditions that training validates under
 
 
 def smoothed(values: list[float], span: int) -> np.ndarray:
@@ -43,15 +46,15 @@ def draw_loss(runs: list[Run], folder: Path) -> None:
 
 
 def _draw(axes: Axes, run: Run, key: str, dash: object) -> None:
-    mode = "none" if run.architecture == "gpt" else "on"
+    mode = NONE if run.architecture == "gpt" else ON
     lines = run.training()
     span = max(1, len(lines) // 16)
     x, y = [line[key] for line in lines], smoothed([line["loss"] for line in lines], span)
-    axes.plot(x, y, color=palette.COLOURS[mode], linestyle=dash, linewidth=1.0, alpha=0.5)
-    for shown in ("none", "on", "off"):
+    axes.plot(x, y, color=palette.colour(mode), linestyle=dash, linewidth=1.0, alpha=0.5)
+    for shown in VALIDATED:
         found = run.validation(shown)
         x, y = [line[key] for line in found], [line["loss"] for line in found]
-        axes.plot(x, y, color=palette.COLOURS[shown], linestyle=dash, marker="o", markersize=3.5)
+        axes.plot(x, y, color=palette.colour(shown), linestyle=dash, marker="o", markersize=3.5)
 
 
 def _limits(axes: Axes, runs: list[Run]) -> None:
@@ -70,8 +73,8 @@ def _losses(run: Run) -> list[float]:
 
 
 def _legend(runs: list[Run], bases: list[str]) -> list[Line2D]:
-    modes = [m for m in ("none", "on", "off") if any(run.validation(m) for run in runs)]
-    found = [Line2D([], [], color=palette.COLOURS[m], marker="o", markersize=4, label=LABELS[m]) for m in modes]
+    modes = [m for m in VALIDATED if any(run.validation(m) for run in runs)]
+    found = [Line2D([], [], color=palette.colour(m), marker="o", markersize=4, label=LABELS[m]) for m in modes]
     if len(bases) > 1:
         dashes = zip(bases, style.LINES * len(bases), strict=False)
         found += [Line2D([], [], color=palette.SOFT, linestyle=dash, label=base) for base, dash in dashes]

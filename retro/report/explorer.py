@@ -15,6 +15,7 @@ from retro import errors
 from retro.artifacts import Manifest, read_manifest, write_text
 from retro.errors import UserError
 from retro.evaluation.bits import Documents, group_documents
+from retro.evaluation.conditions import NONE, ON
 from retro.progress import bar
 from retro.recorded import Dataset
 from retro.report.pages import render
@@ -145,10 +146,10 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
 def pair(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
     """The losses of a GPT and those of a RETRO with retrieval on, of one split."""
     modes = {manifest.settings["mode"]: manifest for manifest in manifests}
-    if set(modes) != {"none", "on"} or len({manifest.settings["split"] for manifest in manifests}) != 1:
+    if set(modes) != {NONE, ON} or len({manifest.settings["split"] for manifest in manifests}) != 1:
         found = ", ".join(str(manifest.path) for manifest in manifests)
         raise UserError(f"--losses: wanted a GPT's losses and a RETRO's with mode on, of one split; found {found}.")
-    return modes["none"], modes["on"]
+    return modes[NONE], modes[ON]
 
 
 def main() -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from retro.evaluation.conditions import LABELS, NONE, ON
+from retro.naming import ALL
 from retro.report import palette, style
-from retro.report.read import ALL, LABELS, Row, where
+from retro.report.read import Row, where
 from retro.report.words import interval, percent
 
 
@@ -51,12 +53,12 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
     for twin in twins:
         mine = where(rows, twin=twin)
         size = mine[0]["twin_bits_per_byte"]
-        axes.barh(position, size, color=palette.COLOURS["none"], height=0.72)
+        axes.barh(position, size, color=palette.colour(NONE), height=0.72)
         axes.text(size, position, f"  {size:.3f}", va="center", color=palette.INK)
         labels.append("GPT" if len(twins) == 1 else twin)
         position += 1
         for row in mine:
-            axes.barh(position, row["bits_per_byte"], color=palette.COLOURS[row["retrieval"]], height=0.72)
+            axes.barh(position, row["bits_per_byte"], color=palette.colour(row["retrieval"]), height=0.72)
             end = row["bits_per_byte"]
             if row["low"] is not None:
                 low, high = (size * (1 + row[key] / 100) for key in ("low", "high"))
@@ -72,16 +74,16 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
 
 def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most: int = 24) -> None:
     """Relative gain of retrieval by section of the documents; by source where titles name no sections."""
-    rows = [row for row in sections if row["seed"] == ALL and row["retrieval"] == "on" and row["low"] is not None]
+    rows = [row for row in sections if row["seed"] == ALL and row["retrieval"] == ON and row["low"] is not None]
     name, what = "section", "section"
     if not rows:
-        rows = [row for row in comparison if row["seed"] == ALL and row["retrieval"] == "on"]
+        rows = [row for row in comparison if row["seed"] == ALL and row["retrieval"] == ON]
         rows = [row for row in rows if row["low"] is not None and row["source"] != ALL]
         name, what = "source", "source"
     rows = [row for row in rows if row["run"] == rows[0]["run"] and row["split"] == rows[0]["split"]]
     rows = sorted(rows, key=lambda row: -row["documents"])[:most]
     rows.sort(key=lambda row: row["difference_percent"])
-    whole = where(comparison, seed=ALL, retrieval="on", source=ALL)
+    whole = where(comparison, seed=ALL, retrieval=ON, source=ALL)
     with style.figure(folder, "sections", 1.0 + 0.33 * max(len(rows), 2)) as (_, axes):
         if not rows:
             style.nothing(axes, "Too few documents to compare by section.")

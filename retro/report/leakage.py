@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from retro import errors
 from retro.artifacts import write_text
+from retro.evaluation.conditions import LABELS, NONE, OFF, ON
 from retro.report import palette, style
 from retro.report.read import Row, read_csv, where
 from retro.report.svg import figure
@@ -15,7 +16,7 @@ from retro.report.words import interval, percent
 
 STAGE = "retro.report.leakage"
 OVERLAPS = {"training": "Overlap with the training data", "shown": "Overlap with the neighbours shown"}
-MODES = {"none": "GPT", "off": "RETRO, retrieval off", "on": "RETRO, retrieval on"}
+MODES = {name: LABELS[name] for name in (NONE, OFF, ON)}
 CAPTION = (
     "Bits per byte of the chunks whose longest common run of tokens is at most a share of the chunk; below, how many "
     "chunks that are: a gap between blue and grey that remains at the left end is no copying of long passages; short "
@@ -30,7 +31,7 @@ HEAD = (
 
 def first(rows: list[Row]) -> list[Row]:
     """The rows of the first RETRO run that has a twin, and of that twin, in one split."""
-    run = next((row for row in rows if row["retrieval"] == "on" and row["twin"]), None)
+    run = next((row for row in rows if row["retrieval"] == ON and row["twin"]), None)
     if run is None:
         return []
     names = (run["run"], run["twin"])
@@ -52,14 +53,14 @@ def draw(rows: list[Row], folder: Path) -> None:
             for mode, label in MODES.items():
                 mine = where(here, retrieval=mode)
                 x, y = [row["alpha"] for row in mine], [row["bits_per_byte"] for row in mine]
-                above.plot(x, y, "o-", color=palette.COLOURS[mode], markersize=4, label=label)
+                above.plot(x, y, "o-", color=palette.colour(mode), markersize=4, label=label)
                 known = [row for row in mine if row["bpb_low"] is not None]
                 above.fill_between(
                     [row["alpha"] for row in known], [row["bpb_low"] for row in known],
-                    [row["bpb_high"] for row in known], color=palette.COLOURS[mode], alpha=0.12, linewidth=0,
+                    [row["bpb_high"] for row in known], color=palette.colour(mode), alpha=0.12, linewidth=0,
                 )  # fmt: skip
             above.set_title(title)
-            mine = where(here, retrieval="on")
+            mine = where(here, retrieval=ON)
             below.bar([row["alpha"] for row in mine], [row["chunks"] for row in mine], 0.08, color=palette.SOURCES[1])
             below.set_xlabel("largest share of a chunk that overlaps (α)")
         axes[0, 0].set_ylabel("bits per byte")
@@ -79,7 +80,7 @@ def line(row: Row) -> Markup:
 
 def sentence(rows: list[Row]) -> str:
     """What is left of the gain where under an eighth of a chunk overlaps with what the model is shown."""
-    found = [row for row in where(rows, retrieval="on", overlap="shown", kind="up to") if row["low"] is not None]
+    found = [row for row in where(rows, retrieval=ON, overlap="shown", kind="up to") if row["low"] is not None]
     if not found:
         return ""
     little, whole = found[0], found[-1]

@@ -9,11 +9,13 @@ from typing import Any
 from retro import errors
 from retro.artifacts import Manifest, read_json, read_manifest, sha256, write_text
 from retro.evaluation.bits import group_documents
+from retro.evaluation.conditions import LABELS, usual
+from retro.naming import ALL
 from retro.recorded import Dataset
 from retro.report import story
 from retro.report.pages import render
 from retro.report.parts import read_parts
-from retro.report.read import ALL, LABELS, Row, read_csv, read_runs, where
+from retro.report.read import Row, read_csv, read_runs, where
 from retro.report.shares import by_split
 from retro.report.svg import inline_svg
 from retro.report.words import interval, percent
@@ -156,6 +158,7 @@ def main() -> None:
         seeds=story.seeds_sentence(comparison),
         main=story.main_rows(comparison),
         labels=LABELS,
+        modes=usual("retro", controls=True),
         book=story.book(dataset.facts["sources"]),
         flavour=story.flavour(runs, comparison),
         corpus=corpus(dataset),

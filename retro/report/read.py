@@ -9,16 +9,10 @@ from typing import Any
 
 from retro.artifacts import read_manifest
 from retro.errors import UserError
+from retro.naming import unseeded
 
 Row = dict[str, Any]
-ALL = "all"  # the source of rows over all sources; the seed of rows over all seeds
 TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section", "unit", "label", "overlap", "kind"}
-LABELS = {
-    "none": "GPT",
-    "on": "RETRO, retrieval on",
-    "off": "RETRO, retrieval off",
-    "random": "RETRO, random neighbours",
-}
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -52,7 +46,7 @@ class Run:
     @property
     def base(self) -> str:
         """The run's name in the config, without its seed."""
-        return self.name.removesuffix(f"-s{self.facts['seed']}")
+        return unseeded(self.name)
 
     @property
     def architecture(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from retro.artifacts import read_manifest
+from retro.evaluation.conditions import NONE
 from retro.recorded import Dataset
 from retro.report import palette, style
 from retro.report.shares import shares
@@ -60,7 +61,7 @@ def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> No
         edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-3), BINS + 1)
         middle = (edges[1:] + edges[:-1]) / 2
         colours = {
-            "random pairs": palette.COLOURS["none"],
+            "random pairs": palette.colour(NONE),
             "1st neighbour": "#0072b2",
             "2nd neighbour": "#56b4e9",
         }

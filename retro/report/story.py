@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from retro.report.read import ALL, Row, Run, where
+from retro.evaluation.conditions import OFF, ON, RANDOM
+from retro.naming import ALL
+from retro.report.read import Row, Run, where
 from retro.report.words import interval, percent
 
 FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
@@ -11,7 +13,7 @@ FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
 def main_rows(comparison: list[Row]) -> dict[str, Row]:
     """The rows the headline is about: the first RETRO run's, all seeds and sources, by mode of retrieval."""
     rows = where(comparison, seed=ALL, source=ALL)
-    first = next((row for row in rows if row["retrieval"] == "on"), None)
+    first = next((row for row in rows if row["retrieval"] == ON), None)
     if first is None:
         return {}
     return {row["retrieval"]: row for row in where(rows, run=first["run"], split=first["split"])}
@@ -35,7 +37,7 @@ def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, s
     rows = main_rows(comparison)
     if not rows:
         return "No RETRO run has been compared with a GPT twin.", ""
-    on = rows["on"]
+    on = rows[ON]
     text = f"held-out text ({documents} documents of {groups} groups)"
     if groups == documents:
         text = f"held-out text ({documents} documents)"
@@ -53,8 +55,8 @@ def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, s
 def _controls(rows: dict[str, Row]) -> list[str]:
     """What the controls say about where a gain comes from."""
     found = []
-    if "random" in rows:
-        on, random = rows["on"], rows["random"]
+    if RANDOM in rows:
+        on, random = rows[ON], rows[RANDOM]
         gain = random.get("off_percent")
         found.append(f"With random neighbours in place of those it looked up it needs {amount(random)}")
         if gain is not None:
@@ -64,8 +66,8 @@ def _controls(rows: dict[str, Row]) -> list[str]:
         elif on["high"] is not None and on["high"] < random["low"]:
             found[-1] += ", so it is what it looked up that helps"
         found[-1] += "."
-    if "off" in rows:
-        found.append(f"With retrieval switched off it needs {amount(rows['off'])}.")
+    if OFF in rows:
+        found.append(f"With retrieval switched off it needs {amount(rows[OFF])}.")
     return found
 
 
@@ -77,7 +79,7 @@ def _caution(documents: int) -> list[str]:
 
 def seeds_sentence(comparison: list[Row]) -> str:
     """How many trainings the headline rests on."""
-    on = main_rows(comparison).get("on")
+    on = main_rows(comparison).get(ON)
     if on is None:
         return ""
     if on["seeds"] == 1:
@@ -113,7 +115,7 @@ def flavour(runs: list[Run], comparison: list[Row]) -> str:
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
         model = next(run.facts["model"] for run in runs if run.base == base)
         ready = model["cca"] == "copy-ready"
-        found = where(comparison, run=base, seed=ALL, source=ALL, retrieval="on")
+        found = where(comparison, run=base, seed=ALL, source=ALL, retrieval=ON)
         gains[ready] += [f"{base} {percent(row['difference_percent'])} {interval(row)}" for row in found]
         names.setdefault("copy-ready" if ready else model["flavour"], []).append(base)
     sentences = []

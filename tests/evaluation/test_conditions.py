@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from retro.artifacts import read_manifest, write_array, write_manifest
 from retro.errors import UserError
-from retro.evaluation.conditions import Condition, Shown, shuffled
+from retro.evaluation.conditions import BUILT_IN, Condition, ordered, usual
 from retro.evaluation.scoring import score
+from retro.evaluation.shown import Shown, shuffled
 from tests.evaluation.built import LENGTH, M, make_model, stage
 
 CHUNKS = np.arange(4)
@@ -27,6 +28,37 @@ def losses(dataset, batcher):
 @pytest.mark.parametrize("name", ["none", "on", "on+k5", "random", "shuffled+k1+neighbour", "bm25", "a-b.c+k0"])
 def test_a_name_is_read_back(name):
     assert Condition.parse(name).name == name
+
+
+def test_what_a_model_is_always_measured_under():
+    assert usual("gpt") == usual("gpt", controls=True) == ["none"]
+    assert usual("retro") == ["on", "off"] and usual("retro", controls=True) == ["on", "off", "random"]
+
+
+def test_tables_have_the_usual_conditions_first_and_the_others_by_name():
+    assert ordered({"shuffled", "random", "on+k5", "bm25", "off", "on"}) == [
+        "on", "off", "random", "bm25", "on+k5", "shuffled",
+    ]  # fmt: skip
+
+
+def test_controls_are_what_was_not_looked_up():
+    assert [name for name in BUILT_IN if Condition.parse(name).control] == ["random", "shuffled"]
+    assert Condition.parse("shuffled+k1+neighbour").control and not Condition.parse("bm25").control
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest"),
+    [
+        ("on", None),
+        ("off", None),
+        ("shuffled+k5", None),
+        ("nobody", None),
+        ("bm25+k5+neighbour", "retrievals/bm25/neighbours/test/manifest.json"),
+        ("database-0.05-s1+k5", "fractions/database-0.05-s1/test/manifest.json"),
+    ],
+)
+def test_other_neighbours_lie_where_their_condition_says(name, manifest):
+    assert Condition.parse(name).manifest("test", ["bm25"]) == manifest
 
 
 @pytest.mark.parametrize("name", ["", "on+", "on+5", "on+neighbour+k2", "off+k2", "none+continuation", "a/b"])

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,13 @@ def test_sections_only_where_most_titles_name_one(measured):
     energy = next(r for r in rows if r["run"] == "retro-s2" and r["retrieval"] == "on")
     assert energy["documents"] == "2" and float(energy["difference_percent"]) == pytest.approx(-20)
     assert next(r for r in rows if r["run"] == "gpt-s1")["difference_percent"] == ""
+
+
+def test_a_section_that_a_corpus_calls_all_is_a_section_like_any_other(measured):
+    called = replace(measured, sections=["all" if name == "Energy" else name for name in measured.sections])
+    rows, wanted = (read(tables.SECTIONS, tables.section_rows(each, RUNS, 200, 1)) for each in (called, measured))
+    named = [row | {"section": {"all": "Energy"}.get(row["section"], row["section"])} for row in rows]
+    assert sorted(map(str, named)) == sorted(map(str, wanted))
 
 
 def test_a_run_without_a_measured_twin_is_not_compared(measured):

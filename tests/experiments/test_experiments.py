@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from retro.artifacts import read_manifest
 from retro.config import load
 from retro.errors import UserError
-from retro.evaluation.conditions import Condition
+from retro.evaluation.conditions import Condition, fraction_name
+from retro.experiments import figures
 from retro.experiments.catalogue import CATALOGUE
-from retro.experiments.plan import conditions, fraction_name, fraction_of
+from retro.experiments.draw import recalls
 from retro.experiments.settings import ExperimentSettings
 from retro.report.parts import read_parts
 from retro.retrieval.subsample import first_kept, kept
@@ -24,18 +27,22 @@ from tests.evaluation.built import build_dataset, measure, stage, write_run
 
 
 def test_every_condition_of_every_experiment_has_a_name():
-    for name in CATALOGUE:
-        for condition in conditions(name, ExperimentSettings(), ["bm25"], 2, 20):
+    for experiment in CATALOGUE.values():
+        for condition in experiment.conditions(ExperimentSettings().offered(["bm25"], used=2, saved=20)):
             assert Condition.parse(condition).name == condition
 
 
 def test_the_number_trained_with_and_none_are_not_measured_twice():
-    assert conditions("neighbours", ExperimentSettings(), [], 2, 20) == ["on+k1", "on+k5", "on+k10", "on+k20"]
-    assert conditions("neighbours", ExperimentSettings(), [], 2, 6) == ["on+k1", "on+k5"]
+    def measured(saved):
+        return CATALOGUE["neighbours"].conditions(ExperimentSettings().offered([], used=2, saved=saved))
+
+    assert measured(20) == ["on+k1", "on+k5", "on+k10", "on+k20"]
+    assert measured(6) == ["on+k1", "on+k5"]
 
 
 def test_names_of_fractions_are_read_back():
-    assert fraction_of(fraction_name(0.05, 2)) == (0.05, 2) and fraction_of("bm25") is None
+    assert Condition.parse(fraction_name(0.05, 2)).fraction == (0.05, 2)
+    assert Condition.parse("bm25").fraction is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,6 +112,39 @@ def test_more_neighbours_is_a_line_from_off_to_all(made):
     assert [float(row["x"]) for row in rows] == [0, 1, 2, 4]
     assert [row["retrieval"] for row in rows] == ["off", "on+k1", "on", "on+k4"]
     assert len({row["bits_per_byte"] for row in rows}) == 4
+
+
+def test_a_retrieval_called_as_the_dataset_is_not_taken_for_its_own(made, tmp_path):
+    own, found = made[0].folder, {}
+    same = own / f"retrievals/{own.name}"
+    shutil.copytree(own / "neighbours/test", same / "neighbours/test")
+    manifest = same / "neighbours/test/manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["counts"]["recall"] = {"1": 0.25}
+    manifest.write_text(json.dumps(facts))
+    found = recalls([own / "neighbours/test/manifest.json", manifest], own)
+    assert found.keys() == {"on", own.name} and found[own.name] == 0.25 != found["on"]
+
+
+def test_a_very_small_database_is_one_too(made):
+    offered = ExperimentSettings(fractions=[0.00001], fraction_seeds=[2]).offered([], used=2, saved=20)
+    (name,) = CATALOGUE["database"].conditions(offered)
+    assert Condition.parse(name).fraction == (0.00001, 2)
+    assert Condition.parse(name).manifest("test", []) == f"fractions/{name}/test/manifest.json"
+
+
+def test_every_experiment_says_how_its_figure_is_drawn():
+    for name, experiment in CATALOGUE.items():
+        if experiment.kind == "bars":
+            assert experiment.against in figures.AGAINST and not experiment.x, name
+        else:
+            assert experiment.axis in figures.AXES and experiment.x, name
+
+
+def test_the_docs_say_how_to_read_every_experiment():
+    page = (Path(__file__).resolve().parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = page.partition("## Experiments")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(CATALOGUE)
 
 
 def test_a_smaller_database_is_measured_and_the_whole_one_ends_the_line(made):
