@@ -4,7 +4,6 @@ Imported by the Snakefile and the command-line tools only. A stage is given its 
 so that a changed key reruns what read it and nothing else.
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from retro.config_checks import braces, check_runs, contradictions
 from retro.config_errors import explain, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
+from retro.config_names import wrong_names
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
@@ -20,9 +20,10 @@ from retro.errors import UserError
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
+from retro.naming import NAME, seeded
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.retrievals import NAME, RetrievalSettings, check
+from retro.retrievals import RetrievalSettings, check
 from retro.settings import Settings
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.validate.settings import ValidationSettings
@@ -85,11 +86,6 @@ class DatasetSettings(Settings):
                 f"source {given[0]!r} is tokens already (type: megatron): name the tokenizer that made them, such as "
                 f"dataset.tokenizer: {{type: gpt2, path: vocab.json, merges: merges.txt}}"
             )
-        for name in self.sources:
-            if not re.fullmatch(NAME, name):
-                raise ValueError(
-                    f"source name {name!r}: wanted letters, digits and . _ - only, a letter or digit first"
-                )
         return self
 
 
@@ -180,10 +176,10 @@ class Config(Settings):
             model = ModelSettings(**merged(self._model, run.model))
             train = TrainSettings(**merged(self.train.facts(), run.train))
             for seed in self.seeds:
-                found[f"{name}-s{seed}"] = {
-                    "name": f"{name}-s{seed}",
+                found[seeded(name, seed)] = {
+                    "name": seeded(name, seed),
                     "architecture": run.architecture,
-                    "twin": f"{run.twin}-s{seed}" if run.twin else None,
+                    "twin": seeded(run.twin, seed) if run.twin else None,
                     "seed": seed,
                     "model": model.model_dump(mode="json"),
                     "train": train.facts(),
@@ -195,7 +191,7 @@ class Config(Settings):
     def _start(self, start: str | None, seed: int) -> str | None:
         """The model.json that a run begins with."""
         if start in self.runs:
-            return f"{self.results}/{self.dataset.name}/runs/{start}-s{seed}/model.json"
+            return f"{self.results}/{self.dataset.name}/runs/{seeded(start, seed)}/model.json"
         return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
 
     def paths(self) -> dict[str, str | None]:
@@ -234,7 +230,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
                 kind(**merged(under, getattr(run, key)))
             except ValidationError as error:
                 raise UserError(explain(error, kind, where, ("runs", name, key))) from None
-    wrong = [*contradictions(config, config.expanded()), *braces(config.paths())]
+    wrong = [*wrong_names(config), *contradictions(config, config.expanded()), *braces(config.paths())]
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))
     return config

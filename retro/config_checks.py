@@ -3,11 +3,10 @@
 Stages would say it too, but only when they are reached: an evaluation after hours of training.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from retro.retrievals import NAME
+from retro.naming import seeded
 
 
 def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -32,7 +31,7 @@ def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str
             "or raise the other"
         )
     for name in config.runs:
-        train = runs[f"{name}-s{config.seeds[0]}"]["train"]
+        train = runs[seeded(name, config.seeds[0])]["train"]
         if train["min_lr"] > train["lr"] and train["schedule"] != "constant":
             yield (
                 f"runs.{name}: train.min_lr {train['min_lr']} is above train.lr {train['lr']}; lower the one or "
@@ -68,7 +67,7 @@ def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str
 
 
 def check_runs(runs: dict[str, Any]) -> None:
-    """Raise `ValueError` for the first wrong name, twin or beginning of a config's runs."""
+    """Raise `ValueError` for the first wrong twin or beginning of a config's runs."""
     for name, run in runs.items():
         if run.architecture == "retro" and run.twin is not None:
             twin = runs.get(run.twin)
@@ -76,8 +75,6 @@ def check_runs(runs: dict[str, Any]) -> None:
                 raise ValueError(
                     f"run {name!r}: twin {run.twin!r} is not a gpt run of this config; name one, or leave it out"
                 )
-        if not re.fullmatch(NAME, name):
-            raise ValueError(f"run name {name!r}: wanted letters, digits and . _ - only, a letter or digit first")
         if run.freeze and (run.architecture != "retro" or run.start is None):
             raise ValueError(
                 f"run {name!r}: freeze: base is for a retro run that has `from`; leave it out, or add that"
@@ -104,5 +101,5 @@ def braces(paths: dict[str, str | None]) -> Iterator[str]:
 
 def _retro(config: Any, runs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """RETRO runs by their name in the config, one of their seeds each."""
-    named = [(name, runs[f"{name}-s{config.seeds[0]}"]) for name in config.runs]
+    named = [(name, runs[seeded(name, config.seeds[0])]) for name in config.runs]
     return [(name, run) for name, run in named if run["architecture"] == "retro"]

@@ -37,12 +37,15 @@ ROOMS = {
 }
 
 
+SETTINGS = ("settings.py", "config.py", "retrievals.py", "config_checks.py", "config_names.py")  # what refuses values
+
+
 class Module:
     """The messages of one file of the package."""
 
     def __init__(self, path: Path):
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.settings = path.name in ("settings.py", "config.py", "retrievals.py", "config_checks.py")
+        self.settings = path.name in SETTINGS
         self.functions = {node.name: node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)}
         self.constants = {
             target.id: node.value.value

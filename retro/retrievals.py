@@ -5,7 +5,6 @@ artifacts lie in D/retrievals/<name>, laid out as the dataset's own, and only wh
 an equal embedding or index is taken from the dataset, or from the first retrieval that has it.
 """
 
-import re
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -15,8 +14,6 @@ from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.settings import Settings
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-CONDITIONS = ("stored", "none", "on", "off", "random", "shuffled")  # what evaluation calls its own conditions
 BUILT = {  # the index settings an index is built with; the others say how it is searched
     "index": ("factory", "train_vectors", "gpu", "gpu_float16"),
     "bm25": ("bm25_k1", "bm25_b"),
@@ -58,14 +55,8 @@ def made_of(facts: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def check(dataset: dict[str, Any], named: dict[str, RetrievalSettings]) -> None:
-    """Raise `ValueError` for the first wrong name or key of a config's retrievals."""
+    """Raise `ValueError` for the first wrong key of a config's retrievals."""
     for name, overrides in named.items():
-        if not re.fullmatch(NAME, name) or name in CONDITIONS or name.startswith("database-"):
-            raise ValueError(
-                f"retrieval name {name!r}: wanted letters, digits and . _ - only, a letter or digit first; not "
-                "database-…, and "
-                f"none of {', '.join(CONDITIONS)}, which are names of conditions"
-            )
         try:
             resolve(dataset, overrides)
         except ValueError as error:

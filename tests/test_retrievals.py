@@ -39,8 +39,8 @@ def test_what_is_equal_is_not_made_again():
     [
         ("a", {"index": {"nprob": 1}}, r"retrievals\.a\.index\.nprob: unknown key"),
         ("a", {"neighbours": {"saved": 0}}, r"retrievals\.a\.neighbours\.saved"),
-        ("random", {}, "retrieval name 'random'"),
-        ("a/b", {}, "retrieval name 'a/b'"),
+        ("random", {}, "retrievals: found 'random'"),
+        ("a/b", {}, "retrievals: found 'a/b'"),
     ],
 )
 def test_wrong_retrievals_are_refused(name, overrides, message):
