@@ -14,21 +14,14 @@ from retro.model.build import build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
-from retro.training import counter, fingerprint
-from retro.training.batches import Batcher
-from retro.training.blend import describe as describe_blend
-from retro.training.blend import open_samples
+from retro.training import fingerprint
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
-from retro.training.gemm import gemm_rate
 from retro.training.initial import start_from
-from retro.training.metrics import Metrics
-from retro.training.optimizer import build_optimizer
-from retro.training.parallel import parallelize
-from retro.training.say import say, warn
+from retro.training.pretraining import Pretraining
 from retro.training.session import Session
 from retro.training.settings import SampleSettings, TrainSettings
-from retro.training.validation import Validation
+from retro.training.start import begin
 
 
 def read_run(text: str) -> tuple[dict[str, Any], ModelSettings, TrainSettings]:
@@ -79,41 +72,15 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     world.barrier()
 
     shape = {
+        "architecture": run["architecture"],
+        "vocab_size": dataset.vocab_size,
         "seq_length": dataset.seq_length,
         "chunk_length": dataset.chunk_length,
         "retrieved_length": train.retrieved_chunks * dataset.chunk_length,
     }
     with torch.device(world.device):
-        model = build_model(
-            model_settings,
-            architecture=run["architecture"],
-            vocab_size=dataset.vocab_size,
-            seed=run["seed"],
-            **shape,
-        )
+        model = build_model(model_settings, seed=run["seed"], **shape)
     initial = start_from(model, run, dataset)
-    model.train()
-    parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
-
-    def batcher(split: str, ids: str) -> Batcher:
-        return Batcher(
-            dataset,
-            split,
-            neighbours_used=train.neighbours_used,
-            retrieved_chunks=train.retrieved_chunks,
-            ids=ids,
-        )
-
-    modes = {"on": "stored", "off": "none"} if retrieves else {"none": "none"}
-    batch_size = train.micro_batch_size or fixed.global_batch_size
-    validation = Validation.of(
-        dataset,
-        {name: batcher("valid", ids) for name, ids in modes.items()},
-        fixed.eval_iterations * fixed.global_batch_size,
-        batch_size,
-    )
-    # Of both seeds: twins (one run seed) read the same samples in the same order, other seeds another order.
-    data_seed = counter.derive(dataset.facts["seed"], counter.DATA, run["seed"])
     facts = fingerprint.facts(
         sha256(config),
         run,
@@ -122,67 +89,18 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         world.kind,
         initial,
     )
-    session = Session(
-        run=run,
-        model_settings=model_settings,
-        train=train,
-        fixed=fixed,
-        dataset=dataset,
-        world=world,
-        model=model,
-        parts=parts,
-        forward=torch.compile(model) if train.compile else model,
-        optimizer=build_optimizer(parts, train),
-        samples=open_samples(dataset, data_seed),
-        batcher=batcher("train", "stored" if retrieves else "none"),
-        validation=validation,
-        checkpoints=Checkpoints(checkpoints, facts),
-        flops_per_token=flops_per_token(
-            model_settings,
-            architecture=run["architecture"],
-            vocab_size=dataset.vocab_size,
-            neighbours=train.neighbours_used if retrieves else 0,
-            **shape,
-        ),
-        peak=gemm_rate(world.device, train.precision),
+    neighbours = train.neighbours_used if retrieves else 0
+    course = Pretraining.open(dataset, run, train, fixed, retrieves)
+    session = Session.of(
+        run,
+        train,
+        course,
+        dataset,
+        world,
+        model,
+        Checkpoints(checkpoints, facts),
+        flops_per_token(model_settings, neighbours=neighbours, **shape),
     )
-    stale = session.checkpoints.stale() if world.first else []
-    resumed = world.first_alone(session.resume)  # it sets broken checkpoints aside
-    if world.first:
-        session.checkpoints.open()
-        session.metrics = Metrics(session.checkpoints.folder / "metrics.jsonl", board, session.step)
-        describe(session, checked, resumed, stale)
+    size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
+    begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
     return session
-
-
-def describe(session: Session, checked: int, resumed: str | None, stale: list[str]) -> None:
-    """Say what is about to be done."""
-    fixed, train, dataset = session.fixed, session.train, session.dataset
-    parameters = session.parts.count
-    chunks = session.samples.count
-    epochs = fixed.train_samples * session.seq_chunks / chunks
-    say(f"run        {session.run['name']}: {session.run['architecture']}, {parameters:,} parameters")
-    size = f"{chunks:,} chunks of {dataset.chunk_length}"
-    say(f"dataset    {dataset.path}: {size}, {checked / 1e6:,.1f} MB checked")
-    say(
-        f"samples    {fixed.train_samples:,} of {dataset.seq_length} tokens ({epochs:.2f} epochs), "
-        f"{fixed.global_batch_size} a step, {session.steps:,} steps"
-    )
-    for line in describe_blend(session.samples, fixed.train_samples):
-        say(line)
-    if session.batcher.source != "none":
-        hidden = f", hidden: {train.neighbour_dropout:.0%} of chunks, {train.sample_dropout:.0%} of samples"
-        say(f"neighbours {train.neighbours_used} of {train.retrieved_chunks} chunks each{hidden}")
-    else:
-        say("neighbours none")
-    say(f"validation {len(session.validation.positions)} samples every {fixed.eval_interval} steps")
-    say(
-        f"machine    {session.world.place}, {train.threads} threads, {train.precision}, "
-        f"matrix product {session.peak / 1e9:,.0f} GFLOP/s"
-    )
-    if session.parts.spread or session.train.recompute != "none":
-        cut = f"FSDP over {session.world.data}" if session.parts.fsdp else f"{session.world.data} whole copies"
-        say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
-    say(f"start      {resumed or 'afresh'}")
-    for line in stale:
-        warn(f"checkpoints of another run are not used, and go when the first new one is written: {line}")
