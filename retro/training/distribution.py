@@ -26,6 +26,11 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def own_size() -> int:
+    """How many processes there are, before this one has joined the others."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @dataclass(frozen=True)
 class World:
     """This process among `size` processes, its device, and its place in the mesh."""
@@ -47,7 +52,7 @@ class World:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, for nothing
-        rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
+        rank, size = own_rank(), own_size()
         if size % tensor:
             raise UserError(
                 f"train.parallel.tensor is {tensor}, which does not divide the {size} processes of this run. Start a "
