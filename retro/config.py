@@ -24,6 +24,7 @@ from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import NAME, RetrievalSettings, check
 from retro.settings import Settings
+from retro.training.run import Run
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.validate.settings import ValidationSettings
 
@@ -173,24 +174,28 @@ class Config(Settings):
         check_runs(runs)
         return runs
 
-    def expanded(self) -> dict[str, dict[str, Any]]:
-        """Every model to train: name (`<run>-s<seed>`) to its resolved facts."""
+    def models(self) -> dict[str, Run]:
+        """Every model to train, by its name, `<run>-s<seed>`."""
         found = {}
         for name, run in self.runs.items():
             model = ModelSettings(**merged(self._model, run.model))
             train = TrainSettings(**merged(self.train.facts(), run.train))
             for seed in self.seeds:
-                found[f"{name}-s{seed}"] = {
-                    "name": f"{name}-s{seed}",
-                    "architecture": run.architecture,
-                    "twin": f"{run.twin}-s{seed}" if run.twin else None,
-                    "seed": seed,
-                    "model": model.model_dump(mode="json"),
-                    "train": train.facts(),
-                    "from": self._start(run.start, seed),
-                    "freeze": run.freeze,
-                }
+                found[f"{name}-s{seed}"] = Run(
+                    name=f"{name}-s{seed}",
+                    architecture=run.architecture,
+                    twin=f"{run.twin}-s{seed}" if run.twin else None,
+                    seed=seed,
+                    model=model,
+                    train=train,
+                    start=self._start(run.start, seed),
+                    freeze=run.freeze,
+                )
         return found
+
+    def expanded(self) -> dict[str, dict[str, Any]]:
+        """The facts of every model to train, by its name: for the Snakefile, which gives them to stages."""
+        return {name: run.facts() for name, run in self.models().items()}
 
     def _start(self, start: str | None, seed: int) -> str | None:
         """The model.json that a run begins with."""
@@ -234,7 +239,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
                 kind(**merged(under, getattr(run, key)))
             except ValidationError as error:
                 raise UserError(explain(error, kind, where, ("runs", name, key))) from None
-    wrong = [*contradictions(config, config.expanded()), *braces(config.paths())]
+    wrong = [*contradictions(config, config.models()), *braces(config.paths())]
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))
     return config

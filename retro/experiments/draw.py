@@ -38,9 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = {}
     for run in read_runs(options.models, options.metrics):
-        lines = run.training()
-        seconds = lines[-1]["seconds"] if lines else None
-        runs.setdefault(run.base, {**run.facts, "counts": run.counts, "seconds": seconds})
+        runs.setdefault(run.base, run)
     recall = recalls(options.neighbours, options.config.parent.name)
     found = rows.rows_of(options.name, read_csv(options.comparison), runs, recall)
     columns = (*rows.LABELS, *rows.EXTRA.get(options.name, ()), *tables.COMPARISON)

@@ -3,11 +3,9 @@
 Every row has a `label` and, for lines and points, an `x`.
 """
 
-from typing import Any
-
 from retro.evaluation.conditions import Condition
 from retro.experiments.plan import fraction_of
-from retro.report.read import ALL, Row, where
+from retro.report.read import ALL, Row, Run, where
 
 NAMES = {
     "on": "as looked up",
@@ -21,10 +19,10 @@ LABELS = ("label", "x")
 EXTRA = {"cost": ("parameters", "training_tokens", "training_flop", "inference_flop_per_token", "training_seconds")}
 
 
-def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], recall: dict[str, float]) -> list[Row]:
+def rows_of(name: str, comparison: list[Row], runs: dict[str, Run], recall: dict[str, float]) -> list[Row]:
     """The rows of experiment `name`, of the first split.
 
-    `runs`: base name → model, train, from, counts and seconds. `recall`: condition → recall of its search.
+    `runs`: by name without seed. `recall`: condition → recall of its search.
     """
     split = comparison[0]["split"] if comparison else None
     rows = where(comparison, source=ALL, split=split)
@@ -56,9 +54,9 @@ def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], r
     chosen = [row for row in pooled if row["retrieval"] in ("on", "off")]
     if name == "retrofit":
         first = chosen[0]["run"] if chosen else None
-        chosen = [row for row in chosen if row["run"] == first or runs[row["run"]].get("from")]
+        chosen = [row for row in chosen if row["run"] == first or runs[row["run"]].settings.start]
         return [_row(row, f"{row['run']}, {row['retrieval']}{_began(runs[row['run']])}") for row in chosen]
-    fresh = [row for row in chosen if row["retrieval"] == "on" and not runs[row["run"]].get("from")]
+    fresh = [row for row in chosen if row["retrieval"] == "on" and not runs[row["run"]].settings.start]
     return [_row(row, _shape(row["run"], runs[row["run"]])) for row in fresh]
 
 
@@ -75,31 +73,31 @@ def _seed_label(row: Row) -> str:
     return f"{_base(row)}, {row['retrieval']}, {which}"
 
 
-def _count(row: Row, runs: dict[str, dict[str, Any]]) -> int | None:
+def _count(row: Row, runs: dict[str, Run]) -> int | None:
     """Neighbours shown in a comparison of whole stored neighbours, or None."""
     condition = Condition.parse(row["retrieval"])
     if condition.source == "off":
         return 0
     if condition.source != "on" or condition.part != "both":
         return None
-    return runs[row["run"]]["train"]["neighbours_used"] if condition.k is None else condition.k
+    return runs[row["run"]].settings.train.neighbours_used if condition.k is None else condition.k
 
 
 def _retrieval(row: Row) -> str:
     return "the dataset's own" if row["retrieval"] == "on" else row["retrieval"]
 
 
-def _began(run: dict[str, Any]) -> str:
-    return "" if not run.get("from") else " (retro-fit)" if run.get("freeze") else " (continued)"
+def _began(run: Run) -> str:
+    return "" if not run.settings.start else " (retro-fit)" if run.settings.freeze else " (continued)"
 
 
-def _shape(name: str, run: dict[str, Any]) -> str:
-    model = run["model"]
-    layers = ", ".join(map(str, model["cca_layers"] or []))
-    return f"{name}: cross-attention in {layers}; encoder of {model['encoder_layers']}"
+def _shape(name: str, run: Run) -> str:
+    model = run.settings.model
+    layers = ", ".join(map(str, model.cca_at))
+    return f"{name}: cross-attention in {layers}; encoder of {model.encoder_layers}"
 
 
-def _cost(rows: list[Row], runs: dict[str, dict[str, Any]]) -> list[Row]:
+def _cost(rows: list[Row], runs: dict[str, Run]) -> list[Row]:
     """A point for each RETRO run and each twin of one."""
     found = []
     for row in rows:
@@ -109,11 +107,11 @@ def _cost(rows: list[Row], runs: dict[str, dict[str, Any]]) -> list[Row]:
             found.append((row["twin"], {**gpt, "bits_per_byte": row["twin_bits_per_byte"]}))
     made = []
     for name, row in found:
-        counts = runs[name]["counts"]
+        counts = runs[name].counts
         flop = counts["flops_per_token"] * counts["tokens"]
         facts = {
             "parameters": counts["parameters"], "training_tokens": counts["tokens"], "training_flop": flop,
-            "inference_flop_per_token": counts["flops_per_token"] / 3, "training_seconds": runs[name]["seconds"],
+            "inference_flop_per_token": counts["flops_per_token"] / 3, "training_seconds": runs[name].seconds,
         }  # fmt: skip
         made.append({**_row(row, name, flop), **facts})
     return made

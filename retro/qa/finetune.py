@@ -6,7 +6,6 @@ As InstructRetro (Wang et al. 2023). It is the training of `retro.training.loop`
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ from retro import errors, provenance
 from retro.artifacts import Manifest, read_manifest, sha256
 from retro.errors import UserError
 from retro.model.count import flops_per_token
-from retro.model.settings import ModelSettings
 from retro.qa.course import Questions, examples_of, lay_out
 from retro.qa.settings import QuestionSettings
 from retro.recorded import Dataset
@@ -22,8 +20,9 @@ from retro.training import counter, fingerprint
 from retro.training.checkpoints import Checkpoints, locked
 from retro.training.distribution import World, own_size
 from retro.training.finish import write_model
-from retro.training.load import load_model
+from retro.training.load import load_model, trained_run
 from retro.training.loop import duration, fit
+from retro.training.run import TrainedRun
 from retro.training.say import say
 from retro.training.session import Session
 from retro.training.settings import ParallelSettings, TrainSettings
@@ -37,7 +36,7 @@ def name_of(run: str, name: str) -> str:
     return f"{run}-{name}"
 
 
-def train_settings(run: dict[str, Any], settings: QuestionSettings, threads: int) -> TrainSettings:
+def train_settings(run: TrainedRun, settings: QuestionSettings, threads: int) -> TrainSettings:
     """How a run is fine-tuned: as it was trained, but with the learning rate and the intervals of `qa`, by one process.
 
     Not compiled: batches are of many lengths.
@@ -53,7 +52,7 @@ def train_settings(run: dict[str, Any], settings: QuestionSettings, threads: int
         "compile": False,
         "threads": threads,
     }
-    return TrainSettings(**run["train"]).model_copy(update=changed)
+    return run.train.model_copy(update=changed)
 
 
 def setup(
@@ -63,34 +62,30 @@ def setup(
     if own_size() > 1:
         raise UserError(f"{STAGE} is one process, found {own_size()}. Start it without torchrun.")
     dataset = Dataset.open(config)
-    train = train_settings(base.settings, settings, threads)
+    train = train_settings(trained_run(base), settings, threads)
     world = World.start(threads)
     model, run = load_model(base.path, dataset, world.device)
     examples = examples_of(settings.instructions, dataset)
-    retrieves, retrieved = run["architecture"] == "retro", run["train"]["retrieved_chunks"]
-    laid = lay_out(examples, dataset, settings, retrieved, retrieves, threads)
-    seed = counter.derive(dataset.facts["seed"], counter.DATA, run["seed"])
+    laid = lay_out(examples, dataset, settings, run.train.retrieved_chunks, run.retro, threads)
+    seed = counter.derive(dataset.facts["seed"], counter.DATA, run.seed)
     files = [sha256(file) for file in settings.instructions]
     facts = fingerprint.facts(
         sha256(config),
-        {**run, "train": train.facts(), "qa": settings.finetune_facts(), "files": files},
+        {**run.facts(), "train": train.facts(), "qa": settings.finetune_facts(), "files": files},
         provenance.digest(STAGE),
         {"torch": torch.__version__},
         world.kind,
         sha256(base.path),
     )
     flops = flops_per_token(
-        ModelSettings(**run["model"]),
-        architecture=run["architecture"],
-        vocab_size=dataset.vocab_size,
-        seq_length=dataset.seq_length,
-        chunk_length=dataset.chunk_length,
-        retrieved_length=retrieved * dataset.chunk_length,
-        neighbours=settings.neighbours_used if retrieves else 0,
+        run.model,
+        architecture=run.architecture,
+        neighbours=settings.neighbours_used if run.retro else 0,
+        **run.recorded.lengths,
     )
-    named = {**run, "name": name_of(run["name"], settings.name)}
+    tuned = run.model_copy(update={"name": name_of(run.name, settings.name), "qa": settings.finetune_facts()})
     course = Questions(examples, laid, dataset, settings, seed)
-    session = Session.of(named, train, course, dataset, world, model, Checkpoints(checkpoints, facts), flops)
+    session = Session.of(tuned, train, course, dataset, world, model, Checkpoints(checkpoints, facts), flops)
     begin(session, board)
     return session
 
@@ -105,7 +100,7 @@ def finish(session: Session, base: Manifest, output: Path) -> None:
         output,
         stage=STAGE,
         inputs=[*before_inputs(base), base.path, *settings.instructions],
-        settings={**session.run, "qa": settings.finetune_facts()},
+        run=session.run,
         counts={**base.counts, "qa": tuned},
     )
     say(f"{output}: {session.step} steps in {duration(session.seconds)} of training, last loss {loss:.3f}")

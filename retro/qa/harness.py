@@ -47,9 +47,9 @@ def open_run(config: Path, path: Path, retrieval: bool, batch_size: int, threads
 
     dataset = Dataset.open(config)
     model, run = load_model(path, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    mode = "none" if run["architecture"] == "gpt" else "on" if retrieval else "off"
+    mode = "none" if not run.retro else "on" if retrieval else "off"
     lookups = Lookups(dataset, run, threads) if mode == "on" else None
-    who = {"run": run["name"], "retrieval": mode, "model": sha256(path), "config": sha256(config)}
+    who = {"run": run.name, "retrieval": mode, "model": sha256(path), "config": sha256(config)}
     return RetroLM(model, run, dataset, lookups, batch_size), who
 
 

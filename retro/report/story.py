@@ -111,11 +111,11 @@ def flavour(runs: list[Run], comparison: list[Row]) -> str:
     """Which RETRO each run is, for the readers of the paper, and what copy-ready cross-attention bought."""
     names, gains = {}, {True: [], False: []}
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
-        model = next(run.facts["model"] for run in runs if run.base == base)
-        ready = model["cca"] == "copy-ready"
+        model = next(run.settings.model for run in runs if run.base == base)
+        ready = model.cca == "copy-ready"
         found = where(comparison, run=base, seed=ALL, source=ALL, retrieval="on")
         gains[ready] += [f"{base} {percent(row['difference_percent'])} {interval(row)}" for row in found]
-        names.setdefault("copy-ready" if ready else model["flavour"], []).append(base)
+        names.setdefault("copy-ready" if ready else model.flavour, []).append(base)
     sentences = []
     for flavour, bases in names.items():
         have = f"{listed(bases)} {'has' if len(bases) == 1 else 'have'}"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from retro.artifacts import replacing, write_manifest
+from retro.training.run import TrainedRun
 from retro.training.session import Session
 from retro.training.weights import write_tensors
 
@@ -17,10 +18,10 @@ def write_model(
     *,
     stage: str,
     inputs: list[Path],
-    settings: dict[str, Any],
+    run: TrainedRun,
     counts: dict[str, Any],
 ) -> None:
-    """model.safetensors, metrics.jsonl and `output`, model.json, of the first process's session."""
+    """model.safetensors, metrics.jsonl and `output`, the model.json of `run`. For the first process."""
     folder = output.parent
     write_tensors(folder / "model.safetensors", weights)
     session.metrics.sync()
@@ -32,8 +33,8 @@ def write_model(
         stage=stage,
         files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
         inputs=inputs,
-        settings=settings,
+        settings=run.facts(),
         counts=counts,
-        seed=session.run["seed"],
+        seed=run.seed,
         threads=session.train.threads,
     )

@@ -1,7 +1,6 @@
 """The course of a training run: samples of a dataset's stream of chunks, each with its stored neighbours."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from retro.training import counter
 from retro.training.batches import Batch, Batcher, hidden_chunks
 from retro.training.blend import Blend, describe, open_samples
 from retro.training.course import shortened
+from retro.training.run import Run
 from retro.training.samples import Samples
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.training.validation import Validation
@@ -29,10 +29,9 @@ class Pretraining:
     section: str = "train"
 
     @classmethod
-    def open(
-        cls, dataset: Dataset, run: dict[str, Any], train: TrainSettings, fixed: SampleSettings, retrieves: bool
-    ) -> "Pretraining":
+    def open(cls, dataset: Dataset, run: Run, fixed: SampleSettings) -> "Pretraining":
         """The course of a run. Raises UserError where the dataset has too little for it."""
+        train = run.train
 
         def batcher(split: str, ids: str) -> Batcher:
             return Batcher(
@@ -43,7 +42,7 @@ class Pretraining:
                 ids=ids,
             )
 
-        modes = {"on": "stored", "off": "none"} if retrieves else {"none": "none"}
+        modes = {"on": "stored", "off": "none"} if run.retrieves else {"none": "none"}
         validation = Validation.of(
             dataset,
             {name: batcher("valid", ids) for name, ids in modes.items()},
@@ -52,9 +51,9 @@ class Pretraining:
             interval=fixed.eval_interval,
         )
         # Of both seeds: twins (one run seed) read the same samples in the same order, other seeds another order.
-        data_seed = counter.derive(dataset.facts["seed"], counter.DATA, run["seed"])
-        stream, ids = open_samples(dataset, data_seed), "stored" if retrieves else "none"
-        return cls(dataset, train, fixed, stream, batcher("train", ids), validation, run["seed"])
+        data_seed = counter.derive(dataset.facts["seed"], counter.DATA, run.seed)
+        stream, ids = open_samples(dataset, data_seed), "stored" if run.retrieves else "none"
+        return cls(dataset, train, fixed, stream, batcher("train", ids), validation, run.seed)
 
     @property
     def samples(self) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
 from retro.training.parallel import parallelize
 from retro.training.parts import Parts
+from retro.training.run import Run
 from retro.training.settings import TrainSettings
 from retro.training.weights import copy_into, each_tensor, weights
 
@@ -36,7 +36,7 @@ class Window:
 class Session:
     """All that a run needs; `step`, `seconds` and the weights are what changes."""
 
-    run: dict[str, Any]
+    run: Run
     train: TrainSettings
     course: Course
     dataset: Dataset
@@ -57,7 +57,7 @@ class Session:
     @classmethod
     def of(
         cls,
-        run: dict[str, Any],
+        run: Run,
         train: TrainSettings,
         course: Course,
         dataset: Dataset,

@@ -1,43 +1,24 @@
 """Set up a training run: open, check and build everything, and find where it left off."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from retro import provenance
 from retro.artifacts import sha256
 from retro.errors import UserError
 from retro.model.build import build_model
 from retro.model.count import flops_per_token
-from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training import fingerprint
 from retro.training.checkpoints import Checkpoints
 from retro.training.distribution import World
 from retro.training.initial import start_from
 from retro.training.pretraining import Pretraining
+from retro.training.run import Run
 from retro.training.session import Session
-from retro.training.settings import SampleSettings, TrainSettings
+from retro.training.settings import SampleSettings
 from retro.training.start import begin
-
-
-def read_run(text: str) -> tuple[dict[str, Any], ModelSettings, TrainSettings]:
-    """The run's JSON, its model settings and its train settings; raises UserError for what is not one."""
-    try:
-        run = json.loads(text)
-        if run["architecture"] not in ("gpt", "retro"):
-            raise UserError(f"--run: architecture is {run['architecture']!r}, wanted gpt or retro.")
-        return run, ModelSettings(**run["model"]), TrainSettings(**run["train"])
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"--run: not a run's JSON ({error}).") from None
-    except KeyError as error:
-        raise UserError(f"--run: lacks {error}; wanted name, architecture, seed, model and train.") from None
-    except ValidationError as error:
-        lines = [f"--run: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise UserError("\n".join(lines)) from None
 
 
 def read_artifacts(dataset: Dataset, retrieves: bool) -> list[str]:
@@ -63,34 +44,33 @@ def check_artifacts(dataset: Dataset, names: list[str]) -> int:
 
 def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Session:
     """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
-    run, model_settings, train = read_run(run_text)
-    dataset = Dataset.open(config)
+    run = Run.parse(run_text, "--run")
+    dataset, train = Dataset.open(config), run.train
     fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
     world = World.start(train.threads, train.parallel.tensor)
-    retrieves = run["architecture"] == "retro" and train.neighbours_used > 0
-    checked = check_artifacts(dataset, read_artifacts(dataset, retrieves)) if world.first else 0
+    checked = check_artifacts(dataset, read_artifacts(dataset, run.retrieves)) if world.first else 0
     world.barrier()
 
     shape = {
-        "architecture": run["architecture"],
+        "architecture": run.architecture,
         "vocab_size": dataset.vocab_size,
         "seq_length": dataset.seq_length,
         "chunk_length": dataset.chunk_length,
         "retrieved_length": train.retrieved_chunks * dataset.chunk_length,
     }
     with torch.device(world.device):
-        model = build_model(model_settings, seed=run["seed"], **shape)
+        model = build_model(run.model, seed=run.seed, **shape)
     initial = start_from(model, run, dataset)
     facts = fingerprint.facts(
         sha256(config),
-        run,
+        run.facts(),
         provenance.digest("retro.training.train"),
         {"torch": torch.__version__},
         world.kind,
         initial,
     )
-    neighbours = train.neighbours_used if retrieves else 0
-    course = Pretraining.open(dataset, run, train, fixed, retrieves)
+    neighbours = train.neighbours_used if run.retrieves else 0
+    course = Pretraining.open(dataset, run, fixed)
     session = Session.of(
         run,
         train,
@@ -99,7 +79,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         world,
         model,
         Checkpoints(checkpoints, facts),
-        flops_per_token(model_settings, neighbours=neighbours, **shape),
+        flops_per_token(run.model, neighbours=neighbours, **shape),
     )
     size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
     begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")

@@ -21,7 +21,7 @@ def begin(session: Session, board: Path, checked: str = "") -> None:
 def describe(session: Session, checked: str, resumed: str | None, stale: list[str]) -> None:
     """Say what is about to be done."""
     run, train, dataset, parts = session.run, session.train, session.dataset, session.parts
-    say(f"run        {run['name']}: {run['architecture']}, {parts.count:,} parameters")
+    say(f"run        {run.name}: {run.architecture}, {parts.count:,} parameters")
     say(f"dataset    {dataset.path}{checked and ': '}{checked}")
     for line in session.course.described():
         say(line)

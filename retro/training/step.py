@@ -97,7 +97,7 @@ def refuse(session: Session, numbers: np.ndarray, what: str) -> None:
     """Raise UserError that names the step, the samples and what they were made of."""
     kept, section = session.checkpoints.paths(), session.course.section
     raise UserError(
-        f"{session.run['name']}: {what} at step {session.step + 1}, {session.course.named(numbers)}. "
+        f"{session.run.name}: {what} at step {session.step + 1}, {session.course.named(numbers)}. "
         f"Lower {section}.lr, lengthen {section}.warmup_samples or set train.clip; "
         + (f"the last checkpoint is kept: {kept[-1]}." if kept else "there was no checkpoint yet.")
     )

@@ -13,6 +13,7 @@ from retro.training.distribution import own_rank
 from retro.training.finish import write_model
 from retro.training.initial import tokenizer_files
 from retro.training.loop import duration, fit
+from retro.training.run import TrainedRun
 from retro.training.say import say
 from retro.training.session import Session
 from retro.training.setup import setup
@@ -22,7 +23,7 @@ STAGE = "retro.training.train"
 
 def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, output: Path) -> None:
     """Write the model, and say what was made."""
-    dataset, fixed = session.dataset, session.course.fixed
+    run, dataset, fixed = session.run, session.dataset, session.course.fixed
     samples = session.samples_after(session.step)
     recorded = {
         "chunk_length": dataset.chunk_length,
@@ -40,8 +41,8 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
         weights,
         output,
         stage=STAGE,
-        inputs=[config, *([Path(session.run["from"])] if session.run.get("from") else [])],
-        settings={**session.run, "recorded": recorded},
+        inputs=[config, *([Path(run.start)] if run.start else [])],
+        run=TrainedRun.of({**run.facts(), "recorded": recorded}, run.name),
         counts={
             "flops_per_token": session.flops_per_token,
             "losses": session.metrics.last(),

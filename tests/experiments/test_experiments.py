@@ -17,10 +17,14 @@ from retro.errors import UserError
 from retro.evaluation.conditions import Condition
 from retro.experiments.catalogue import CATALOGUE
 from retro.experiments.plan import conditions, fraction_name, fraction_of
+from retro.experiments.rows import rows_of
 from retro.experiments.settings import ExperimentSettings
 from retro.report.parts import read_parts
+from retro.report.read import Run
 from retro.retrieval.subsample import first_kept, kept
+from retro.training.run import TrainedRun
 from tests.evaluation.built import build_dataset, measure, stage, write_run
+from tests.training.toy import run_json
 
 
 def test_every_condition_of_every_experiment_has_a_name():
@@ -124,6 +128,16 @@ def test_controls_are_compared_with_retrieval_off(made):
 @pytest.mark.parametrize(("name", "count"), [("seeds", 2), ("retrievers", 1), ("architecture", 1), ("cost", 2)])
 def test_what_needs_no_other_losses(made, name, count):
     assert len(table_of(made, name)) == count
+
+
+@pytest.mark.parametrize(("layers", "shown"), [("every-third", "3, 6"), ("paper", "6"), ([2, 5], "2, 5")])
+def test_a_shape_names_the_layers_whichever_way_they_were_given(layers, shown):
+    facts = json.loads(run_json(model={"layers": 6, "cca_layers": layers}))
+    lengths = {"chunk_length": 8, "retrieved_length": 16, "seq_length": 32, "vocab_size": 257}
+    runs = {"retro": Run(TrainedRun.of({**facts, "recorded": lengths}, "model.json"), {}, [])}
+    row = {"run": "retro", "retrieval": "on", "source": "all", "seed": "all", "split": "test"}
+    (found,) = rows_of("architecture", [row], runs, {})
+    assert found["label"] == f"retro: cross-attention in {shown}; encoder of 1"
 
 
 def test_the_section_shows_each_experiment_and_a_page_takes_it(made):

@@ -146,7 +146,7 @@ def test_a_sample_depends_on_its_number_alone(dataset, questions):
 def test_it_learns_and_loads_as_a_model(dataset, questions, tune, name):
     before, _ = load_model(dataset.folder / "runs" / name / "model.json", dataset)
     after, run = load_model(tune(name, "made") / "model.json", dataset)
-    assert run["name"] == f"{name}-qa" and run["qa"]["examples"] == 48
+    assert run.name == f"{name}-qa" and run.qa["examples"] == 48
     _, _, laid = laid_out(dataset, questions, retrieves=name == "retro-s1")
     tokens, targets, neighbours, mask = tensors(course.collate(laid, np.zeros(len(laid), bool), dataset))
     with torch.no_grad():

@@ -144,7 +144,7 @@ def test_a_run_with_other_settings_starts_afresh_and_says_what_differs(unbroken,
     stage = Stage(config, json.dumps(facts), folder)
     stage.log_path.unlink()
     assert stage.run() == 0, stage.log
-    assert "run.train.lr was None, is 0.001" in stage.log
+    assert "run.train.lr was 0.003, is 0.001" in stage.log
     assert "start      afresh" in stage.log
     assert stage.weights != unbroken.weights
     assert len({path.parent for path in stage.saved()}) == 1
@@ -190,8 +190,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_documents(config
 def test_a_run_that_is_none_is_refused_in_words(config, tmp_path):
     for run, message in (
         ("{", "--run: not a run's JSON"),
-        ('{"architecture": "gpt"}', "--run: lacks 'model'"),
-        (run_json("gpt", lrr=1), "--run: lrr: Extra inputs are not permitted"),
+        ('{"architecture": "gpt"}', "--run: model: Field required"),
+        (run_json("bert"), "--run: architecture: Input should be 'gpt' or 'retro'"),
+        ("[]", "--run: Input should be a valid dictionary"),
+        (run_json("gpt", lrr=1), "--run: train.lrr: Extra inputs are not permitted"),
     ):
         stage = Stage(config, run, tmp_path / str(len(run)))
         assert stage.run() == 1
