@@ -29,6 +29,7 @@ from retro.refusals import explain
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.retrievals import RetrievalSettings, check
 from retro.settings import Names, Overrides, Settings
+from retro.training.run import Run
 from retro.training.settings import SampleSettings, TrainSettings
 from retro.validate.settings import ValidationSettings
 
@@ -177,23 +178,23 @@ class Config(Settings):
         check_runs(runs)
         return runs
 
-    def expanded(self) -> dict[str, dict[str, Any]]:
-        """Every model to train: name (`<run>-s<seed>`) to its resolved facts."""
+    def models(self) -> dict[str, Run]:
+        """Every model to train, by its name, `<run>-s<seed>`."""
         found = {}
         for name, run in self.runs.items():
             model = ModelSettings(**merged(self._model, run.model))
             train = TrainSettings(**merged(self.train.facts(), run.train))
             for seed in self.seeds:
-                found[seeded(name, seed)] = {
-                    "name": seeded(name, seed),
-                    "architecture": run.architecture,
-                    "twin": seeded(run.twin, seed) if run.twin else None,
-                    "seed": seed,
-                    "model": model.model_dump(mode="json"),
-                    "train": train.facts(),
-                    "from": self._start(run.start, seed),
-                    "freeze": run.freeze,
-                }
+                found[seeded(name, seed)] = Run(
+                    name=seeded(name, seed),
+                    architecture=run.architecture,
+                    twin=seeded(run.twin, seed) if run.twin else None,
+                    seed=seed,
+                    model=model,
+                    train=train,
+                    start=self._start(run.start, seed),
+                    freeze=run.freeze,
+                )
         return found
 
     def _start(self, start: str | None, seed: int) -> str | None:
@@ -235,7 +236,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
                 kind(**merged(under, getattr(run, key)))
             except ValidationError as error:
                 raise UserError(explain(error, kind, where, ("runs", name, key))) from None
-    wrong = [*wrong_names(config), *contradictions(config, config.expanded()), *braces(config.paths())]
+    wrong = [*wrong_names(config), *contradictions(config, config.models()), *braces(config.paths())]
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))
     return config

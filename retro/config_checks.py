@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from retro.naming import seeded
+from retro.training.run import Run
 
 
-def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
     """A line for each, without the file's name. `runs` are the expanded ones."""
     dataset, evaluate, experiments = config.dataset, config.evaluate, config.experiments
     length, window, saved = dataset.chunk_length, dataset.samples.seq_length, dataset.neighbours.saved
@@ -18,9 +19,7 @@ def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str
             f"evaluate.stride: found {evaluate.stride}, wanted a multiple of dataset.chunk_length {length} up to "
             f"dataset.samples.seq_length {window}, or 0 for half of that"
         )
-    used = {
-        f"runs.{name}: train.neighbours_used": run["train"]["neighbours_used"] for name, run in _retro(config, runs)
-    }
+    used = {f"runs.{name}: train.neighbours_used": run.train.neighbours_used for name, run in _retro(config, runs)}
     used["evaluate.neighbours_used"] = evaluate.neighbours_used or 0
     for key, number in used.items():
         if number > saved:
@@ -31,10 +30,10 @@ def contradictions(config: Any, runs: dict[str, dict[str, Any]]) -> Iterator[str
             "or raise the other"
         )
     for name in config.runs:
-        train = runs[seeded(name, config.seeds[0])]["train"]
-        if train["min_lr"] > train["lr"] and train["schedule"] != "constant":
+        train = runs[seeded(name, config.seeds[0])].train
+        if train.min_lr > train.lr and train.schedule != "constant":
             yield (
-                f"runs.{name}: train.min_lr {train['min_lr']} is above train.lr {train['lr']}; lower the one or "
+                f"runs.{name}: train.min_lr {train.min_lr} is above train.lr {train.lr}; lower the one or "
                 "raise the other"
             )
     given, encoder = dataset.tokenizer, dataset.encoder
@@ -99,7 +98,7 @@ def braces(paths: dict[str, str | None]) -> Iterator[str]:
             yield f"{key}: {path!r} has braces, which Snakemake reads as a pattern; rename it"
 
 
-def _retro(config: Any, runs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _retro(config: Any, runs: dict[str, Run]) -> list[tuple[str, Run]]:
     """RETRO runs by their name in the config, one of their seeds each."""
     named = [(name, runs[seeded(name, config.seeds[0])]) for name in config.runs]
-    return [(name, run) for name, run in named if run["architecture"] == "retro"]
+    return [(name, run) for name, run in named if run.retro]

@@ -92,7 +92,7 @@ def _model(each: Named, settings: config.Config, folder: Path) -> str:
     """Where the model that a run begins with lies in the archive: made again there, or copied with all it needs."""
     start = Path(each.value if each.value.endswith(".json") else f"{each.value}/model.json")
     made = Path(settings.results, settings.dataset.name, "runs")
-    for run in settings.expanded():
+    for run in settings.models():
         if os.path.abspath(start) == os.path.abspath(made / run / "model.json"):
             return f"results/{settings.dataset.name}/runs/{run}/model.json"
     manifest = read_manifest(start, "model")

@@ -23,7 +23,7 @@ class Workflow:
 
     def __init__(self, config: Config):
         self.config, self.dataset = config, config.dataset
-        self.facts, self.runs = config.dataset.facts(), config.expanded()
+        self.facts, self.runs = config.dataset.facts(), config.models()
         self.folder = f"{config.results}/{config.dataset.name}"
         self.sources = sorted(config.dataset.sources)
         self.splits = config.evaluate.splits  # those evaluated
@@ -31,9 +31,9 @@ class Workflow:
         self.dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
         count = self.dataset.shards
         self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
-        self.retro_runs = [name for name, run in self.runs.items() if run["architecture"] == "retro"]
+        self.retro_runs = [name for name, run in self.runs.items() if run.retro]
         # The run that the report is about: the first RETRO run that has a twin.
-        self.first = next((name for name in self.retro_runs if self.runs[name]["twin"]), None)
+        self.first = next((name for name in self.retro_runs if self.runs[name].twin), None)
 
     def path(self, pattern: str, **names: str) -> str:
         """A file below the dataset's folder, by a pattern of `retro.paths`."""
@@ -126,7 +126,7 @@ class Workflow:
 
     def twins(self) -> dict[str, dict[str, Any]]:
         """Twin and seed of each run, in the config's order: the report is about the first RETRO run."""
-        return {name: {"twin": run["twin"], "seed": run["seed"]} for name, run in self.runs.items()}
+        return {name: {"twin": run.twin, "seed": run.seed} for name, run in self.runs.items()}
 
     def models(self) -> list[str]:
         """Every trained model."""
@@ -135,7 +135,7 @@ class Workflow:
 
     def modes(self, run: str) -> list[str]:
         """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
-        return usual(self.runs[run]["architecture"], controls=self.config.evaluate.random_neighbours)
+        return usual(self.runs[run].architecture, controls=self.config.evaluate.random_neighbours)
 
     def losses(self, runs: list[str] | None = None) -> list[str]:
         """Manifests of the per-token losses that every evaluation has, of all runs or of these."""
@@ -166,7 +166,7 @@ class Workflow:
         """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
         if self.first is None:
             raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
-        pairs = [(self.runs[self.first]["twin"], NONE), (self.first, ON)]
+        pairs = [(self.runs[self.first].twin, NONE), (self.first, ON)]
         return [self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs]
 
     def reports(self) -> list[str]:
@@ -200,12 +200,12 @@ class Workflow:
         if not CATALOGUE[experiment].one_run:
             return self.losses()
         runs, saved = self.measured(), self.dataset.neighbours.saved
-        return self.losses([*runs, *(self.runs[run]["twin"] for run in runs)]) + [
+        return self.losses([*runs, *(self.runs[run].twin for run in runs)]) + [
             self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode)
             for run in runs
             for mode in CATALOGUE[experiment].conditions(
                 self.config.experiments.offered(
-                    self.retrievals.named, used=self.runs[run]["train"]["neighbours_used"], saved=saved
+                    self.retrievals.named, used=self.runs[run].train.neighbours_used, saved=saved
                 )
             )
         ]
@@ -235,10 +235,10 @@ class Workflow:
         """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
         self.questions()
         first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
-        runs = [run for name in (first["name"], first["twin"]) if name for run in self._seeds_of(name)]
+        runs = [run for name in (first.name, first.twin) if name for run in self._seeds_of(name)]
         return [
             self.path(paths.ANSWERS, name=tuning, answering=answering, retrieved=mode)
             for run in runs
             for answering in (tuned(run, tuning), run)
-            for mode in usual(self.runs[run]["architecture"])
+            for mode in usual(self.runs[run].architecture)
         ]

@@ -30,7 +30,7 @@ rule finetune:
         f"{D}/logs/finetune/{{run}}-{TUNED}.log",
     benchmark:
         f"{D}/benchmarks/finetune/{{run}}-{TUNED}.jsonl"
-    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"]
+    threads: lambda wildcards: RUNS[wildcards.run].train.threads
     resources:
         mem_mb=8000,
         runtime="24h",
@@ -40,7 +40,7 @@ rule finetune:
         settings=canonical(CONFIG.qa.finetune_facts()),
         checkpoints=f"{D}/runs/{{run}}-{TUNED}/checkpoints",  # undeclared: they survive failures and retries
         # Not what a cluster cuts `threads` down to: it is part of what makes the bytes.
-        threads=lambda wildcards: RUNS[wildcards.run]["train"]["threads"],
+        threads=lambda wildcards: RUNS[wildcards.run].train.threads,
     shell:
         "python -m retro.qa.finetune"
         " --config {input.config:q}"

@@ -16,7 +16,7 @@ rule train:
         database=arrays(rules.assemble.output.rows),
         index=arrays(expand(rules.index.output.index, retrieval="")),
         neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"], retrieval="")),
-        initial=lambda wildcards: RUNS[wildcards.run]["from"] or [],
+        initial=lambda wildcards: RUNS[wildcards.run].start or [],
     output:
         weights=f"{D}/{paths.RUN}/model.safetensors",
         model=f"{D}/{paths.RUN}/model.json",
@@ -27,7 +27,7 @@ rule train:
         f"{D}/benchmarks/train/{{run}}.jsonl"
     container:
         None if RESOURCES.nodes > 1 else IMAGE
-    threads: lambda wildcards: RUNS[wildcards.run]["train"]["threads"] * RESOURCES.processes
+    threads: lambda wildcards: RUNS[wildcards.run].train.threads * RESOURCES.processes
     resources:  # of each node; the last three place the processes of several nodes
         mem_mb=8000 * RESOURCES.processes,
         runtime="24h",
@@ -39,7 +39,7 @@ rule train:
         slurm_extra=f"--gpus-per-node={RESOURCES.processes}" if RESOURCES.gpus and RESOURCES.nodes > 1 else None,
     params:
         code=code("retro.training.train"),
-        run=lambda wildcards: canonical(RUNS[wildcards.run]),
+        run=lambda wildcards: canonical(RUNS[wildcards.run].facts()),
         checkpoints=f"{D}/{paths.RUN}/checkpoints",  # undeclared: they survive failures and retries
     shell:
         "python -m retro.training.launch {resources.launch} --"

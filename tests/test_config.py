@@ -97,12 +97,12 @@ def test_a_run_overrides_model_and_training_and_a_new_flavour_brings_its_own_def
             "paper": {"architecture": "retro", "twin": "gpt", "model": {"flavour": "paper"}, "train": {"lr": 0.5}},
         },
     )
-    runs = config.parse(raw).expanded()
+    runs = config.parse(raw).models()
     assert list(runs) == ["gpt-s1", "gpt-s2", "paper-s1", "paper-s2"]
-    assert runs["paper-s2"]["twin"] == "gpt-s2"
-    assert runs["paper-s1"]["train"]["lr"] == 0.5 != runs["gpt-s1"]["train"]["lr"]
-    assert runs["gpt-s1"]["model"]["cca"] == "copy-ready"
-    assert runs["paper-s1"]["model"]["cca"] == "standard"
+    assert runs["paper-s2"].twin == "gpt-s2"
+    assert runs["paper-s1"].train.lr == 0.5 != runs["gpt-s1"].train.lr
+    assert runs["gpt-s1"].model.cca == "copy-ready"
+    assert runs["paper-s1"].model.cca == "standard"
 
 
 def test_overrides_on_the_command_line_land_on_the_default_config(monkeypatch):

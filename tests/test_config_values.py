@@ -47,5 +47,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(key):
             assert key[-1] in str(error), f"{value!r}: {error}"
             refused += 1
         else:  # what stages are given
-            canonical([taken.model_dump(mode="json"), taken.dataset.facts(), taken.expanded()])
+            canonical(
+                [
+                    taken.model_dump(mode="json"),
+                    taken.dataset.facts(),
+                    {name: run.facts() for name, run in taken.models().items()},
+                ]
+            )
     assert refused >= 5

@@ -83,7 +83,8 @@ def without_paths(settings: config.Config) -> list[Any]:
 
     paths = {("preset",)} | {path.key[:-1] if path.key[-1].isdigit() else path.key for path in named(settings)}
     runs = {
-        name: {key: value for key, value in run.items() if key != "from"} for name, run in settings.expanded().items()
+        name: {key: value for key, value in run.facts().items() if key != "from"}
+        for name, run in settings.models().items()
     }
     return [plain(settings.model_dump(mode="json", by_alias=True)), runs]
 
@@ -180,7 +181,7 @@ def test_a_model_that_a_run_begins_with_comes_along_with_its_weights(say, work, 
     path = model(work / "elsewhere")
     _, after = given(monkeypatch, work, runs={"gpt": {"architecture": "gpt", "from": say(path)}})
     shutil.rmtree(work)
-    start = Path(after.expanded()["gpt-s1"]["from"])
+    start = Path(after.models()["gpt-s1"].start)
     assert start.with_name("model.safetensors").read_text() == "weights"
     assert (start.parent / "../../tokenizer/manifest.json").read_text() == "{}"
     assert not list(work.parent.rglob("checkpoints"))
@@ -191,7 +192,7 @@ def test_a_model_that_the_archive_makes_itself_is_not_copied(work, monkeypatch):
     runs = {"base": {"architecture": "gpt"}, "gpt": {"architecture": "gpt", "from": "made/d/runs/base-s1/model.json"}}
     runs |= {"old": {"architecture": "gpt", "from": str(path)}, "next": {"architecture": "gpt", "from": "base"}}
     _, after = given(monkeypatch, work, results="made", runs=runs)
-    starts = {name: run["from"] for name, run in after.expanded().items()}
+    starts = {name: run.start for name, run in after.models().items()}
     assert starts["gpt-s1"] == starts["next-s1"] == "results/d/runs/base-s1/model.json"
     assert Path(starts["old-s1"]).exists()  # lies in this dataset's folder too, but no run of this config makes it
 
@@ -265,7 +266,7 @@ def test_a_config_on_the_users_own_presets_is_whole_without_them(work, monkeypat
         monkeypatch, work, preset="mine.yaml", runs={"r": {"architecture": "retro", "model": {"flavour": "paper"}}}
     )
     assert after.preset is None and after.model.width == 64 and Path(after.qa.questions).read_text() == "q"
-    assert after.expanded() == before.expanded()
+    assert after.models() == before.models()
 
 
 def test_where_a_malformed_record_lay_is_not_expected_to_be_the_same(tmp_path):

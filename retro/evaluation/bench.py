@@ -36,7 +36,7 @@ def main() -> None:
             raise UserError(f"--{name} {getattr(options, name)}: wanted at least 1.")
     writer = Writer(options.run, threads=options.threads)
     if writer.lookup is None:
-        raise UserError(f"{options.run}: run {writer.run['name']!r} retrieves nothing. Take a retro run.")
+        raise UserError(f"{options.run}: run {writer.run.name!r} retrieves nothing. Take a retro run.")
     rate(writer, options.prompt, 1, True)  # opens encoder and index
     best: dict[bool, tuple[float, int, int]] = {}
     for _ in range(options.repeats):

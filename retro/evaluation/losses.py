@@ -24,6 +24,7 @@ from retro.evaluation.shown import Shown
 from retro.evaluation.windows import plan
 from retro.recorded import Dataset
 from retro.training.load import load_model
+from retro.training.settings import TrainSettings
 
 STAGE = "retro.evaluation.losses"
 
@@ -49,9 +50,9 @@ def neighbours(path: Path | None, dataset: Dataset, condition: Condition) -> np.
     return ids
 
 
-def retrieved_chunks(settings: EvaluationSettings, train: dict, model: Path) -> int:
+def retrieved_chunks(settings: EvaluationSettings, train: TrainSettings, model: Path) -> int:
     """Chunks that each neighbour brings. Raises `UserError` for more than the model has places for."""
-    trained, wanted = train["retrieved_chunks"], settings.retrieved_chunks
+    trained, wanted = train.retrieved_chunks, settings.retrieved_chunks
     if wanted is not None and wanted > trained:
         raise UserError(
             f"evaluate.retrieved_chunks is {wanted}; {model} was trained with {trained} and has no places for more. "
@@ -81,11 +82,11 @@ def main() -> None:
         )
     device = best_device()
     model, run = load_model(options.model, dataset, device)
-    condition = options.mode.of(run["architecture"], run["name"])
+    condition = options.mode.of(run.architecture, run.name)
     book = Dataset.open(options.database) if options.database else dataset
-    train = run["train"]
-    torch.set_num_threads(train["threads"])
-    used = train["neighbours_used"] if settings.neighbours_used is None else settings.neighbours_used
+    train = run.train
+    torch.set_num_threads(train.threads)
+    used = train.neighbours_used if settings.neighbours_used is None else settings.neighbours_used
     used = 0 if condition.empty else used if condition.k is None else condition.k
     brought = retrieved_chunks(settings, train, options.model)
     batcher = Shown(
@@ -99,8 +100,8 @@ def main() -> None:
     )
     shape, length = (len(rows), dataset.chunk_length), dataset.seq_length
     path = options.output.parent / "losses.npy"
-    what = f"{run['name']} {options.split} {condition.name}"
-    half = torch.autocast(device.type, torch.bfloat16, enabled=train["precision"] == "bf16")
+    what = f"{run.name} {options.split} {condition.name}"
+    half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
     with growing_array(path, shape, np.float32) as losses, half:
         score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
         nats = float(np.nansum(losses, dtype=np.float64))
@@ -117,8 +118,8 @@ def main() -> None:
         files=[path],
         inputs=[options.config, options.model, *filter(None, [options.neighbours, options.database])],
         settings={
-            "run": run["name"],
-            "architecture": run["architecture"],
+            "run": run.name,
+            "architecture": run.architecture,
             "mode": condition.name,
             "split": options.split,
             "neighbours_used": used,
@@ -126,7 +127,7 @@ def main() -> None:
             "seq_length": length,
             "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh * dataset.chunk_length,
             "batch_size": settings.batch_size,
-            "precision": train["precision"],
+            "precision": train.precision,
         },
         counts=counts,
         seed=dataset.facts["seed"],

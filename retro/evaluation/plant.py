@@ -36,7 +36,7 @@ def nats_of(writer: Writer, tokens: np.ndarray, found: dict[int, Found]) -> np.n
         rows = np.full((1, size // m, len(next(iter(found.values())).rows)), -1, np.int64)
         for end, each in found.items():
             rows[0, end // m - 1] = each.rows
-        kept = store.retrieved(rows, writer.run["train"]["retrieved_chunks"])
+        kept = store.retrieved(rows, writer.run.train.retrieved_chunks)
         neighbours, mask = (torch.from_numpy(each) for each in kept)
     device = next(writer.model.parameters()).device
     read = torch.from_numpy(padded)[None].to(device)
@@ -99,7 +99,7 @@ def main() -> None:
     new = Writer(options.run, database=options.database, threads=options.threads)
     ways = {"off": (old, False), "old": (old, True), "new": (new, True)}
     if old.lookup is None:
-        raise UserError(f"{options.run}: run {old.run['name']!r} retrieves nothing. Take a retro run.")
+        raise UserError(f"{options.run}: run {old.run.name!r} retrieves nothing. Take a retro run.")
     made: list[dict[str, Any]] = []
     for document in documents:
         text, fact = document["text"], document.get("fact")

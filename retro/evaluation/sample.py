@@ -91,23 +91,23 @@ def main() -> None:
     options = parser.parse_args()
     settings, dataset = GenerationSettings(**options.settings), Dataset.open(options.config)
     model, run = load_model(options.model, dataset, best_device())
-    if run["architecture"] != "retro":
-        raise UserError(f"{options.model}: run {run['name']!r} is a gpt, which retrieves nothing. Take a retro run.")
-    train, seed = run["train"], dataset.facts["seed"]
-    torch.set_num_threads(train["threads"])
+    if not run.retro:
+        raise UserError(f"{options.model}: run {run.name!r} is a gpt, which retrieves nothing. Take a retro run.")
+    train, seed = run.train, dataset.facts["seed"]
+    torch.set_num_threads(train.threads)
     split = next((name for name in reversed(HELD_OUT) if len(dataset.rows(name))), None)
     least = settings.prompt_tokens + min(settings.new_tokens, dataset.chunk_length)
     rows = choose(dataset, split, settings.prompts, least, seed) if split else []
     shape = {
         "seq_length": dataset.seq_length,
         "eod_id": dataset.tokenizer.eod_id,
-        "retrieved_chunks": train["retrieved_chunks"],
+        "retrieved_chunks": train.retrieved_chunks,
     }
     samples = []
-    with bar(2 * len(rows) * settings.new_tokens, f"sample {run['name']}", "tok") as shown:
+    with bar(2 * len(rows) * settings.new_tokens, f"sample {run.name}", "tok") as shown:
         for number, row in enumerate(rows):
             excluded = excluded_documents(dataset, row)
-            lookup = LiveLookup(dataset, train["neighbours_used"], train["threads"], excluded)
+            lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded)
             tokens = document_tokens(dataset, row, settings.prompt_tokens + settings.new_tokens)
             prompt = tokens[: settings.prompt_tokens]
             sample = {
@@ -119,8 +119,8 @@ def main() -> None:
                 decoder = Decoder(model, dataset.store, lookup=used, **shape)
                 sample[name] = write(decoder, dataset, prompt, settings, seed + number, shown)
             samples.append(sample)
-    facts = {"run": run["name"], "split": split, "settings": settings.facts(), "samples": samples}
-    facts["neighbours_used"], facts["chunk_length"] = train["neighbours_used"], dataset.chunk_length
+    facts = {"run": run.name, "split": split, "settings": settings.facts(), "samples": samples}
+    facts["neighbours_used"], facts["chunk_length"] = train.neighbours_used, dataset.chunk_length
     write_json(options.output, facts)
     print(f"{len(samples)} documents continued → {options.output}", file=sys.stderr)
 

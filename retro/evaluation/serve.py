@@ -102,7 +102,7 @@ def application(writer: Writer, hosts: list[str] = LOCAL) -> Starlette:
 def about(writer: Writer) -> dict[str, Any]:
     """What the page says of the run."""
     return {
-        "run": writer.run["name"],
+        "run": writer.run.name,
         "dataset": writer.dataset.facts["name"],
         "book": writer.book.facts["name"],
         "retrieves": writer.lookup is not None,
@@ -132,7 +132,7 @@ def main() -> None:
         threads=options.threads,
     )
     hosts = LOCAL if options.host in LOCAL else ["*"]
-    print(f"{writer.run['name']}: http://{options.host}:{options.port} (stop with Ctrl-C)", file=sys.stderr, flush=True)
+    print(f"{writer.run.name}: http://{options.host}:{options.port} (stop with Ctrl-C)", file=sys.stderr, flush=True)
     uvicorn.run(application(writer, hosts), host=options.host, port=options.port, log_level="warning")
 
 

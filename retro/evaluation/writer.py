@@ -56,17 +56,17 @@ class Writer:
         self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
         torch.set_num_threads(threads)
         self.book = open_book(database, self.dataset) if database else self.dataset
-        train, m = self.run["train"], self.dataset.chunk_length
-        k = train["neighbours_used"] if neighbours is None else neighbours
-        if self.run["architecture"] == "gpt" and (database or given or step):
-            raise UserError(f"{run}: run {self.run['name']!r} is a gpt, which retrieves nothing. Take a retro run.")
+        train, m = self.run.train, self.dataset.chunk_length
+        k = train.neighbours_used if neighbours is None else neighbours
+        if not self.run.retro and (database or given or step):
+            raise UserError(f"{run}: run {self.run.name!r} is a gpt, which retrieves nothing. Take a retro run.")
         if step is not None and not 1 <= step <= m:
             raise UserError(f"--retrieval-step {step}: wanted 1 to {m}, the chunk length.")
         self.step = step
         self.lookup: GivenPassages | LiveLookup | None = None
         if given:
-            self.lookup = GivenPassages.read(given, self.dataset, m * train["retrieved_chunks"])
-        elif self.run["architecture"] == "retro" and k:
+            self.lookup = GivenPassages.read(given, self.dataset, m * train.retrieved_chunks)
+        elif self.run.retro and k:
             self.lookup = LiveLookup(self.book, k, threads)
 
     def write(
@@ -87,7 +87,7 @@ class Writer:
             self.book.store,
             seq_length=self.dataset.seq_length,
             eod_id=self.dataset.tokenizer.eod_id,
-            retrieved_chunks=self.run["train"]["retrieved_chunks"],
+            retrieved_chunks=self.run.train.retrieved_chunks,
             lookup=lookup,
             retrieval_step=self.step,
         )

@@ -6,11 +6,11 @@ the report's section follow. docs/evaluation.md says how to read it.
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
 from retro.naming import ALL, unseeded
-from retro.report.read import Row, where
+from retro.report.read import Row, Run, where
 
 LABELS = ("label", "x")  # columns that every experiment's rows have before those of comparison.csv
 CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
@@ -32,11 +32,11 @@ class Offered:
 class Found:
     """What was measured: the comparison's rows of one split over all sources, and what is known beside them.
 
-    `runs`: name in the config → model, train, from, counts and seconds. `recall`: condition → recall of its search.
+    `runs`: by name in the config. `recall`: condition → recall of its search.
     """
 
     rows: list[Row]
-    runs: dict[str, dict[str, Any]]
+    runs: dict[str, Run]
     recall: dict[str, float]
 
     def pooled(self, conditions: Container[str] | None = None) -> list[Row]:
@@ -72,7 +72,7 @@ def _neighbours(found: Found) -> list[Row]:
             return 0
         if condition.source != ON or condition.part != "both":
             return None
-        return found.runs[row["run"]]["train"]["neighbours_used"] if condition.k is None else condition.k
+        return found.runs[row["run"]].settings.train.neighbours_used if condition.k is None else condition.k
 
     rows = [(count(row), row) for row in found.pooled()]
     shown = sorted(((k, row) for k, row in rows if k is not None), key=lambda each: each[0])
@@ -99,12 +99,14 @@ def _controls(found: Found) -> list[Row]:
 
 def _retrofit(found: Found) -> list[Row]:
     def label(row: Row) -> str:
-        run = found.runs[row["run"]]
-        began = "" if not run.get("from") else " (retro-fit)" if run.get("freeze") else " (continued)"
+        run = found.runs[row["run"]].settings
+        began = "" if not run.start else " (retro-fit)" if run.freeze else " (continued)"
         return f"{row['run']}, {row['retrieval']}{began}"
 
     rows = found.pooled([ON, OFF])
-    return [_row(row, label(row)) for row in rows if row["run"] == rows[0]["run"] or found.runs[row["run"]].get("from")]
+    return [
+        _row(row, label(row)) for row in rows if row["run"] == rows[0]["run"] or found.runs[row["run"]].settings.start
+    ]
 
 
 def _retrievers(found: Found) -> list[Row]:
@@ -116,11 +118,10 @@ def _retrievers(found: Found) -> list[Row]:
 
 def _architecture(found: Found) -> list[Row]:
     def label(name: str) -> str:
-        model = found.runs[name]["model"]
-        layers = ", ".join(map(str, model["cca_layers"] or []))
-        return f"{name}: cross-attention in {layers}; encoder of {model['encoder_layers']}"
+        model = found.runs[name].settings.model
+        return f"{name}: cross-attention in {', '.join(map(str, model.cca_at))}; encoder of {model.encoder_layers}"
 
-    rows = [row for row in found.pooled([ON]) if not found.runs[row["run"]].get("from")]
+    rows = [row for row in found.pooled([ON]) if not found.runs[row["run"]].settings.start]
     return [_row(row, label(row["run"])) for row in rows]
 
 
@@ -133,9 +134,9 @@ def _cost(found: Found) -> list[Row]:
         rows.setdefault(row["twin"], {**gpt, "bits_per_byte": row["twin_bits_per_byte"]})
     made = []
     for row in rows.values():
-        run, counts = found.runs[row["run"]], found.runs[row["run"]]["counts"]
+        run, counts = found.runs[row["run"]], found.runs[row["run"]].counts
         flop = counts["flops_per_token"] * counts["tokens"]
-        facts = (counts["parameters"], counts["tokens"], flop, counts["flops_per_token"] / 3, run["seconds"])
+        facts = (counts["parameters"], counts["tokens"], flop, counts["flops_per_token"] / 3, run.seconds)
         made.append(_row(row, row["run"], flop, **dict(zip(COST, facts, strict=True))))
     return made
 
@@ -262,7 +263,7 @@ CATALOGUE = {
 }
 
 
-def rows_of(name: str, comparison: list[Row], runs: dict[str, dict[str, Any]], recall: dict[str, float]) -> list[Row]:
+def rows_of(name: str, comparison: list[Row], runs: dict[str, Run], recall: dict[str, float]) -> list[Row]:
     """The rows of experiment `name`, of the first split of a comparison; `runs` and `recall` as in `Found`."""
     split = comparison[0]["split"] if comparison else None
     return CATALOGUE[name].rows(Found(where(comparison, source=ALL, split=split), runs, recall))

@@ -10,7 +10,7 @@ from retro.evaluation import tables
 from retro.evaluation.conditions import ON
 from retro.experiments.catalogue import CATALOGUE, LABELS, rows_of
 from retro.experiments.figures import draw
-from retro.report.read import read_csv, read_runs
+from retro.report.read import Run, read_csv, read_runs
 
 STAGE = "retro.experiments.draw"
 
@@ -36,11 +36,9 @@ def main() -> None:
     parser.add_argument("--neighbours", nargs="*", default=[], type=Path, help="manifests of the retrievals compared")
     parser.add_argument("--output", required=True, type=Path, help="<name>.csv to write, the figure beside it")
     options = parser.parse_args()
-    runs: dict[str, dict] = {}
+    runs: dict[str, Run] = {}
     for run in read_runs(options.models, options.metrics):
-        lines = run.training()
-        seconds = lines[-1]["seconds"] if lines else None
-        runs.setdefault(run.base, {**run.facts, "counts": run.counts, "seconds": seconds})
+        runs.setdefault(run.base, run)
     recall = recalls(options.neighbours, options.config.parent)
     found = rows_of(options.name, read_csv(options.comparison), runs, recall)
     experiment = CATALOGUE[options.name]

@@ -17,12 +17,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from retro import errors
-from retro.artifacts import Manifest, read_manifest, replacing, write_json, write_text
+from retro.artifacts import read_manifest, replacing, write_json, write_text
 from retro.corpus.tokenizers import Tokenizer
 from retro.errors import UserError
 from retro.interop import stock
 from retro.interop.states import read_state
-from retro.model.settings import ModelSettings
+from retro.training.run import ImportedModel, TrainedRun, described
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {
@@ -45,16 +45,15 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
         raise UserError(f"{tokenizer}: no such tokenizer; name its manifest.json with --tokenizer")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: holds files already; name an empty or new folder")
-    words = read_tokenizer(tokenizer, manifest)
-    settings = ModelSettings(**manifest.settings["model"])
-    architecture, recorded = manifest.settings["architecture"], manifest.settings["recorded"]
+    model = described(manifest.settings, str(manifest.path))
+    words = read_tokenizer(tokenizer, model)
+    settings, architecture, recorded = model.model, model.architecture, model.recorded
     weights = read_state(manifest.file("model.safetensors"))
     kind = stock.stock(settings) if architecture == "gpt" else None
-    names = ("vocab_size", "seq_length", "chunk_length", "retrieved_length")
-    lengths = {name: recorded[name] for name in names}
+    lengths = recorded.lengths
     if kind:
         config: dict[str, Any] = {"model_type": kind, "architectures": [CLASSES[kind]]}
-        config |= stock.config(kind, settings, recorded["vocab_size"], recorded["seq_length"])
+        config |= stock.config(kind, settings, recorded.vocab_size, recorded.seq_length)
         weights = stock.state(kind, weights, settings)
     else:
         auto = {
@@ -79,14 +78,14 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
     return f"{architecture}, with its modules{why}: load it with trust_remote_code=True"
 
 
-def read_tokenizer(path: Path, manifest: Manifest) -> Any:
+def read_tokenizer(path: Path, model: TrainedRun | ImportedModel) -> Any:
     """The tokenizer as transformers' PreTrainedTokenizerFast."""
     from transformers import PreTrainedTokenizerFast
 
-    facts, recorded = read_manifest(path, "tokenizer"), manifest.settings["recorded"]
-    if facts.counts["vocab_size"] != recorded["vocab_size"]:
+    facts, recorded = read_manifest(path, "tokenizer"), model.recorded
+    if facts.counts["vocab_size"] != recorded.vocab_size:
         raise UserError(
-            f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded['vocab_size']}; name the one "
+            f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded.vocab_size}; name the one "
             "it was trained with"
         )
     theirs = getattr(Tokenizer.load(path)._engine, "tokenizer", None)
@@ -95,7 +94,7 @@ def read_tokenizer(path: Path, manifest: Manifest) -> Any:
     eod = theirs.id_to_token(facts.counts["eod_id"])
     pad = theirs.id_to_token(facts.counts["pad_id"])
     return PreTrainedTokenizerFast(
-        tokenizer_object=theirs, eos_token=eod, pad_token=pad, model_max_length=recorded["seq_length"]
+        tokenizer_object=theirs, eos_token=eod, pad_token=pad, model_max_length=recorded.seq_length
     )
 
 

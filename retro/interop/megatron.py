@@ -25,6 +25,7 @@ from retro.interop.parity import TOLERANCE, compare
 from retro.interop.states import read_state
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
+from retro.training.run import ImportedModel, Recorded, described
 
 STAGE = "retro.interop.megatron"
 FACTS = {
@@ -67,13 +68,12 @@ def load(state_path: Path, out: Path, given: dict[str, Any], tokens: int | None 
         stage=STAGE,
         files=[weights],
         inputs=[state_path],
-        settings={
-            "name": state_path.stem,
-            "architecture": found.architecture,
-            "seed": None,
-            "model": found.settings.model_dump(mode="json"),
-            "recorded": found.lengths,
-        },
+        settings=ImportedModel(
+            name=state_path.stem,
+            architecture=found.architecture,
+            model=found.settings,
+            recorded=Recorded(**found.lengths),
+        ).facts(),
         counts={"parameters": parameters},
     )
     shape = f"{found.settings.layers} layers x {found.settings.width} x {found.settings.heads} heads"
@@ -93,8 +93,8 @@ def _cut(ours: dict[str, torch.Tensor], lengths: dict[str, int], tokens: int, st
 def save(folder: Path, state_path: Path, spec: Spec) -> None:
     """Export the model in `folder` to Megatron's names, with the arguments it needs in a JSON beside it."""
     manifest = read_manifest(folder / "model.json", "model")
-    settings = ModelSettings(**manifest.settings["model"])
-    architecture, lengths = manifest.settings["architecture"], manifest.settings["recorded"]
+    model = described(manifest.settings, str(manifest.path))
+    settings, architecture, lengths = model.model, model.architecture, model.recorded
     _expressible(settings, architecture, folder)
     state = to_megatron(read_state(manifest.file("model.safetensors")), settings, architecture, spec)
     with replacing(state_path) as temporary:
@@ -105,7 +105,7 @@ def save(folder: Path, state_path: Path, spec: Spec) -> None:
         "num_attention_heads": settings.heads,
         "num_query_groups": settings.kv_head_count,
         "ffn_hidden_size": settings.ffn_dim,
-        "seq_length": lengths["seq_length"],
+        "seq_length": lengths.seq_length,
         "position_embedding_type": "rope" if settings.positions == "rope" else "learned_absolute",
         "rotary_percent": settings.rope_fraction,
         "rotary_base": settings.rope_base,
@@ -114,8 +114,8 @@ def save(folder: Path, state_path: Path, spec: Spec) -> None:
     }
     if architecture == "retro":
         args |= {
-            "retro_chunk_length": lengths["chunk_length"],
-            "retro_retrieved_length": lengths["retrieved_length"],
+            "retro_chunk_length": lengths.chunk_length,
+            "retro_retrieved_length": lengths.retrieved_length,
             "retro_encoder_layers": settings.encoder_layers,
             "encoder_residual": settings.encoder_residual,
         }

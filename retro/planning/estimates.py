@@ -11,7 +11,6 @@ from retro.config import Config
 from retro.corpus.mmididx import token_dtype
 from retro.database.tables import CHUNK, DOCUMENT, LISTED
 from retro.model.count import flops_per_token, parameters
-from retro.model.settings import ModelSettings
 from retro.planning.counts import Counts
 from retro.planning.memory import Fit, Work, fit, step
 from retro.retrieval import exact, factory, neighbours
@@ -116,9 +115,9 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
         "search": search_flops(name, width, vectors, queries, dataset.index.nprobe, dataset.index.ef_search),
     }
     _memory(plan, config, index)
-    for run, facts in config.expanded().items():
-        model, train = ModelSettings(**facts["model"]), facts["train"]
-        architecture, read = facts["architecture"], m * train["retrieved_chunks"]
+    for name, run in config.models().items():
+        model, train, architecture = run.model, run.train, run.architecture
+        read = m * train.retrieved_chunks
         shape: dict[str, Any] = {
             "vocab_size": counts.vocab_size,
             "seq_length": dataset.samples.seq_length,
@@ -126,18 +125,18 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
         }
         count = parameters(model, architecture, **shape, retrieved_length=read)
         flops = flops_per_token(
-            model, architecture=architecture, **shape, retrieved_length=read, neighbours=train["neighbours_used"]
+            model, architecture=architecture, **shape, retrieved_length=read, neighbours=train.neighbours_used
         )
         batch = dataset.samples.global_batch_size
         work = Work(
-            train["micro_batch_size"] or batch,
+            train.micro_batch_size or batch,
             **shape,
             retrieved_length=read,
-            neighbours=train["neighbours_used"],
-            precision=train["precision"],
-            recompute=train["recompute"],
+            neighbours=train.neighbours_used,
+            precision=train.precision,
+            recompute=train.recompute,
         )
-        frozen = facts["freeze"] == "base"
+        frozen = run.freeze == "base"
         alone = step(model, architecture, work, freeze=frozen)
         fits = [
             fit(
@@ -152,10 +151,10 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
             for gpus in shards
             for recompute in ("none", "layers")
         ]
-        samples = dataset.samples.of(train["samples_share"]).train_samples
-        kept = min(KEPT, math.ceil(samples / batch / train["checkpoint_interval"]))
+        samples = dataset.samples.of(train.samples_share).train_samples
+        kept = min(KEPT, math.ceil(samples / batch / train.checkpoint_interval))
         memory = BASE["train"] * 1e6 + alone.total
-        plan.models.append(Model(run, count, flops, samples * dataset.samples.seq_length, memory, kept, fits))
+        plan.models.append(Model(name, count, flops, samples * dataset.samples.seq_length, memory, kept, fits))
     plan.disk["models"] = sum(4 * model.parameters for model in plan.models)
     plan.disk["checkpoints"] = sum(12 * model.checkpoints * model.parameters for model in plan.models)
     plan.flops["training"] = sum(model.flops_per_token * model.tokens for model in plan.models)

@@ -31,12 +31,12 @@ def preset(name: str, vocab_size: int, recompute: str) -> tuple[ModelSettings, W
     """A preset's RETRO, and the work of one sample in fp32."""
     dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
     found = config.parse({"preset": name, "dataset": dataset}, f"preset {name}")
-    facts = next(run for run in found.expanded().values() if run["architecture"] == "retro")
-    m, train = found.dataset.chunk_length, facts["train"]
+    run = next(run for run in found.models().values() if run.retro)
+    m, train = found.dataset.chunk_length, run.train
     lengths: dict[str, Any] = {"seq_length": found.dataset.samples.seq_length, "chunk_length": m}
-    lengths |= {"retrieved_length": train["retrieved_chunks"] * m, "vocab_size": vocab_size}
-    work = Work(1, **lengths, neighbours=train["neighbours_used"], recompute=recompute)
-    return ModelSettings(**facts["model"]), work
+    lengths |= {"retrieved_length": train.retrieved_chunks * m, "vocab_size": vocab_size}
+    work = Work(1, **lengths, neighbours=train.neighbours_used, recompute=recompute)
+    return run.model, work
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from retro.model.language_model import LanguageModel
 from retro.progress import bar
 from retro.qa.reading import Lookups, Reader, Text, windows
 from retro.recorded import Dataset
+from retro.training.run import TrainedRun
 
 MOST = 256  # tokens written where a task does not say how many: lm-eval's own default
 
@@ -27,17 +28,12 @@ class RetroLM(TemplateLM):
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        run: dict[str, Any],
-        dataset: Dataset,
-        lookups: Lookups | None,
-        batch_size: int = 8,
+        self, model: LanguageModel, run: TrainedRun, dataset: Dataset, lookups: Lookups | None, batch_size: int = 8
     ):
         super().__init__()
         self.dataset, self.lookups, self.batch_size = dataset, lookups, batch_size
         self.reader = Reader(model, run, dataset, lookups, batch_size)
-        self.model, self.retrieved = model, run["train"]["retrieved_chunks"]
+        self.model, self.retrieved = model, run.train.retrieved_chunks
 
     @property
     def eot_token_id(self) -> int:

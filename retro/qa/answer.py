@@ -24,6 +24,7 @@ from retro.qa.prompts import Neighbours, neighbours_of
 from retro.qa.settings import QuestionSettings
 from retro.recorded import Dataset
 from retro.training.load import load_model
+from retro.training.run import TrainedRun
 
 STAGE = "retro.qa.answer"
 
@@ -46,11 +47,10 @@ def shown_first(file: Path, dataset: Dataset, shots: int) -> str:
     return "".join(f"{examples[i].prompt} {examples[i].answers[0]}\n\n" for i in drawn)
 
 
-def of(run: dict[str, Any]) -> dict[str, Any]:
+def of(run: TrainedRun) -> dict[str, Any]:
     """Which model answers: its run, what that is called in the config, its seed, and whether it was fine-tuned."""
-    base = untuned(run["name"], run["qa"]["name"]) if "qa" in run else run["name"]
-    model = unseeded(base)
-    return {"run": run["name"], "model": model, "seed": run["seed"], "tuned": "qa" in run}
+    base = untuned(run.name, run.qa["name"]) if run.qa else run.name
+    return {"run": run.name, "model": unseeded(base), "seed": run.seed, "tuned": bool(run.qa)}
 
 
 def line(example: Example, answer: str, seen: Neighbours | None, dataset: Dataset, who: dict[str, Any]) -> str:
@@ -84,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dataset = Dataset.open(options.config)
     model, run = load_model(options.model, dataset, best_device())
-    if options.retrieval == ON and run["architecture"] == "gpt":
+    if options.retrieval == ON and not run.retro:
         raise UserError(f"{options.model}: a gpt, which retrieves nothing. Use --retrieval none.")
     examples = asked(options.questions, dataset, settings.splits)
     seen: Sequence[Neighbours | None] = [None] * len(examples)
@@ -92,8 +92,8 @@ def main() -> None:
         lookup = QuestionLookup(
             dataset, settings.neighbours_used, settings.candidates, settings.title_weight, options.threads
         )
-        seen = neighbours_of(examples, dataset, lookup, run["train"]["retrieved_chunks"], without_own=True)
-    who = {**of(run), "retrieval": options.retrieval, "shots": 0 if "qa" in run else settings.shots}
+        seen = neighbours_of(examples, dataset, lookup, run.train.retrieved_chunks, without_own=True)
+    who = {**of(run), "retrieval": options.retrieval, "shots": 0 if run.qa else settings.shots}
     before = shown_first(options.questions, dataset, who["shots"])
     prompts = [before + each.prompt for each in examples]
     found = answers(model, dataset, prompts, seen, settings.answer_tokens, settings.batch_size)
@@ -103,7 +103,7 @@ def main() -> None:
         line(example, answer, near, dataset, who) for example, answer, near in zip(examples, found, seen, strict=True)
     ]
     write_text(options.output, "".join(lines))
-    print(f"{run['name']}, retrieval {options.retrieval}: {len(lines)} answers → {options.output}", file=sys.stderr)
+    print(f"{run.name}, retrieval {options.retrieval}: {len(lines)} answers → {options.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

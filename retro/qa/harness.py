@@ -49,9 +49,9 @@ def open_run(config: Path, path: Path, retrieval: bool, batch_size: int, threads
 
     dataset = Dataset.open(config)
     model, run = load_model(path, dataset, best_device())
-    mode = NONE if run["architecture"] == "gpt" else ON if retrieval else OFF
+    mode = NONE if not run.retro else ON if retrieval else OFF
     lookups = Lookups(dataset, run, threads) if mode == ON else None
-    who = {"run": run["name"], "retrieval": mode, "model": sha256(path), "config": sha256(config)}
+    who = {"run": run.name, "retrieval": mode, "model": sha256(path), "config": sha256(config)}
     return RetroLM(model, run, dataset, lookups, batch_size), who
 
 

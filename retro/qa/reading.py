@@ -7,7 +7,6 @@ neighbours are then read from its last token on (Wang et al. 2023). Windows are 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from retro.qa.prompts import question_of
 from retro.qa.settings import QuestionSettings
 from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
+from retro.training.run import TrainedRun
 
 SEARCHED = 256  # texts a search
 
@@ -74,15 +74,15 @@ class Lookups:
     as a whole, whatever chunk is read. Others look up each chunk, as in generation.
     """
 
-    def __init__(self, dataset: Dataset, run: dict[str, Any], threads: int = 1):
-        self.dataset, self.whole = dataset, "qa" in run
+    def __init__(self, dataset: Dataset, run: TrainedRun, threads: int = 1):
+        self.dataset, self.whole = dataset, bool(run.qa)
         self.known: dict[str, np.ndarray] = {}
         if self.whole:
-            qa = QuestionSettings(**run["qa"])
+            qa = QuestionSettings(**run.qa)
             lookup = QuestionLookup(dataset, qa.neighbours_used, qa.candidates, qa.title_weight, threads)
             self.k, self.find = lookup.k, lambda texts: lookup([question_of(text) for text in texts])
         else:
-            searcher, self.k = Searcher(dataset, threads), run["train"]["neighbours_used"]
+            searcher, self.k = Searcher(dataset, threads), run.train.neighbours_used
             self.find = lambda texts: dataset.neighbour_rows(searcher.search(texts, self.k)[0])
 
     def query(self, text: Text, chunk: int) -> np.ndarray:
@@ -115,13 +115,13 @@ class Reader:
     def __init__(
         self,
         model: torch.nn.Module,
-        run: dict[str, Any],
+        run: TrainedRun,
         dataset: Dataset,
         lookups: Lookups | None,
         batch_size: int = 8,
     ):
         self.model, self.dataset, self.lookups, self.batch_size = model, dataset, lookups, batch_size
-        self.retrieved, self.half = run["train"]["retrieved_chunks"], run["train"]["precision"] == "bf16"
+        self.retrieved, self.half = run.train.retrieved_chunks, run.train.precision == "bf16"
         self.device = next(model.parameters()).device
 
     def read(

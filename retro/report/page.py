@@ -15,7 +15,7 @@ from retro.recorded import Dataset
 from retro.report import story
 from retro.report.pages import render
 from retro.report.parts import read_parts
-from retro.report.read import Row, read_csv, read_runs, where
+from retro.report.read import Row, Run, read_csv, read_runs, where
 from retro.report.shares import by_split
 from retro.report.svg import inline_svg
 from retro.report.words import interval, percent
@@ -72,15 +72,15 @@ def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
     }
 
 
-def training(models: list[Manifest]) -> list[dict[str, Any]]:
-    """A row for each run, GPT first."""
+def training(runs: list[Run]) -> list[dict[str, Any]]:
+    """A row for each run, in their order."""
     rows = []
-    for manifest in models:
-        run, counts = manifest.settings, manifest.counts
+    for run in runs:
+        facts, counts = run.settings.facts(), run.counts
         losses = counts.get("losses", {})
         rows.append(
             {
-                **{key: run[key] for key in ("name", "architecture", "seed", "model", "train", "recorded")},
+                **{key: facts[key] for key in ("name", "architecture", "model", "train")},
                 "parameters": counts["parameters"],
                 "tokens": counts["tokens"],
                 "steps": counts["steps"],
@@ -88,7 +88,7 @@ def training(models: list[Manifest]) -> list[dict[str, Any]]:
                 "validation": {key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses},
             }
         )
-    return sorted(rows, key=lambda row: row["architecture"] != "gpt")
+    return rows
 
 
 def differing(rows: list[dict[str, Any]], section: str) -> dict[str, str]:
@@ -146,7 +146,7 @@ def main() -> None:
     summary, comparison = read_csv(options.summary), read_csv(options.comparison)
     split = summary[0]["split"] if summary else "test"
     first, second = story.headline(comparison, *held_out(dataset, split))
-    rows = training(models)
+    rows = training(runs)
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
     page = render(
         "report.html.j2",

@@ -9,7 +9,7 @@ from typing import Any
 
 from retro.artifacts import read_manifest
 from retro.errors import UserError
-from retro.naming import unseeded
+from retro.training.run import TrainedRun
 
 Row = dict[str, Any]
 TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section", "unit", "label", "overlap", "kind"}
@@ -38,19 +38,28 @@ def where(rows: Iterable[Row], **wanted: str | None) -> list[Row]:
 class Run:
     """A trained model: its model.json and, if given, its metrics.jsonl."""
 
-    name: str
-    facts: dict[str, Any]
+    settings: TrainedRun
     counts: dict[str, Any]
     lines: list[Row]
 
     @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
     def base(self) -> str:
         """The run's name in the config, without its seed."""
-        return unseeded(self.name)
+        return self.settings.base
 
     @property
     def architecture(self) -> str:
-        return self.facts["architecture"]
+        return self.settings.architecture
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training; None without metrics."""
+        lines = self.training()
+        return lines[-1]["seconds"] if lines else None
 
     def training(self) -> list[Row]:
         """Logged training steps."""
@@ -78,7 +87,7 @@ def read_runs(models: list[Path], metrics: Sequence[Path] = ()) -> list[Run]:
         manifest = read_manifest(path, "model")
         text = curves[path.parent].read_text(encoding="utf-8") if path.parent in curves else ""
         lines = [json.loads(line) for line in text.splitlines()]
-        runs.append(Run(manifest.settings["name"], manifest.settings, manifest.counts, lines))
+        runs.append(Run(TrainedRun.of(manifest.settings, str(path)), manifest.counts, lines))
     return sorted(runs, key=lambda run: run.architecture != "gpt")
 
 

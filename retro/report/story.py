@@ -114,11 +114,11 @@ def flavour(runs: list[Run], comparison: list[Row]) -> str:
     names: dict[str, list[str]] = {}
     gains: dict[bool, list[str]] = {True: [], False: []}
     for base in dict.fromkeys(run.base for run in runs if run.architecture == "retro"):
-        model = next(run.facts["model"] for run in runs if run.base == base)
-        ready = model["cca"] == "copy-ready"
+        model = next(run.settings.model for run in runs if run.base == base)
+        ready = model.cca == "copy-ready"
         found = where(comparison, run=base, seed=ALL, source=ALL, retrieval=ON)
         gains[ready] += [f"{base} {percent(row['difference_percent'])} {interval(row)}" for row in found]
-        names.setdefault("copy-ready" if ready else model["flavour"], []).append(base)
+        names.setdefault("copy-ready" if ready else model.flavour, []).append(base)
     sentences = []
     for flavour, bases in names.items():
         have = f"{listed(bases)} {'has' if len(bases) == 1 else 'have'}"

@@ -19,7 +19,6 @@ Source = Literal["stored", "none", "random"]
 class Batch:
     """What a model reads. b samples, n = l * m tokens, l chunks, k neighbours, r retrieved tokens."""
 
-    positions: np.ndarray  # int64 [b, l + 1], in the split
     tokens: torch.Tensor  # int64 [b, n]
     targets: torch.Tensor  # int64 [b, n], −1 where none
     neighbours: torch.Tensor | None  # int64 [b, l, k, r]
@@ -49,7 +48,6 @@ class Batch:
         for start in range(0, len(self), size):
             here = slice(start, start + size)
             yield Batch(
-                self.positions[here],
                 self.tokens[here],
                 self.targets[here],
                 None if self.neighbours is None else self.neighbours[here],
@@ -114,7 +112,6 @@ class Batcher:
         targets[~np.repeat(positions[:, :-1] >= 0, self.store.length, axis=1)] = -1
         neighbours, mask = self._neighbours(positions[:, :-1], hidden)
         return Batch(
-            positions,
             torch.from_numpy(tokens[:, :length].copy()),
             torch.from_numpy(targets),
             neighbours,

@@ -26,6 +26,11 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def own_size() -> int:
+    """How many processes there are, before this one has joined the others."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @dataclass(frozen=True)
 class World:
     """This process among `size` processes, its device, and its place in the mesh."""
@@ -48,7 +53,7 @@ class World:
         torch.use_deterministic_algorithms(True)
         # A pass over every new tensor, for nothing; torch adds the switch to its module by hand.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        rank, size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
+        rank, size = own_rank(), own_size()
         if size % tensor:
             raise UserError(
                 f"train.parallel.tensor is {tensor}, which does not divide the {size} processes of this run. Start a "

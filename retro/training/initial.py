@@ -1,15 +1,14 @@
 """Begin with trained weights: continued training, and retro-fitting a GPT with an encoder and cross-attention."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from retro.artifacts import Manifest, read_json, read_manifest
 from retro.errors import UserError
 from retro.model.language_model import LanguageModel
-from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
+from retro.training.run import ImportedModel, Recorded, Run, TrainedRun, described
 from retro.training.say import say
 from retro.training.weights import read_tensors, weights
 
@@ -27,29 +26,29 @@ def retrieves(name: str) -> bool:
     return name.startswith("encoder.") or ".cca." in name
 
 
-def start_from(model: LanguageModel, run: dict[str, Any], dataset: Dataset) -> str | None:
-    """Give `model` the weights of the model.json that the run's `from` names, and freeze what it wants frozen.
+def start_from(model: LanguageModel, run: Run, dataset: Dataset) -> str | None:
+    """Give `model` the weights of the model.json that the run begins with, and freeze what it wants frozen.
 
-    Returns the sha256 of the weights, None without `from`. A RETRO that begins with a GPT keeps its initial encoder
+    Returns the sha256 of the weights, None without one. A RETRO that begins with a GPT keeps its initial encoder
     and cross-attention. Raises UserError where settings, shapes, vocabulary, tokenizer or chunk length differ.
     """
-    if not run.get("from"):
+    if run.start is None:
         return None
-    manifest = read_manifest(run["from"], "model")
-    base = manifest.settings
-    fresh = model.architecture == "retro" and base["architecture"] == "gpt"
-    _same_text(manifest, dataset)
-    _same_model(manifest, ModelSettings(**base["model"]), model, fresh)
+    manifest = read_manifest(run.start, "model")
+    base = described(manifest.settings, str(manifest.path))
+    fresh = model.architecture == "retro" and not base.retro
+    _same_text(manifest, base.recorded, dataset)
+    _same_model(manifest, base, model, fresh)
     manifest.check()
     path = manifest.file("model.safetensors")
     tensors, _ = read_tensors(path)
     wanted = {name: t for name, t in weights(model).items() if not (fresh and retrieves(name))}
     _copy(tensors, wanted, path)
-    if run.get("freeze") == "base":
+    if run.freeze == "base":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(retrieves(name))
     free = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(f"from       {manifest.path}: {base['architecture']}, {free:,} parameters are trained")
+    say(f"from       {manifest.path}: {base.architecture}, {free:,} parameters are trained")
     return manifest.facts["files"]["model.safetensors"]["sha256"]
 
 
@@ -59,15 +58,14 @@ def tokenizer_files(dataset: Dataset) -> dict[str, str]:
     return {name: facts["sha256"] for name, facts in sorted(files.items())}
 
 
-def _same_text(manifest: Manifest, dataset: Dataset) -> None:
+def _same_text(manifest: Manifest, recorded: Recorded, dataset: Dataset) -> None:
     """Refuse weights of another vocabulary or tokenizer."""
-    recorded = manifest.settings["recorded"]
-    if recorded["vocab_size"] != dataset.vocab_size:
+    if recorded.vocab_size != dataset.vocab_size:
         raise UserError(
-            f"{manifest.path}: was trained with a vocabulary of {recorded['vocab_size']}, {dataset.path} has "
+            f"{manifest.path}: was trained with a vocabulary of {recorded.vocab_size}, {dataset.path} has "
             f"{dataset.vocab_size}. Prepare the dataset with that model's tokenizer (dataset.tokenizer)."
         )
-    theirs = recorded.get("tokenizer")
+    theirs = recorded.tokenizer
     beside = manifest.folder / "../../tokenizer/manifest.json"  # where models trained here lie
     if theirs is None and beside.exists():
         theirs = {name: facts["sha256"] for name, facts in read_json(beside)["files"].items()}
@@ -80,24 +78,24 @@ def _same_text(manifest: Manifest, dataset: Dataset) -> None:
         )
 
 
-def _same_model(manifest: Manifest, base: ModelSettings, model: LanguageModel, fresh: bool) -> None:
+def _same_model(manifest: Manifest, base: TrainedRun | ImportedModel, model: LanguageModel, fresh: bool) -> None:
     """Refuse weights that would mean something else in this model."""
-    ours, recorded = model.settings, manifest.settings["recorded"]
-    if manifest.settings["architecture"] == "retro" and model.architecture == "gpt":
+    ours, theirs, recorded = model.settings, base.model, base.recorded
+    if base.retro and model.architecture == "gpt":
         raise UserError(f"{manifest.path}: is a RETRO, and a gpt run has no place for its encoder; begin with a GPT.")
     names = DECODER if fresh or model.architecture == "gpt" else DECODER + RETRIEVAL
     for name in names:
-        there, here = getattr(base, name), getattr(ours, name)
-        rope_only = name in ("rope_fraction", "rope_base") and base.positions == ours.positions == "learned"
+        there, here = getattr(theirs, name), getattr(ours, name)
+        rope_only = name in ("rope_fraction", "rope_base") and theirs.positions == ours.positions == "learned"
         if there != here and not rope_only:
             key = {"kv_head_count": "kv_heads", "ffn_dim": "ffn", "cca_at": "cca_layers"}.get(name, name)
             raise UserError(
                 f"{manifest.path}: has {key} {there!r}, this run wants {here!r}. Give the run that value "
                 f"(runs.<name>.model.{key}), or begin with another model."
             )
-    if not fresh and model.architecture == "retro" and recorded["chunk_length"] != model.chunk_length:
+    if not fresh and model.architecture == "retro" and recorded.chunk_length != model.chunk_length:
         raise UserError(
-            f"{manifest.path}: was trained with chunks of {recorded['chunk_length']} tokens, the dataset has "
+            f"{manifest.path}: was trained with chunks of {recorded.chunk_length} tokens, the dataset has "
             f"{model.chunk_length}. Set dataset.chunk_length, or begin with a GPT."
         )
 

@@ -41,7 +41,10 @@ def train(session: Session, stop: Stop) -> None:
             session.step += 1
             session.seconds += elapsed
             session.window.seconds += elapsed
-            session.window.samples += len(session.numbers(session.step - 1))
+            done = session.numbers(session.step - 1)
+            session.window.samples += len(done)
+            session.window.tokens += session.course.tokens(done)
+            session.tokens += session.course.tokens(done)
             session.window.losses.append(outcome.loss)
             last = session.step == session.steps
             if last or session.step % session.train.log_interval == 0:
@@ -65,11 +68,14 @@ def check(session: Session, stop: Stop) -> None:
 
 def validate(session: Session, stop: Stop) -> None:
     """Validate if this step is due and has not been validated before it was resumed."""
-    due = session.step % session.fixed.eval_interval == 0 or session.step == session.steps
+    validation = session.course.validation
+    if validation is None:
+        return
+    due = session.step % validation.interval == 0 or session.step == session.steps
     done = session.metrics is not None and session.metrics.validated(session.step)
     if not session.step or not due or session.world.largest(done):
         return
-    lines = session.validation.run(
+    lines = validation.run(
         session.forward,
         session.world,
         session.train.precision,
@@ -90,12 +96,12 @@ def log(session: Session, outcome: Outcome) -> None:
     if not session.metrics:
         return
     samples, window = session.samples_after(session.step), session.window
-    rate = window.samples * session.dataset.seq_length / window.seconds
+    rate = window.tokens / window.seconds
     share = rate * session.flops_per_token / (session.peak * session.world.size)
     line: dict[str, Any] = {
         "step": session.step,
         "samples": samples,
-        "tokens": samples * session.dataset.seq_length,
+        "tokens": session.tokens,
         "loss": sum(window.losses) / len(window.losses),
         "lr": outcome.rate,
         "grad_norm": outcome.norm,
@@ -106,7 +112,7 @@ def log(session: Session, outcome: Outcome) -> None:
     if outcome.zeros is not None:
         line |= {"zeros": outcome.zeros, "parameter_norm": outcome.parameter_norm}
     session.metrics.write([line])
-    left = (session.fixed.train_samples - samples) * session.dataset.seq_length / rate
+    left = (session.course.samples - samples) * window.seconds / window.samples
     say(
         f"step {session.step:,}/{session.steps:,}  samples {samples:,}  loss {line['loss']:.4f}  "
         f"lr {outcome.rate:.2e}  grad {outcome.norm:.2f}  {rate:,.0f} tokens/s  {share:.0%} of GEMM  "

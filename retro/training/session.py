@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
-from retro.training.batches import Batch, Batcher, hidden_chunks
-from retro.training.blend import Blend
+from retro.training.batches import Batch
 from retro.training.checkpoints import Checkpoints, pack, unpack
+from retro.training.course import Course
 from retro.training.distribution import World
+from retro.training.gemm import gemm_rate
 from retro.training.metrics import Metrics
+from retro.training.optimizer import build_optimizer
+from retro.training.parallel import parallelize
 from retro.training.parts import Parts
-from retro.training.samples import Samples
-from retro.training.settings import SampleSettings, TrainSettings
-from retro.training.validation import Validation
+from retro.training.run import Run
+from retro.training.settings import TrainSettings
 from retro.training.weights import copy_into, each_tensor, weights
 
 
@@ -27,6 +27,7 @@ class Window:
     """What happened since the last logged step; part of a checkpoint, so that a resumed run logs the same."""
 
     samples: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 
@@ -35,39 +36,62 @@ class Window:
 class Session:
     """All that a run needs; `step`, `seconds` and the weights are what changes."""
 
-    run: dict[str, Any]
-    model_settings: ModelSettings
+    run: Run
     train: TrainSettings
-    fixed: SampleSettings
+    course: Course
     dataset: Dataset
     world: World
     model: nn.Module
     parts: Parts  # what of it is held here
     forward: nn.Module  # the model, compiled if the settings say so
     optimizer: torch.optim.AdamW
-    samples: Samples | Blend
-    batcher: Batcher
-    validation: Validation
     checkpoints: Checkpoints
     flops_per_token: float
     peak: float  # FLOP a second of a plain matrix product
     metrics: Metrics | None = None  # only the first process writes
     step: int = 0
+    tokens: int = 0  # read in training
     seconds: float = 0.0  # of training steps, all attempts
     window: Window = field(default_factory=Window)
 
-    @property
-    def seq_chunks(self) -> int:
-        return self.dataset.seq_length // self.dataset.chunk_length
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        train: TrainSettings,
+        course: Course,
+        dataset: Dataset,
+        world: World,
+        model: nn.Module,
+        checkpoints: Checkpoints,
+        flops_per_token: float,
+    ) -> "Session":
+        """A run that begins with the weights of `model`, which is cut over the processes as `train` says."""
+        model.train()
+        parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
+        return cls(
+            run=run,
+            train=train,
+            course=course,
+            dataset=dataset,
+            world=world,
+            model=model,
+            parts=parts,
+            forward=torch.compile(model) if train.compile else model,
+            optimizer=build_optimizer(parts, train),
+            checkpoints=checkpoints,
+            flops_per_token=flops_per_token,
+            peak=gemm_rate(world.device, train.precision),
+        )
 
     @property
     def steps(self) -> int:
         """Optimizer steps in all; the last may have fewer samples."""
-        return -(-self.fixed.train_samples // self.fixed.global_batch_size)
+        return -(-self.course.samples // self.course.batch_size)
 
     def samples_after(self, step: int) -> int:
         """Samples trained on once `step` steps are done."""
-        return min(step * self.fixed.global_batch_size, self.fixed.train_samples)
+        return min(step * self.course.batch_size, self.course.samples)
 
     def numbers(self, step: int) -> np.ndarray:
         """The sample numbers of the step that follows `step` done ones."""
@@ -75,12 +99,9 @@ class Session:
 
     def batches(self) -> Iterator[tuple[np.ndarray, Batch]]:
         """For each step still to do: this process's sample numbers and their batch."""
-        seed = self.run["seed"]
         for step in range(self.step, self.steps):
             mine = self.world.share(self.numbers(step))
-            positions = np.where((mine >= 0)[:, None], self.samples.samples(np.maximum(mine, 0)), -1)
-            hidden = hidden_chunks(seed, mine, self.seq_chunks, self.train.neighbour_dropout, self.train.sample_dropout)
-            yield mine, self.batcher.batch(positions, hidden)
+            yield mine, self.course.batch(mine)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole model's tensors by name; with parts spread over processes the first has them, others nothing."""
@@ -91,7 +112,8 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of this step."""
         world, parts = self.world, self.parts
-        state = {"step": self.step, "seconds": self.seconds, "window": asdict(self.window), "place": world.place}
+        state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        state |= {"window": asdict(self.window), "place": world.place}
         if self.metrics is not None:
             self.metrics.sync()
         if not parts.spread:
@@ -133,6 +155,13 @@ class Session:
                 tensors[path] = self.parts.part(name, whole).clone() if known else whole
         wanted = self.parts.own if self.parts.spread else weights(self.model)
         copy_into(wanted, unpack(tensors, self.optimizer, self.parts.own), str(self.checkpoints.folder))
-        self.step, self.seconds, self.window = state["step"], state["seconds"], Window(**state["window"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.window = Window(**state["window"])
         other = "" if state["place"] == self.world.place else f", written on {state['place']}: other rounding from here"
         return f"step {self.step} of {self.checkpoints.folder}{other}"
+
+    def close(self) -> None:
+        """Close the metrics and leave the other processes."""
+        if self.metrics:
+            self.metrics.close()
+        self.world.finish()

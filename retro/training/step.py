@@ -41,24 +41,24 @@ def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) 
     for start, part in zip(range(0, len(batch), size), batch.cut(size), strict=True):
         if world.size == 1:  # several processes must stop at the same place: between steps
             stop.check()
-        # Dropout draws from the run's seed and the sample, so that a resumed run draws the same.
-        torch.manual_seed(counter.derive(session.run["seed"], counter.TORCH, int(numbers[start])))
+        # Dropout draws from the course's seed and the sample, so that a resumed run draws the same.
+        torch.manual_seed(counter.derive(session.course.seed, counter.TORCH, int(numbers[start])))
         there = part.to(world.device)
         with world.autocast(train.precision):
             losses = session.forward(there.tokens, there.neighbours, there.mask, there.targets)  # (b, n)
         (losses.sum() / counted).backward()
         parts.append(losses.detach().sum(dim=1))
     sums = torch.cat(parts).tolist() if parts else []
-    refuse_non_finite(session, numbers, batch, np.asarray(sums))
+    refuse_non_finite(session, numbers, np.asarray(sums))
     gradients = session.parts.take_gradients()
     norm = gradient_norm(session, gradients)
     if not math.isfinite(norm):
-        refuse(session, numbers, batch, f"the gradient norm is {float(norm)}")
+        refuse(session, numbers, f"the gradient norm is {float(norm)}")
     if train.clip:
         scale = torch.clamp(train.clip / (torch.as_tensor(norm) + 1e-6), max=1.0)  # as clip_grad_norm_ of torch
         torch._foreach_mul_(gradients, scale.to(world.device))
     zeros = count_zeros(session) if logs_norms(session) else None
-    rate = learning_rate(train, session.samples_after(session.step + 1), session.fixed.train_samples)
+    rate = learning_rate(train, session.samples_after(session.step + 1), session.course.samples)
     set_learning_rate(session.optimizer, rate)
     session.optimizer.step()
     session.parts.drop_gradients()
@@ -86,29 +86,18 @@ def count_zeros(session: Session) -> int:
     return int(session.parts.total(found, lambda gradient: (gradient == 0).sum()))
 
 
-def refuse_non_finite(session: Session, numbers: np.ndarray, batch: Batch, sums: np.ndarray) -> None:
+def refuse_non_finite(session: Session, numbers: np.ndarray, sums: np.ndarray) -> None:
     """Refuse a step in which a sample's loss is not finite, naming those samples."""
     wrong = ~np.isfinite(sums)
     if wrong.any():
-        refuse(session, numbers[wrong], batch, f"the loss is {sums[wrong][0]}", batch.positions[wrong])
+        refuse(session, numbers[wrong], f"the loss is {sums[wrong][0]}")
 
 
-def refuse(session: Session, numbers: np.ndarray, batch: Batch, what: str, positions: np.ndarray | None = None) -> None:
-    """Raise UserError that names the step, the samples and their documents."""
-    positions = batch.positions if positions is None else positions
-    chunks = positions[:, :-1]
-    rows = session.dataset.rows("train")[np.unique(chunks[chunks >= 0])]
-    store, documents = session.dataset.store, []
-    for row in rows:
-        document = store.document(int(row))
-        name = f"{document['source']}:{document.get('id', document['number'])}"
-        if name not in documents:
-            documents.append(name)
-    shown = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
-    samples = ", ".join(str(number) for number in numbers[:8]) + (" …" if len(numbers) > 8 else "")
-    kept = session.checkpoints.paths()
+def refuse(session: Session, numbers: np.ndarray, what: str) -> None:
+    """Raise UserError that names the step, the samples and what they were made of."""
+    kept, section = session.checkpoints.paths(), session.course.section
     raise UserError(
-        f"{session.run['name']}: {what} at step {session.step + 1}, samples {samples} (documents {shown}). "
-        f"Lower train.lr, lengthen train.warmup_samples or set train.clip; "
+        f"{session.run.name}: {what} at step {session.step + 1}, {session.course.named(numbers)}. "
+        f"Lower {section}.lr, lengthen {section}.warmup_samples or set train.clip; "
         + (f"the last checkpoint is kept: {kept[-1]}." if kept else "there was no checkpoint yet.")
     )

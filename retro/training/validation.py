@@ -26,10 +26,17 @@ class Validation:
     batchers: dict[str, Batcher]
     batch_size: int
     token_bytes: np.ndarray  # int64 [V], UTF-8 bytes of each token
+    interval: int = 1  # steps between validations
 
     @classmethod
     def of(
-        cls, dataset: Dataset, modes: dict[str, Batcher], samples: int, batch_size: int, split: str = "valid"
+        cls,
+        dataset: Dataset,
+        modes: dict[str, Batcher],
+        samples: int,
+        batch_size: int,
+        split: str = "valid",
+        interval: int = 1,
     ) -> "Validation":
         """The first `samples` of the split's stream, shuffled by the dataset's seed, for all runs."""
         seq_chunks = dataset.seq_length // dataset.chunk_length
@@ -37,7 +44,7 @@ class Validation:
         stream = Samples(documents_of(dataset, split), seq_chunks, seed, epochs=1)
         assert stream.number is not None
         positions = stream.samples(np.arange(min(samples, stream.number)))
-        return cls(split, positions, modes, batch_size, np.asarray(dataset.tokenizer.token_bytes))
+        return cls(split, positions, modes, batch_size, np.asarray(dataset.tokenizer.token_bytes), interval)
 
     def run(
         self, model: nn.Module, world: World, precision: str, step: int, check: Callable[[], None]

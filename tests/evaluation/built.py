@@ -119,9 +119,9 @@ def make_model(dataset: Dataset, architecture: str, scale: float = 3.0) -> torch
 
 def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None) -> Path:
     """model.json, model.safetensors and metrics.jsonl of a run `gpt-s1` or `retro-s1`; no model: an untrained one."""
-    run = configure(dataset.folder / "runs" / "corpus").expanded()[name]
+    run = configure(dataset.folder / "runs" / "corpus").models()[name]
     folder = dataset.folder / "runs" / name
-    model = model or make_model(dataset, run["architecture"])
+    model = model or make_model(dataset, run.architecture)
     write_tensors(folder / "model.safetensors", weights(model))
     recorded = {
         "seq_length": LENGTH,
@@ -129,7 +129,7 @@ def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None)
         "retrieved_length": 2 * M,
         "vocab_size": dataset.vocab_size,
     }
-    modes = ["none"] if run["architecture"] == "gpt" else ["on", "off"]
+    modes = ["on", "off"] if run.retro else ["none"]
     lines = []
     for step in range(1, 9):
         speed = {"seconds": 2.0 * step, "tokens_per_s": 128.0, "mfu": 0.3, "lr": 1e-3, "grad_norm": 1.0}
@@ -145,7 +145,7 @@ def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None)
         stage="retro.training.train",
         files=[folder / "model.safetensors"],
         inputs=[dataset.path],
-        settings={**run, "recorded": recorded},
+        settings={**run.facts(), "recorded": recorded},
         counts={
             "flops_per_token": 1e5,
             "losses": {f"valid/{mode}": 4.4 for mode in modes},
@@ -154,7 +154,7 @@ def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None)
             "steps": 8,
             "tokens": 8 * LENGTH,
         },
-        seed=run["seed"],
+        seed=run.seed,
         threads=1,
     )
     return path

@@ -18,12 +18,15 @@ from retro.config import load
 from retro.errors import UserError
 from retro.evaluation.conditions import Condition, fraction_name
 from retro.experiments import figures
-from retro.experiments.catalogue import CATALOGUE
+from retro.experiments.catalogue import CATALOGUE, rows_of
 from retro.experiments.draw import recalls
 from retro.experiments.settings import ExperimentSettings
 from retro.report.parts import read_parts
+from retro.report.read import Run
 from retro.retrieval.subsample import first_kept, kept
+from retro.training.run import TrainedRun
 from tests.evaluation.built import build_dataset, measure, stage, write_run
+from tests.training.toy import run_json
 
 
 def test_every_condition_of_every_experiment_has_a_name():
@@ -166,6 +169,16 @@ def test_what_needs_no_other_losses(made, name, count):
     assert len(table_of(made, name)) == count
 
 
+@pytest.mark.parametrize(("layers", "shown"), [("every-third", "3, 6"), ("paper", "6"), ([2, 5], "2, 5")])
+def test_a_shape_names_the_layers_whichever_way_they_were_given(layers, shown):
+    facts = json.loads(run_json(model={"layers": 6, "cca_layers": layers}))
+    lengths = {"chunk_length": 8, "retrieved_length": 16, "seq_length": 32, "vocab_size": 257}
+    runs = {"retro": Run(TrainedRun.of({**facts, "recorded": lengths}, "model.json"), {}, [])}
+    row = {"run": "retro", "retrieval": "on", "source": "all", "seed": "all", "split": "test"}
+    (found,) = rows_of("architecture", [row], runs, {})
+    assert found["label"] == f"retro: cross-attention in {shown}; encoder of 1"
+
+
 def test_the_section_shows_each_experiment_and_a_page_takes_it(made):
     folder = made[0].folder
     for name in ("seeds", "cost"):
@@ -194,5 +207,5 @@ def test_too_few_candidates_are_refused(made):
 def test_the_experiments_config_shares_the_default_runs():
     ours, default = load("config/experiments.yaml"), load("config/config.yaml")
     assert ours.dataset == default.dataset and len(ours.seeds) >= 2
-    mine = ours.expanded()
-    assert all(mine[name] == run for name, run in default.expanded().items())
+    mine = ours.models()
+    assert all(mine[name] == run for name, run in default.models().items())

@@ -40,7 +40,7 @@ def make(folder, architecture, **fields):
     run = folder / "runs" / "run"
     run.mkdir(parents=True)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, run / "model.safetensors")
-    facts = {"architecture": architecture, "model": settings.model_dump(mode="json")}
+    facts = {"name": "run", "architecture": architecture, "model": settings.model_dump(mode="json")}
     write_manifest(
         run / "model.json",
         kind="model",

@@ -84,7 +84,7 @@ def test_operations_are_those_that_torch_counts(architecture, fields):
 def test_a_preset_of_full_size_takes_the_operations_of_the_formula(name, architecture):
     dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
     preset = config.parse({"preset": name, "dataset": dataset}, name)
-    settings = ModelSettings(**next(run for run in preset.expanded().values())["model"])
+    settings = next(iter(preset.models().values())).model
     assert (settings.layers, settings.width, settings.heads) == MEGATRON_SHAPES[name]
     n, m = preset.dataset.samples.seq_length, preset.dataset.chunk_length
     k, r = preset.train.neighbours_used, preset.train.retrieved_chunks * m
@@ -108,14 +108,14 @@ def test_presets_train_as_megatron_s_script_does():
     for name in MEGATRON_SHAPES:
         dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
         preset = config.parse({"preset": name, "dataset": dataset}, name)
-        run = next(run for run in preset.expanded().values() if run["architecture"] == "retro")
-        train, model, samples = run["train"], run["model"], preset.dataset.samples
-        assert (train["lr"], train["min_lr"], train["schedule"]) == (6e-4, 6e-5, "cosine")
-        assert (train["warmup_samples"], samples.train_samples) == (162_761, 166_400_000)
-        assert (train["weight_decay"], train["beta1"], train["beta2"], train["clip"]) == (0.1, 0.9, 0.95, 1.0)
-        assert (train["micro_batch_size"], samples.global_batch_size, train["precision"]) == (4, 256, "bf16")
-        assert (model["init_std"], model["activation"]) == (0.023, "gelu_tanh")
-        assert (model["dropout"], model["attention_dropout"], model["encoder_dropout"]) == (0.1, 0.1, 0.1)
-        assert (train["neighbours_used"], train["retrieved_chunks"], preset.dataset.chunk_length) == (2, 2, 64)
-        assert (train["log_interval"], train["log_norms"], train["checkpoint_interval"]) == (100, True, 10_000)
+        run = next(run for run in preset.models().values() if run.retro)
+        train, model, samples = run.train, run.model, preset.dataset.samples
+        assert (train.lr, train.min_lr, train.schedule) == (6e-4, 6e-5, "cosine")
+        assert (train.warmup_samples, samples.train_samples) == (162_761, 166_400_000)
+        assert (train.weight_decay, train.beta1, train.beta2, train.clip) == (0.1, 0.9, 0.95, 1.0)
+        assert (train.micro_batch_size, samples.global_batch_size, train.precision) == (4, 256, "bf16")
+        assert (model.init_std, model.activation) == (0.023, "gelu_tanh")
+        assert (model.dropout, model.attention_dropout, model.encoder_dropout) == (0.1, 0.1, 0.1)
+        assert (train.neighbours_used, train.retrieved_chunks, preset.dataset.chunk_length) == (2, 2, 64)
+        assert (train.log_interval, train.log_norms, train.checkpoint_interval) == (100, True, 10_000)
         assert (samples.seq_length, samples.eval_interval, samples.eval_iterations) == (2048, 1000, 10)

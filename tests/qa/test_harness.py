@@ -84,7 +84,7 @@ def test_a_continuation_reads_its_context_and_the_contexts_neighbours(dataset):
     text = Text.after(context, answer, dataset)
     ((nats, likeliest),) = Reader(model, run, dataset, lookups).read([text])
     rows = lookups.rows(np.array(context))
-    neighbours, mask = dataset.store.retrieved(rows[None, None], run["train"]["retrieved_chunks"])
+    neighbours, mask = dataset.store.retrieved(rows[None, None], run.train.retrieved_chunks)
     tokens = torch.tensor([[dataset.tokenizer.pad_id] * (M - len(context)) + context + answer])
     with torch.no_grad():
         logits = model(tokens, torch.from_numpy(neighbours), torch.from_numpy(mask))[0, M - 1 : -1]

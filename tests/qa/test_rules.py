@@ -51,7 +51,7 @@ def test_a_run_may_be_called_like_a_fine_tuned_one(tmp_path):
     runs = "gpt-qa: {architecture: gpt}, retro-qa: {architecture: retro, twin: gpt-qa}"
     config.write_text(f"preset: config/qa.yaml\nruns: {{{runs}}}\n")
     parsed = load(config)
-    names = list(parsed.expanded())
+    names = list(parsed.models())
     tuned = [name_of(name, parsed.qa.name) for name in names]
     assert not set(names) & set(tuned) and len(set(tuned)) == len(names)
 

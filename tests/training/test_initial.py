@@ -11,7 +11,7 @@ from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.training.initial import retrieves, start_from
 from retro.training.load import load_model
-from retro.training.setup import read_run
+from retro.training.run import Run
 from tests.training.stage import Stage
 from tests.training.toy import run_json
 
@@ -79,14 +79,14 @@ def test_a_stopped_retro_fit_resumes_to_the_same_bytes(trained, config, tmp_path
 
 
 def model_of(run_text, **lengths):
-    facts, settings, _ = read_run(run_text)
+    given = Run.parse(run_text, "--run")
     built = {"vocab_size": 257, "seq_length": 32, "chunk_length": 8, "retrieved_length": 16, **lengths}
-    return facts, build_model(settings, architecture=facts["architecture"], seed=1, **built)
+    return given, build_model(given.model, architecture=given.architecture, seed=1, **built)
 
 
 def test_retro_goes_on_from_retro(trained, dataset):
-    facts, model = model_of(run(trained["fitted"].output))
-    digest = start_from(model, facts, dataset)
+    given, model = model_of(run(trained["fitted"].output))
+    digest = start_from(model, given, dataset)
     assert digest == read_manifest(trained["fitted"].output).facts["files"]["model.safetensors"]["sha256"]
     theirs = load_model(trained["fitted"].output, dataset)[0].state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
@@ -103,9 +103,9 @@ def test_retro_goes_on_from_retro(trained, dataset):
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(base, text, lengths, message, trained, dataset):
-    facts, model = model_of(run(trained[base].output, **text), **lengths)
+    given, model = model_of(run(trained[base].output, **text), **lengths)
     with pytest.raises(UserError, match=message) as error:
-        start_from(model, facts, dataset)
+        start_from(model, given, dataset)
     assert "\n" not in str(error.value)
 
 
@@ -114,6 +114,6 @@ def test_another_vocabulary_or_tokenizer_is_refused(what, trained, dataset, tmp_
     facts = json.loads(trained["gpt"].output.read_text(encoding="utf-8"))
     facts["settings"]["recorded"][what] = {"vocab_size": 300, "tokenizer": {"tokenizer.json": "0" * 64}}[what]
     (tmp_path / "model.json").write_text(json.dumps(facts), encoding="utf-8")
-    run_facts, model = model_of(run(tmp_path / "model.json"))
+    given, model = model_of(run(tmp_path / "model.json"))
     with pytest.raises(UserError, match="vocabulary of 300" if what == "vocab_size" else "another tokenizer"):
-        start_from(model, run_facts, dataset)
+        start_from(model, given, dataset)

@@ -23,8 +23,8 @@ def trained(config, tmp_path_factory):
 
 
 def test_a_loaded_model_has_the_losses_that_training_ended_with(trained, dataset):
-    model, settings = load_model(trained.output, dataset)
-    assert settings["name"] == "retro-s1" and not model.training
+    model, run = load_model(trained.output, dataset)
+    assert run.name == "retro-s1" and not model.training
     batcher = Batcher(dataset, "valid", neighbours_used=2, retrieved_chunks=2)
     torch.set_num_threads(1)
     nats = counted = 0
@@ -63,3 +63,13 @@ def test_a_model_of_another_grid_is_refused_with_both_values(trained, tmp_path):
     other = Dataset.open(make_dataset(tmp_path / "other", seq_length=64))
     with pytest.raises(UserError, match=r"was trained with seq_length 32, .*config.json has 64"):
         load_model(trained.output, other)
+
+
+def test_imported_weights_are_not_loaded_as_a_run(trained, dataset, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "run")
+    path = tmp_path / "run/model.json"
+    facts = json.loads(path.read_text())
+    facts["settings"] = {key: facts["settings"][key] for key in ("name", "architecture", "model", "recorded")}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"model.json: holds imported weights, wanted a run that was trained here"):
+        load_model(path, dataset)

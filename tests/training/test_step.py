@@ -39,7 +39,8 @@ def test_twins_read_the_same_samples_and_other_seeds_others(config, tmp_path):
         run = run_json(architecture, seed=seed)
         session = setup(config, run, tmp_path / "checkpoints", tmp_path / "tensorboard")
         session.metrics.close()
-        return next(session.batches())[1].positions.tolist(), session.validation.positions.tolist()
+        course = session.course
+        return course.positions(session.numbers(0)).tolist(), course.validation.positions.tolist()
 
     assert samples("gpt", 1) == samples("retro", 1)
     assert samples("gpt", 1)[0] != samples("gpt", 2)[0]

@@ -144,7 +144,7 @@ def test_a_run_with_other_settings_starts_afresh_and_says_what_differs(unbroken,
     stage = Stage(config, json.dumps(facts), folder)
     stage.log_path.unlink()
     assert stage.run() == 0, stage.log
-    assert "run.train.lr was None, is 0.001" in stage.log
+    assert "run.train.lr was 0.003, is 0.001" in stage.log
     assert "start      afresh" in stage.log
     assert stage.weights != unbroken.weights
     assert len({path.parent for path in stage.saved()}) == 1
@@ -190,7 +190,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_documents(config
 def test_a_run_that_is_none_is_refused_in_words(config, tmp_path):
     for run, message in (
         ("{", "--run: not a run's JSON"),
-        ('{"architecture": "gpt"}', "--run: lacks 'model'"),
+        ('{"architecture": "gpt"}', "--run: model: is missing"),
+        (run_json("bert"), "--run: architecture: wanted 'gpt' or 'retro'"),
+        ("[]", "--run: wanted a mapping"),
         (run_json("gpt", lrr=1), "--run: train.lrr: unknown key; did you mean train.lr?"),
     ):
         stage = Stage(config, run, tmp_path / str(len(run)))
