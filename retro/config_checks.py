@@ -3,7 +3,7 @@
 Stages would say it too, but only when they are reached: an evaluation after hours of training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from retro.naming import seeded
@@ -91,7 +91,7 @@ def check_runs(runs: dict[str, Any]) -> None:
             )
 
 
-def braces(paths: dict[str, str | None]) -> Iterator[str]:
+def braces(paths: Mapping[str, str | None]) -> Iterator[str]:
     """Paths, by their keys, that Snakemake would read as patterns."""
     for key, path in paths.items():
         if path is not None and set(path) & set("{}"):

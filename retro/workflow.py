@@ -167,7 +167,7 @@ class Workflow:
         if self.first is None:
             raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
         pairs = [(self.runs[self.first].twin, NONE), (self.first, ON)]
-        return [self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs]
+        return [self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs if run]
 
     def reports(self) -> list[str]:
         """What a reader opens; without a RETRO run that has a twin, tables only."""
@@ -200,7 +200,7 @@ class Workflow:
         if not CATALOGUE[experiment].one_run:
             return self.losses()
         runs, saved = self.measured(), self.dataset.neighbours.saved
-        return self.losses([*runs, *(self.runs[run].twin for run in runs)]) + [
+        return self.losses([*runs, *(twin for run in runs if (twin := self.runs[run].twin))]) + [
             self.manifest(paths.LOSSES, run=run, split=self.splits[0], mode=mode)
             for run in runs
             for mode in CATALOGUE[experiment].conditions(

@@ -119,7 +119,7 @@ def main() -> None:
                 decoder = Decoder(model, dataset.store, lookup=used, **shape)
                 sample[name] = write(decoder, dataset, prompt, settings, seed + number, shown)
             samples.append(sample)
-    facts = {"run": run.name, "split": split, "settings": settings.facts(), "samples": samples}
+    facts: dict[str, Any] = {"run": run.name, "split": split, "settings": settings.facts(), "samples": samples}
     facts["neighbours_used"], facts["chunk_length"] = train.neighbours_used, dataset.chunk_length
     write_json(options.output, facts)
     print(f"{len(samples)} documents continued → {options.output}", file=sys.stderr)

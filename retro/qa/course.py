@@ -4,6 +4,7 @@ Only examples of the dataset's training split are used: an example is in the spl
 from pretraining stays held out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def lay_out(
     examples: list[Example], dataset: Dataset, settings: QuestionSettings, retrieved: int, retrieves: bool, threads: int
 ) -> list[Laid]:
     """Tokens and neighbours of examples. `retrieved`: chunks a neighbour brings; `retrieves`: whether there are any."""
-    seen: list[Neighbours | None] = [None] * len(examples)
+    seen: Sequence[Neighbours | None] = [None] * len(examples)
     if retrieves:
         lookup = QuestionLookup(dataset, settings.neighbours_used, settings.candidates, settings.title_weight, threads)
         seen = neighbours_of(examples, dataset, lookup, retrieved, without_own=True)

@@ -94,15 +94,17 @@ def setup(
 
 def finish(session: Session, base: Manifest, output: Path) -> None:
     """Write the model as `retro.training.train` does, and say what was made."""
-    settings, loss = session.course.settings, session.metrics.last()["train"]
-    tuned = {"steps": session.step, "examples": len(session.course.examples), "loss": loss}
+    course, run, metrics = session.course, session.run, session.metrics
+    assert isinstance(course, Questions) and isinstance(run, TrainedRun) and metrics is not None  # what `setup` made
+    loss = metrics.last()["train"]
+    tuned = {"steps": session.step, "examples": len(course.examples), "loss": loss}
     write_model(
         session,
         session.weights(),
         output,
         stage=STAGE,
-        inputs=[*before_inputs(base), base.path, *settings.instructions],
-        run=session.run,
+        inputs=[*before_inputs(base), base.path, *course.settings.instructions],
+        run=run,
         counts={**base.counts, "qa": tuned},
     )
     say(f"{output}: {session.step} steps in {duration(session.seconds)} of training, last loss {loss:.3f}")

@@ -75,9 +75,9 @@ class Lookups:
     """
 
     def __init__(self, dataset: Dataset, run: TrainedRun, threads: int = 1):
-        self.dataset, self.whole = dataset, bool(run.qa)
+        self.dataset, self.whole = dataset, run.qa is not None
         self.known: dict[str, np.ndarray] = {}
-        if self.whole:
+        if run.qa is not None:
             qa = QuestionSettings(**run.qa)
             lookup = QuestionLookup(dataset, qa.neighbours_used, qa.candidates, qa.title_weight, threads)
             self.k, self.find = lookup.k, lambda texts: lookup([question_of(text) for text in texts])

@@ -11,11 +11,30 @@ from retro.training.validation import Validation
 class Course(Protocol):
     """Samples by their number, 0, 1, … Each is a function of seed and number alone, so that a run resumes exactly."""
 
-    samples: int  # trained on, in all
-    batch_size: int  # samples an optimizer step; the last may have fewer
-    seed: int  # what dropout draws from, together with a sample's number
-    section: str  # the config section that has its lr and warmup_samples, for messages
-    validation: Validation | None  # None: nothing is validated
+    @property
+    def samples(self) -> int:
+        """Trained on, in all."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples an optimizer step; the last may have fewer."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """What dropout draws from, together with a sample's number."""
+        ...
+
+    @property
+    def section(self) -> str:
+        """The config section that has its lr and warmup_samples, for messages."""
+        ...
+
+    @property
+    def validation(self) -> Validation | None:
+        """None: nothing is validated."""
+        ...
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """The samples of these numbers, int64 [b]; −1 is no sample: padding without targets."""

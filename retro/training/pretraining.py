@@ -6,7 +6,7 @@ import numpy as np
 
 from retro.recorded import Dataset
 from retro.training import counter
-from retro.training.batches import Batch, Batcher, hidden_chunks
+from retro.training.batches import Batch, Batcher, Source, hidden_chunks
 from retro.training.blend import Blend, describe, open_samples
 from retro.training.course import shortened
 from retro.training.run import Run
@@ -33,7 +33,7 @@ class Pretraining:
         """The course of a run. Raises UserError where the dataset has too little for it."""
         train = run.train
 
-        def batcher(split: str, ids: str) -> Batcher:
+        def batcher(split: str, ids: Source) -> Batcher:
             return Batcher(
                 dataset,
                 split,
@@ -42,7 +42,7 @@ class Pretraining:
                 ids=ids,
             )
 
-        modes = {"on": "stored", "off": "none"} if run.retrieves else {"none": "none"}
+        modes: dict[str, Source] = {"on": "stored", "off": "none"} if run.retrieves else {"none": "none"}
         validation = Validation.of(
             dataset,
             {name: batcher("valid", ids) for name, ids in modes.items()},
@@ -52,8 +52,8 @@ class Pretraining:
         )
         # Of both seeds: twins (one run seed) read the same samples in the same order, other seeds another order.
         data_seed = counter.derive(dataset.facts["seed"], counter.DATA, run.seed)
-        stream, ids = open_samples(dataset, data_seed), "stored" if run.retrieves else "none"
-        return cls(dataset, train, fixed, stream, batcher("train", ids), validation, run.seed)
+        read = batcher("train", "stored" if run.retrieves else "none")
+        return cls(dataset, train, fixed, open_samples(dataset, data_seed), read, validation, run.seed)
 
     @property
     def samples(self) -> int:

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from retro.gemm import gemm_rate
+from retro.model.language_model import LanguageModel
 from retro.recorded import Dataset
 from retro.training.batches import Batch
 from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.course import Course
 from retro.training.distribution import World
-from retro.training.gemm import gemm_rate
 from retro.training.metrics import Metrics
 from retro.training.optimizer import build_optimizer
 from retro.training.parallel import parallelize
@@ -41,7 +43,7 @@ class Session:
     course: Course
     dataset: Dataset
     world: World
-    model: nn.Module
+    model: LanguageModel
     parts: Parts  # what of it is held here
     forward: nn.Module  # the model, compiled if the settings say so
     optimizer: torch.optim.AdamW
@@ -62,7 +64,7 @@ class Session:
         course: Course,
         dataset: Dataset,
         world: World,
-        model: nn.Module,
+        model: LanguageModel,
         checkpoints: Checkpoints,
         flops_per_token: float,
     ) -> "Session":
@@ -77,7 +79,7 @@ class Session:
             world=world,
             model=model,
             parts=parts,
-            forward=torch.compile(model) if train.compile else model,
+            forward=cast(nn.Module, torch.compile(model)) if train.compile else model,
             optimizer=build_optimizer(parts, train),
             checkpoints=checkpoints,
             flops_per_token=flops_per_token,
@@ -112,7 +114,7 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of this step."""
         world, parts = self.world, self.parts
-        state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        state: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         state |= {"window": asdict(self.window), "place": world.place}
         if self.metrics is not None:
             self.metrics.sync()

@@ -1,6 +1,7 @@
 """Set up a training run: open, check and build everything, and find where it left off."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     checked = check_artifacts(dataset, read_artifacts(dataset, run.retrieves)) if world.first else 0
     world.barrier()
 
-    shape = {
+    shape: dict[str, Any] = {
         "architecture": run.architecture,
         "vocab_size": dataset.vocab_size,
         "seq_length": dataset.seq_length,

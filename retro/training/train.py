@@ -14,6 +14,7 @@ from retro.training.distribution import own_rank
 from retro.training.finish import write_model
 from retro.training.initial import tokenizer_files
 from retro.training.loop import fit
+from retro.training.pretraining import Pretraining
 from retro.training.run import TrainedRun
 from retro.training.say import say
 from retro.training.session import Session
@@ -24,17 +25,18 @@ STAGE = "retro.training.train"
 
 def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, output: Path) -> None:
     """Write the model, and say what was made."""
-    run, dataset, fixed = session.run, session.dataset, session.course.fixed
+    run, dataset, course = session.run, session.dataset, session.course
+    assert isinstance(course, Pretraining)  # what `setup` made
     samples = session.samples_after(session.step)
     recorded = {
         "chunk_length": dataset.chunk_length,
         "eod_id": dataset.facts["tokenizer"]["eod_id"],
-        "global_batch_size": fixed.global_batch_size,
+        "global_batch_size": course.fixed.global_batch_size,
         "pad_id": dataset.facts["tokenizer"]["pad_id"],
         "retrieved_length": session.train.retrieved_chunks * dataset.chunk_length,
         "seq_length": dataset.seq_length,
         "tokenizer": tokenizer_files(dataset),
-        "train_samples": fixed.train_samples,
+        "train_samples": course.fixed.train_samples,
         "vocab_size": dataset.vocab_size,
     }
     write_model(
@@ -51,7 +53,7 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
             "samples": samples,
             "steps": session.step,
             "tokens": session.tokens,
-            **blend_facts(session.course.stream, samples),
+            **blend_facts(course.stream, samples),
         },
     )
     say(f"{output}: {samples:,} samples in {duration(session.seconds)} of training")
