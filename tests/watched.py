@@ -33,7 +33,7 @@ def called(codes) -> set[tuple[str, str]]:
     root = f"{provenance.ROOT}/"
     functions = [code for code in codes if code.co_flags & inspect.CO_OPTIMIZED]  # a module or a class body is none
     names = {(code.co_filename, code.co_qualname.partition(".")[0]) for code in functions}
-    return {(path, name) for path, name in names if path.startswith(root) and not name.startswith("<")}
+    return {(path, name) for path, name in names if path.startswith(root) and path.endswith(".py") and name[0] != "<"}
 
 
 def covered(module: str) -> set[tuple[str, str]]:
