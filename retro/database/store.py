@@ -7,6 +7,7 @@ import numpy as np
 
 from retro.artifacts import read_manifest
 from retro.corpus.mmididx import TokenStore
+from retro.corpus.tokenizers import Tokenizer
 from retro.database.tables import CHUNK
 
 
@@ -89,3 +90,15 @@ class ChunkStore:
         with open(manifest.file("documents.jsonl"), "rb") as file:
             file.seek(int(manifest.array("documents.npy")[document]["offset"]))
             return {**json.loads(file.readline()), "source": self.sources[number], "number": document}
+
+
+def texts(store: ChunkStore, tokenizer: Tokenizer, rows: np.ndarray) -> list[str]:
+    """The text of each of the chunks at global `rows`."""
+    tokens, mask = store.tokens(rows)
+    return [tokenizer.decode(ids[real]) for ids, real in zip(tokens, mask, strict=True)]
+
+
+def open_store(tokens: list[Path], chunks: list[Path], tokenizer: Tokenizer) -> ChunkStore:
+    """The chunks of all sources, by the manifests of their tokens and chunk tables."""
+    length = read_manifest(chunks[0], "chunks").settings["chunk_length"]
+    return ChunkStore([path.parent.name for path in tokens], tokens, chunks, length, tokenizer.pad_id)

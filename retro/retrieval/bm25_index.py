@@ -11,9 +11,9 @@ from retro.arguments import given
 from retro.artifacts import read_manifest, write_manifest
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.settings import read_section
+from retro.database.store import open_store, texts
 from retro.errors import UserError
 from retro.retrieval.bm25 import FILES, build
-from retro.retrieval.retrievers import open_store, texts
 from retro.retrieval.settings import IndexSettings
 
 STAGE = "retro.retrieval.bm25_index"

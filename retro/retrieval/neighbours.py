@@ -22,11 +22,12 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database import shards
 from retro.database.blocks import Blocks
 from retro.database.settings import read_section
+from retro.database.store import open_store
 from retro.database.tables import LISTED
 from retro.paging import release
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
-from retro.retrieval.retrievers import Retriever, open_retriever, open_store
+from retro.retrieval.retrievers import Retriever, open_retriever
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
 from retro.retrieval.vectors import Vectors
 

@@ -6,14 +6,13 @@ threads do not matter.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from retro.artifacts import Manifest, read_manifest
+from retro.artifacts import Manifest
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.store import ChunkStore
+from retro.database.store import ChunkStore, texts
 from retro.errors import UserError
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import FILES, Bm25Search
@@ -146,15 +145,3 @@ def open_retriever(
         search = ApproximateSearch(open_index(path, settings), exact, settings, path if settings.mmap else None)
     dense = Dense(search, vectors, exclusion, rows)
     return Shuffled(dense, exact, seed) if name == "shuffled" else dense
-
-
-def texts(store: ChunkStore, tokenizer: Tokenizer, rows: np.ndarray) -> list[str]:
-    """The text of each of the chunks at global `rows`."""
-    tokens, mask = store.tokens(rows)
-    return [tokenizer.decode(ids[real]) for ids, real in zip(tokens, mask, strict=True)]
-
-
-def open_store(tokens: list[Path], chunks: list[Path], tokenizer: Tokenizer) -> ChunkStore:
-    """The chunks of all sources, by the manifests of their tokens and chunk tables."""
-    length = read_manifest(chunks[0], "chunks").settings["chunk_length"]
-    return ChunkStore([path.parent.name for path in tokens], tokens, chunks, length, tokenizer.pad_id)

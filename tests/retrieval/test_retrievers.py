@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from retro.artifacts import read_manifest
+from retro.database.store import open_store, texts
 from retro.errors import UserError
 from retro.retrieval.bm25 import FILES, Bm25Search, build, first, words
 from retro.retrieval.bm25_index import check
 from retro.retrieval.controls import draw, others
 from retro.retrieval.exclusion import Barred, Rule, read_keys
-from retro.retrieval.retrievers import open_store, texts
 from tests.database.stages import stage
 from tests.retrieval.test_neighbours import bytes_of, case_of
 
