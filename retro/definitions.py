@@ -9,6 +9,7 @@ import symtable
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from retro.effects import HOOKS, acts
 from retro.texts import DEFINITIONS, called, drop_texts, walk
@@ -137,7 +138,7 @@ class Module:
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         found: set[str] = set()
         for table in self._tables:
-            if first <= table.get_lineno() <= node.end_lineno:
+            if first <= table.get_lineno() <= (node.end_lineno or 0):
                 found |= _globals(table)
         head = [part for part in ast.iter_child_nodes(node) if not isinstance(part, ast.stmt)]
         return found | {part.id for each in head for part in walk(each) if isinstance(part, ast.Name)}
@@ -175,11 +176,14 @@ def told(tree: ast.AST) -> tuple[str, set[Chain]]:
 
     Faster than `ast.dump` and another walk.
     """
-    lines, names, waiting = [], set(), [tree]
+    lines: list[str] = []
+    names: set[Chain] = set()
+    waiting: list[Any] = [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Name | ast.Attribute):
-            attributes, base = [], node
+            attributes: list[str] = []
+            base: ast.expr = node
             while isinstance(base, ast.Attribute):
                 attributes.append(base.attr)
                 base = base.value

@@ -122,7 +122,10 @@ class Package:
         number = {statement: at for at, statement in enumerate(found)}
         total = hashlib.sha256()
         for statement, references in found.items():
-            numbers = {chain: [number.get(each, each) for each in known] for chain, known in references.items()}
+            numbers = {
+                chain: [number[each] if isinstance(each, Statement) and each in number else each for each in known]
+                for chain, known in references.items()
+            }
             total.update(f"{statement.code}\0{numbers}\0".encode())
         return total.hexdigest()[:16]
 

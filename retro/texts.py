@@ -85,12 +85,13 @@ def _kept(texts: list[ast.expr], found: Found) -> list[ast.expr]:
     return [part for text in texts for part in _doing(text, found)]
 
 
-def _doing(node: ast.AST, found: Found) -> Iterator[ast.expr]:
+def _doing(node: ast.expr | ast.keyword, found: Found) -> Iterator[ast.expr]:
     if not any(_does(part, found) for part in walk(node)):
         return
     if isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.BinOp | ast.Attribute | ast.Subscript | ast.Tuple):
         for child in ast.iter_child_nodes(node):
-            yield from _doing(child, found)
+            if isinstance(child, ast.expr):
+                yield from _doing(child, found)
     elif isinstance(node, ast.Call) and not _does(node, found):
         for child in [node.func, *node.args, *node.keywords]:
             yield from _doing(child, found)

@@ -103,7 +103,7 @@ def finish(session: Session, base: Manifest, output: Path) -> None:
         session.weights(),
         output,
         stage=STAGE,
-        inputs=[*before_inputs(base), base.path, *course.settings.instructions],
+        inputs=[*before_inputs(base), base.path, *map(Path, course.settings.instructions)],
         run=run,
         counts={**base.counts, "qa": tuned},
     )
