@@ -93,8 +93,9 @@ def _doing(node: ast.expr | ast.keyword, found: Found) -> Iterator[ast.expr]:
             if isinstance(child, ast.expr):
                 yield from _doing(child, found)
     elif isinstance(node, ast.Call) and not _does(node, found):
-        for child in [node.func, *node.args, *node.keywords]:
-            yield from _doing(child, found)
+        inside: list[ast.expr | ast.keyword] = [node.func, *node.args, *node.keywords]
+        for part in inside:
+            yield from _doing(part, found)
     else:
         yield node.value if isinstance(node, ast.keyword) else node
 
