@@ -32,6 +32,7 @@ def called(codes) -> set[tuple[str, str]]:
     """File and top-level name of the code that is the package's; what runs when a module is imported has no name."""
     root = f"{provenance.ROOT}/"
     functions = [code for code in codes if code.co_flags & inspect.CO_OPTIMIZED]  # a module or a class body is none
+    functions = [code for code in functions if code.co_name != "__del__"]  # of what an earlier stage left behind
     names = {(code.co_filename, code.co_qualname.partition(".")[0]) for code in functions}
     return {(path, name) for path, name in names if path.startswith(root) and path.endswith(".py") and name[0] != "<"}
 
