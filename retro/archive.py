@@ -77,7 +77,10 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
         raise UserError(f"{folder}: no finished run. Run `make run CONFIG={path}` first.")
     if output.exists():
         raise UserError(f"{output}: exists already. Choose another --output or remove it.")
-    files = {name: config.files_of(name, source) for name, source in settings.dataset.sources.items()}
+    files = {
+        name: config.files_of(name, source, settings.dataset.on_error)
+        for name, source in settings.dataset.sources.items()
+    }
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -253,12 +253,12 @@ def from_snakemake(given: dict[str, Any], files: list[Path] = ()) -> Config:
     return parse(merged(read(default), dict(given)), where if given else str(default))
 
 
-def files_of(name: str, source: SourceSettings) -> list[str]:
-    """The files a source is read from, in the order they are read."""
+def files_of(name: str, source: SourceSettings, on_error: str = "stop") -> list[str]:
+    """The files a source is read from, in the order they are read, without those that `on_error="skip"` leaves out."""
     if source.type == "megatron":
         found = [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
     else:
-        found = [str(file.path) for file in files.find(source.path, name)[0]]
+        found = [str(file.path) for file in files.find(source.path, name, on_error)[0] if not file.reason]
     for line in braces({f"source {name}": path for path in found}):
         raise UserError(line)
     return found

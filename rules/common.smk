@@ -25,7 +25,10 @@ from retro.retrievals import Retrievals
 try:
     CONFIG = retro.config.from_snakemake(config, workflow.configfiles)
     RUNS = CONFIG.expanded()
-    SOURCE_FILES = {name: retro.config.files_of(name, source) for name, source in CONFIG.dataset.sources.items()}
+    SOURCE_FILES = {
+        name: retro.config.files_of(name, source, CONFIG.dataset.on_error)
+        for name, source in CONFIG.dataset.sources.items()
+    }
 except UserError as error:
     raise WorkflowError(str(error))
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from retro import artifacts, errors, progress, provenance
 from retro.corpus.document_table import Table
+from retro.corpus.files import twins
 from retro.corpus.megatron import encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
@@ -96,31 +97,52 @@ def write(
         reader = open_reader(settings.source, settings.name, settings.on_error, remark, tokenizer, shard)
         if notes:
             counts = join(notes, writer, table, remarks)
+            for note in map(artifacts.read_json, notes):
+                reader.fields.add(note["fields"])
+                reader.readings.add(note["files"])
         else:
             empty = documents = offset = 0
             for block, without_text in tokenize(settings, tokenizer, reader, writer, table):
                 ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
                 documents, offset, empty = len(table.ids), table.offset, empty + without_text
             counts = {"empty": empty, "filtered": reader.filtered, "skipped": reader.skipped, **unended(reader)}
+        if not shard:
+            reader.fields.check()
         if not table.ids and not shard:
-            raise UserError(nothing(settings, reader, counts))
+            remarks.flush()
+            raise UserError(nothing(settings, reader, counts, skipped))
         writer.finish()
         artifacts.write_array(folder / "documents.npy", table.array())
         if shard:
             artifacts.write_array(folder / "ids.npy", np.array(table.ids, np.uint64))
             artifacts.write_array(folder / "ledger.npy", ledger.array())
             return reader, counts
-    return reader, {**table.counts(), **counts, "files": len(reader.files), "ignored_files": len(reader.ignored)}
+    counts |= {"files": len(reader.files), "ignored_files": len(reader.ignored), **reader.fields.counts()}
+    return reader, {**table.counts(), **counts}
 
 
-def nothing(settings: TokenizeSettings, reader: Reader, counts: dict) -> str:
-    """Why no document is left."""
+def nothing(settings: TokenizeSettings, reader: Reader, counts: dict, skipped: Path) -> str:
+    """Why no document is left; `skipped`: the list of malformed records."""
+    with open(skipped, encoding="utf-8") as file:
+        first = file.readline()
+    why = "{file}, line {line}: {reason}".format(**json.loads(first)) if first else ""
+    why = f" The first: {why}." if why else ""
     records = sum(counts[name] for name in ("empty", "filtered", "skipped"))
     return (
         f"source {settings.name}: no documents left of {records} records in {len(reader.files)} "
-        f"files: {counts['empty']} empty, {counts['filtered']} left out by keep, {counts['skipped']} malformed. "
+        f"files: {counts['empty']} empty, {counts['filtered']} left out by keep, {counts['skipped']} malformed.{why} "
         f"Correct dataset.sources.{settings.name} in the config."
     )
+
+
+def remarks_on(reader: Reader) -> Iterator[str]:
+    """What the log says of the source's files and fields besides counts."""
+    if reader.again:
+        names = ", ".join(map(str, reader.again[:5]))
+        yield f"{len(reader.again)} files are named more than once and were read once: {names} …"
+    for one, other in twins([file.path for file in reader.files])[:5]:
+        yield f"{one} and {other} were both read; if they are the same documents, remove one"
+    yield from reader.fields.remarks()
 
 
 def main() -> None:
@@ -146,15 +168,19 @@ def main() -> None:
     if arguments.shard:
         made_from = {"settings": settings.facts(), "tokenizer": artifacts.sha256(arguments.tokenizer)}
         made_from |= {"code": provenance.digest(STAGE), "versions": provenance.versions()}
-        artifacts.write_json(arguments.output, {"shard": arguments.shard, "made_from": made_from, "counts": counts})
+        facts = {"fields": reader.fields.facts(), "files": reader.readings.facts()}
+        facts |= {"shard": arguments.shard, "made_from": made_from, "counts": counts}
+        artifacts.write_json(arguments.output, facts)
         return
+    hashes = reader.readings.hashes()
     # Threads and shards are not recorded: they change no byte, and so should make nothing that follows stale.
     artifacts.write_manifest(
         arguments.output,
         kind="tokens",
         stage=STAGE,
         files=[folder / name for name in FILES],
-        inputs=[arguments.tokenizer, *(file.path for file in reader.files)],
+        inputs=[arguments.tokenizer, *hashes],
+        hashes=hashes,
         settings=settings.facts(),
         counts=counts,
         seed=settings.seed,
@@ -164,6 +190,8 @@ def main() -> None:
     if reader.ignored:
         names = ", ".join(file.name for file in reader.ignored[:5])
         print(f"tokens of {settings.name}: {len(reader.ignored)} files not read: {names} …", file=sys.stderr)
+    for line in remarks_on(reader):
+        print(f"tokens of {settings.name}: {line}", file=sys.stderr)
     print(
         f"tokens of {settings.name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
         f"{counts['bytes']:,} bytes; {counts['empty']} empty, {counts['filtered']} filtered, "

@@ -83,6 +83,7 @@ def sampled(config: Config) -> Counts:
                 break
         else:
             reader.done = reader.bytes
+            reader.fields.check()
         scale = reader.bytes / max(1, reader.done)
         found.documents += scale * documents
         found.tokens += scale * tokens
