@@ -1,13 +1,12 @@
 """Documents of a source, one after another: validated, counted, with the file and line they come from."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from retro.corpus import files
+from retro.corpus import files, parquet
 from retro.corpus.fields import NamedFields
 from retro.corpus.files import Damaged, SourceFile
 from retro.corpus.parse import check_beginning, is_wide, parse
@@ -18,7 +17,6 @@ from retro.errors import UserError
 
 RECORDS = 1024  # consecutive records, a block: what one shard of a source reads before the next one's turn
 BOM = b"\xef\xbb\xbf"
-ROWS = 256  # rows of a parquet file in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,58 +247,11 @@ class Reader(Sharded):
             yield 1, {fields.id: file.name, fields.title: file.name, fields.text: text}
 
     def _read_parquet(self, file: SourceFile, reading: Reading) -> Iterator[tuple[int, Any]]:
-        import pyarrow
-        import pyarrow.parquet
+        start, fields = self.done, self.source.fields
 
-        start, row = self.done, 0
-        try:
-            with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False) as table:
-                have, wanted = table.schema_arrow.names, self._columns(table.schema_arrow.names)
-                self.fields.known = self.fields.known or sorted(have)
-                self._check_columns(have, wanted, table.metadata.num_rows)
-                batches = table.iter_batches(batch_size=ROWS, columns=sorted(wanted), use_threads=False)
-                for batch in batches:
-                    for values in zip(*(_cells(column) for column in batch.columns), strict=True):
-                        row += 1
-                        record = dict(zip(batch.schema.names, values, strict=True))
-                        wrong = next((value for value in values if isinstance(value, UnicodeError)), None)
-                        yield row, record if wrong is None else Malformed(file, row, "not valid UTF-8")
-                    self.done = start + file.bytes * row // table.metadata.num_rows
-        except Damaged as error:
-            yield 1, Malformed(file, 1, str(error))
-        except (pyarrow.ArrowException, OSError) as error:
-            reading.failed = not os.access(file.path, os.R_OK) or getattr(error, "errno", None) is not None
-            reason = " ".join(str(error).split())
-            yield row + 1, Malformed(file, row + 1, f"broken .parquet data ({reason})")
+        def advance(share: float) -> None:
+            self.done = start + int(file.bytes * share)
 
-    def _columns(self, have: list[str]) -> set[str]:
-        """The columns that the config names; a.b is in the column a if there is no other."""
-        fields = self.source.fields
         wanted = [fields.text, fields.id, fields.group, fields.title, *self.source.keep]
-        return {field if field in have else field.split(".")[0] for field in wanted} & set(have)
-
-    def _check_columns(self, have: list[str], wanted: set[str], rows: int) -> None:
-        """Raise `Damaged` if a table lacks the text, or has a column twice, or no row."""
-        text = self.source.fields.text
-        if text not in have and text.split(".")[0] not in have:
-            raise Damaged(f"no column {text!r}, only {names(set(have))}")
-        twice = sorted(column for column in wanted if have.count(column) > 1)
-        if twice:
-            raise Damaged(f"the column {twice[0]!r} stands there twice; one value would be lost")
-        if not rows:
-            raise Damaged("the file is empty")
-
-
-def _cells(column: Any) -> list[Any]:
-    """Python values of a parquet column; a cell that is not valid UTF-8 is a `UnicodeError`."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_cell(value) for value in column]
-
-
-def _cell(value: Any) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return error
+        for row, record in parquet.rows(file.path, reading, fields.text, wanted, self.fields.known, advance):
+            yield row, Malformed(file, row, str(record)) if isinstance(record, Damaged) else record

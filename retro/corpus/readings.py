@@ -36,7 +36,9 @@ class Reading:
             return
         try:
             found = stamp(self.path)
-            same = found == self.stamp or (self.sha256 is not None and sha256(self.path) == self.sha256)
+            same = found == self.stamp or (
+                found[0] == self.stamp[0] and self.sha256 is not None and sha256(self.path) == self.sha256
+            )
         except OSError as error:
             raise UserError(
                 f"{self.path}: was read, and now cannot be ({error.strerror}). Put it back and run snakemake again."
@@ -91,6 +93,7 @@ class Readings:
         for path, reading in self._opened.items():
             if reading.failed:
                 continue
+            reading.check()
             found[path] = reading.sha256 or sha256(path)
             reading.check()
         return found
