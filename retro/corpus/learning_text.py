@@ -12,14 +12,23 @@ from retro.corpus.split import TRAIN, split_of
 PACKED = 3  # bytes of text that a byte of a compressed file is taken for
 MOST = 10  # a document gives at most the tenth part of its source's share, unless its file has a larger one
 WORD = 1000  # characters; learning takes the square of a word's length, so longer ones are cut
-# Where GPT-2's rule may find a longer word: letters and digits, other signs, white space. \x1c to \x1f are signs to it.
-LONG = re.compile(rf"[^\W_]{{{WORD},}}|(?:[^\w\s]|[_\x1c-\x1f]){{{WORD},}}|\s{{{WORD},}}")
+
+
+def long_words(size: int) -> re.Pattern[str]:
+    """Where GPT-2's rule may find a word of so many characters: letters and digits, other signs, white space."""
+    return re.compile(rf"[^\W_]{{{size},}}|(?:[^\w\s]|[_\x1c-\x1f]){{{size},}}|\s{{{size},}}")  # \x1c is a sign to it
+
+
+LONG = long_words(WORD + 1)
+SPACES = re.compile(rf"\s{{{WORD}}}|[\x1c-\x1f]")
 
 
 def cut_long_words(text: str) -> Iterator[str]:
     """The text in pieces, cut inside words that are longer than `WORD` characters; text without any as it is."""
     start = 0
-    for found in LONG.finditer(text):
+    # Most texts have no long run of any kind, which is seen in a fraction of the time.
+    likely = len(text) > WORD and (max(map(len, text.split()), default=0) > WORD or SPACES.search(text))
+    for found in LONG.finditer(text) if likely else ():
         for end in range(found.start() + WORD, found.end(), WORD):
             yield text[start:end]
             start = end
@@ -111,9 +120,9 @@ class LearningText:
             most = max(1, (end - self._used) // MOST)
             for file in reader.files:
                 passed += weight(file)
-                due, records, before = self.limit * passed // total, reader.records, self._used
+                due, before = self.limit * passed // total, self._used
                 if self._used >= due:
-                    reader.leave(file, records)
+                    reader.leave(file)
                     continue
                 documents = reader.read(file)
                 for document in documents:
@@ -123,6 +132,6 @@ class LearningText:
                         self.held_out += 1
                     if self._used >= due:
                         documents.close()
-                        reader.leave(file, records)
+                        reader.leave(file)
                         break
                 self.files[reader.name] += self._used > before

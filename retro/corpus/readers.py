@@ -91,6 +91,7 @@ class Reader(Sharded):
         self.done = self.filtered = self.skipped = 0
         self.first: dict | None = None
         self._left: list[SourceFile] = []
+        self._begun: dict[SourceFile, int] = {}  # records before the file that is read
         self.fields, self.readings = NamedFields(source, name), Readings(digest=self.shard[0] == 0)
         self._note = note or (lambda facts: None)
 
@@ -101,6 +102,7 @@ class Reader(Sharded):
     def read(self, file: SourceFile) -> Iterator[Document]:
         """The documents of one of the source's files."""
         start = self.done
+        self._begun = {file: self.records}
         for line, record in self._records(file):
             mine = self.mine()
             self.records += 1
@@ -123,16 +125,18 @@ class Reader(Sharded):
                 yield document
         self.done = start + file.bytes
 
-    def leave(self, file: SourceFile, records: int) -> None:
-        """Go on to the next file, `file` not having been read to its end; `records`: how many passed before it."""
-        self.records = records
+    def leave(self, file: SourceFile) -> None:
+        """Go on to the next file, `file` not having been read to its end."""
+        self.records = self._begun.get(file, self.records)
         self._left.append(file)
 
     def _number(self) -> int:
         """The last record's number. Records of files that were left are counted when it is asked for."""
         while self._left:
             nobody = Reader(self.source, self.name, "skip", shard=(-1, 1))
-            self.records += sum(1 for _ in nobody._records(self._left.pop()))
+            passed = sum(1 for _ in nobody._records(self._left.pop()))
+            self.records += passed
+            self._begun = {file: records + passed for file, records in self._begun.items()}
         return self.records - 1
 
     def _records(self, file: SourceFile) -> Iterator[tuple[int, Any]]:
