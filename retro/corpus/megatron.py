@@ -170,7 +170,7 @@ def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Docume
     full = [each for each in documents if filled(each)]
     if full and full[0].ids is not None:
         return full, [each.ids for each in full]
-    return full, tokenizer.encode_batch([each.text for each in full])
+    return full, tokenizer.encode_batch([each.text for each in full], unknown=True)
 
 
 def unended(reader: Reader | MegatronReader) -> dict[str, int]:

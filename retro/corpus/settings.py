@@ -130,6 +130,14 @@ class TokenizerSettings(Settings):
     merges: str | None = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
     eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
 
+    lossy: Literal["refuse", "allow"] = Field(
+        "refuse",
+        exclude_if=lambda value: value == "refuse",
+        description="What is done about a text that the tokenizer does not give back (no token for a character, text "
+        "normalized to other text). refuse: stop and show it. allow: go on, count such documents, and measure bits per "
+        "byte of the text as it is given back; the report says so.",
+    )
+
     @model_validator(mode="after")
     def _files(self):
         if self.type == "bpe" and self.vocab_size is None:

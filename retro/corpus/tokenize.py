@@ -18,6 +18,7 @@ from retro.corpus.megatron import encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
+from retro.corpus.spelling import Spelling
 from retro.corpus.split import split_of
 from retro.corpus.token_shards import Ledger, join
 from retro.corpus.tokenizers import Tokenizer, use_threads
@@ -55,13 +56,20 @@ def batches(reader: Reader) -> Iterator[tuple[int, list[Document]]]:
 
 
 def tokenize(
-    settings: TokenizeSettings, tokenizer: Tokenizer, reader: Reader, writer: TokenWriter, table: Table
+    settings: TokenizeSettings,
+    tokenizer: Tokenizer,
+    reader: Reader,
+    writer: TokenWriter,
+    table: Table,
+    spelling: Spelling | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Store what the reader reads; yields, after each batch, its block and how many documents were empty."""
+    spelling = spelling or Spelling(tokenizer, settings.seed)
     with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
         for block, batch in batches(reader):
             full, encoded = encode(batch, tokenizer)
             for document, ids in zip(full, encoded, strict=True):
+                document = spelling.check(document, ids)
                 split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
                 writer.add(np.append(ids, tokenizer.eod_id))
                 table.add(document, split, len(ids) + 1)
@@ -102,10 +110,12 @@ def write(
                 reader.readings.add(note["files"])
         else:
             empty = documents = offset = 0
-            for block, without_text in tokenize(settings, tokenizer, reader, writer, table):
+            spelling = Spelling(tokenizer, settings.seed)
+            for block, without_text in tokenize(settings, tokenizer, reader, writer, table, spelling):
                 ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
                 documents, offset, empty = len(table.ids), table.offset, empty + without_text
             counts = {"empty": empty, "filtered": reader.filtered, "skipped": reader.skipped, **unended(reader)}
+            counts |= spelling.counts()
         if not shard:
             reader.fields.check()
         if not table.ids and not shard:
@@ -143,6 +153,16 @@ def remarks_on(reader: Reader) -> Iterator[str]:
     for one, other in twins([file.path for file in reader.files])[:5]:
         yield f"{one} and {other} were both read; if they are the same documents, remove one"
     yield from reader.fields.remarks()
+
+
+def lossy(counts: dict) -> list[str]:
+    """What the log says of texts that the tokenizer changed, as `tokenizer.lossy` allows."""
+    if not counts.get("changed"):
+        return []
+    return [
+        f"warning: the tokenizer changed {counts['changed']} of {counts['documents']} documents, {counts['unknown']} "
+        f"tokens are unknown; bits per byte are of the text as it is given back"
+    ]
 
 
 def main() -> None:
@@ -190,7 +210,7 @@ def main() -> None:
     if reader.ignored:
         names = ", ".join(file.name for file in reader.ignored[:5])
         print(f"tokens of {settings.name}: {len(reader.ignored)} files not read: {names} …", file=sys.stderr)
-    for line in remarks_on(reader):
+    for line in [*remarks_on(reader), *lossy(counts)]:
         print(f"tokens of {settings.name}: {line}", file=sys.stderr)
     print(
         f"tokens of {settings.name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "

@@ -123,7 +123,9 @@ def main() -> None:
         hashes = hashes_of(readers)
     else:
         hashes = copy_given(wanted, folder)
-    tokenizer = Tokenizer.open(folder, wanted.type, wanted.eod)
+    tokenizer = Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
+    if tokenizer.chance:
+        print(f"tokenizer: {tokenizer.chance} of the given file is switched off", file=sys.stderr)
     counts = {
         "vocab_size": tokenizer.vocab_size,
         "eod_id": tokenizer.eod_id,
