@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from retro.config_checks import braces, check_runs, contradictions
-from retro.config_errors import explain, refuse_unusable
+from retro.config_errors import explain, refuse_truth, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
@@ -220,6 +220,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     except RecursionError:
         raise UserError(f"{where}: an alias (*name) leads back to itself. Write out what it stands for.") from None
     refuse_recorded(raw, where)
+    refuse_truth(raw, where)
     try:
         config = Config(**raw)
     except ValidationError as error:
@@ -244,8 +245,7 @@ def from_snakemake(given: dict[str, Any], files: list[Path] = ()) -> Config:
     """The config Snakemake was given: a whole file, or overrides of config/config.yaml. `files` is where it read it."""
     default = PRESETS.parent / "config.yaml"
     for path in files:
-        if Path(path).suffix in (".yaml", ".yml"):
-            read(Path(path))  # Snakemake says nothing of a key that stands there twice
+        read(Path(path))  # Snakemake says nothing of a key that stands there twice, or of 0100 that became 64
     where = " and ".join(map(str, files)) or "--config"
     dataset = given.get("dataset")
     if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):

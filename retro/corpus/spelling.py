@@ -17,10 +17,6 @@ SHARE = 1 / 64  # of the documents, decoded and compared,
 FIRST = 256  # besides the first ones
 LENGTH = 100_000  # characters of a document that are compared
 AROUND = 20  # characters shown of a difference
-WAY_OUT = (
-    "Take a tokenizer that spells every text (byte-level; SentencePiece with byte fallback and without normalization), "
-    "or set dataset.tokenizer.lossy to allow: bits per byte are then of the text as the tokenizer gives it back."
-)
 
 
 class Spelling:
@@ -41,7 +37,7 @@ class Spelling:
         self.seen += 1
         lossy, unknown = self.tokenizer.lossy, self.tokenizer.count_unknown(ids)
         if unknown and not lossy:
-            raise UserError(f"{document.file}, line {document.line}: {self.tokenizer.unspelt(document.text)}")
+            self.tokenizer.refuse_unknown(document.text, f"{document.file}, line {document.line}: ")
         self.unknown += unknown
         if document.ids is not None:
             return document
@@ -51,7 +47,9 @@ class Spelling:
             difference = self._difference(document.text, ids)
             if difference and not lossy:
                 raise UserError(
-                    f"{document.file}, line {document.line}: the tokenizer changes this text: {difference}. {WAY_OUT}"
+                    f"{document.file}, line {document.line}: the tokenizer changes this text: {difference}. Take "
+                    f"a tokenizer that normalizes nothing, or set dataset.tokenizer.lossy to allow: bits per byte are "
+                    f"then of the text as the tokenizer gives it back."
                 )
             if difference or unknown:
                 self.changed += 1

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tokenizers import Tokenizer as HuggingFace
@@ -22,6 +23,10 @@ from retro.errors import UserError
 
 LONG = 1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+SPELLS = (
+    "Take a tokenizer that spells every text (byte-level; SentencePiece with byte fallback and without normalization), "
+    "or set dataset.tokenizer.lossy to allow: bits per byte are then of the text as the tokenizer gives it back."
+)
 WAY_OUT = "Correct dataset.tokenizer in the config."
 
 
@@ -102,23 +107,20 @@ class Tokenizer:
         if not (self.lossy if unknown is None else unknown):
             for text, ids in zip(texts, found, strict=True):
                 if self.count_unknown(ids):
-                    raise UserError(self.unspelt(text))
+                    self.refuse_unknown(text)
         return found
 
     def count_unknown(self, ids: np.ndarray) -> int:
         """How many of the ids stand for characters that have no token."""
         return 0 if self._engine.unknown_id is None else int((ids == self._engine.unknown_id).sum())
 
-    def unspelt(self, text: str) -> str:
-        """What is wrong with a text that has characters without a token."""
+    def refuse_unknown(self, text: str, where: str = "") -> NoReturn:
+        """Raise `UserError` for a text with characters that have no token; `where` it stands, with a colon."""
         known = list(dict.fromkeys(text[:LONG]))
         encoded = self.encode_batch(known, unknown=True)
         missing = [character for character, ids in zip(known, encoded, strict=True) if self.count_unknown(ids)]
-        return (
-            f"the tokenizer has no token for {' '.join(missing[:10]) or 'some characters'} of {text[:40]!r}. Take one "
-            f"with byte fallback, or set dataset.tokenizer.lossy to allow: bits per byte are then of the text as the "
-            f"tokenizer gives it back."
-        )
+        characters = " ".join(missing[:10]) or "some characters"
+        raise UserError(f"{where}the tokenizer has no token for {characters} of {text[:40]!r}. {SPELLS}")
 
     def _encode(self, pieces: list[str]) -> Iterator[np.ndarray]:
         """Ids of each piece, some 4 * LONG characters at a time: the library takes 40 bytes for each."""
