@@ -157,6 +157,7 @@ def main() -> None:
         main=story.main_rows(comparison),
         labels=LABELS,
         book=story.book(dataset.facts["sources"]),
+        warnings=story.warnings(dataset.facts),
         flavour=story.flavour(runs, comparison),
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),
