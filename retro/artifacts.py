@@ -179,6 +179,7 @@ def write_manifest(
     stage: str,
     files: Sequence[str | Path],
     inputs: Sequence[str | Path] = (),
+    hashes: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
     counts: dict[str, Any] | None = None,
     seed: int | None = None,
@@ -186,16 +187,17 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Describe `files` (all in or below the manifest's folder), made by module `stage` from `inputs`.
 
-    `inputs` are manifests of other artifacts or raw files; each is recorded by relative path and sha256.
+    `inputs` are manifests of other artifacts or raw files; each is recorded by relative path and sha256. `hashes`:
+    sha256 of inputs, by path as in `inputs`, that was taken while they were read.
     """
-    path = Path(path)
+    path, known = Path(path), hashes or {}
     facts = {
         "format": FORMAT,
         "kind": kind,
         "stage": stage,
         "fingerprint": provenance.digest(stage),
         "files": {os.path.relpath(file, path.parent): _describe(Path(file)) for file in files},
-        "inputs": {os.path.relpath(file, path.parent): sha256(file) for file in inputs},
+        "inputs": {os.path.relpath(file, path.parent): known.get(str(file)) or sha256(file) for file in inputs},
         "settings": settings or {},
         "counts": counts or {},
         "seed": seed,

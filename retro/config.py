@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from retro import paths
 from retro.config_checks import braces, check_runs, contradictions
-from retro.config_errors import refuse_unusable
+from retro.config_errors import refuse_truth, refuse_unusable
 from retro.config_layers import PRESETS, merged, read, refuse_recorded, with_presets
 from retro.config_names import wrong_names
 from retro.config_paths import named
@@ -222,6 +222,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     except RecursionError:
         raise UserError(f"{where}: an alias (*name) leads back to itself. Write out what it stands for.") from None
     refuse_recorded(raw, where)
+    refuse_truth(raw, where)
     try:
         config = Config(**raw)
     except ValidationError as error:
@@ -246,8 +247,7 @@ def from_snakemake(given: dict[str, Any], files: Sequence[Path] = ()) -> Config:
     """The config Snakemake was given: a whole file, or overrides of config/config.yaml. `files` is where it read it."""
     default = PRESETS.parent / "config.yaml"
     for path in files:
-        if Path(path).suffix in (".yaml", ".yml"):
-            read(Path(path))  # Snakemake says nothing of a key that stands there twice
+        read(Path(path))  # Snakemake says nothing of a key that stands there twice, or of 0100 that became 64
     where = " and ".join(map(str, files)) or "--config"
     dataset = given.get("dataset")
     if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):
@@ -255,12 +255,12 @@ def from_snakemake(given: dict[str, Any], files: Sequence[Path] = ()) -> Config:
     return parse(merged(read(default), dict(given)), where if given else str(default))
 
 
-def files_of(name: str, source: SourceSettings) -> list[str]:
-    """The files a source is read from, in the order they are read."""
+def files_of(name: str, source: SourceSettings, on_error: str = "stop") -> list[str]:
+    """The files a source is read from, in the order they are read, without those that `on_error="skip"` leaves out."""
     if source.type == "megatron":
         found = [f"{prefix}{end}" for prefix in megatron.find(source.path, name) for end in (".idx", ".bin")]
     else:
-        found = [str(file.path) for file in files.find(source.path, name)[0]]
+        found = [str(file.path) for file in files.find(source.path, name, on_error)[0] if not file.reason]
     for line in braces({f"source {name}": path for path in found}):
         raise UserError(line)
     return found

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 from retro.errors import UserError
+from retro.model.settings import ModelSettings
+from retro.settings import takes_truth_as_a_number
 
 
 def refuse_unusable(value: Any, where: str, key: str = "") -> None:
@@ -25,6 +27,21 @@ def refuse_unusable(value: Any, where: str, key: str = "") -> None:
         raise UserError(f"{where}: {key}: found {value}. Give a number of at most 64 bits.")
     elif isinstance(value, str) and ("\0" in value or (not value.isascii() and _surrogate(value))):
         raise UserError(f"{where}: {key}: found {value!r}. Give text without null bytes and halves of characters.")
+
+
+def refuse_truth(raw: dict[str, Any], where: str) -> None:
+    """Refuse true and false where the model section wants a number; other sections do so themselves."""
+    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
+    models = {"model": raw.get("model")}
+    models |= {f"runs.{name}.model": run.get("model") for name, run in runs.items() if isinstance(run, dict)}
+    for place, model in models.items():
+        for key, value in (model if isinstance(model, dict) else {}).items():
+            field = ModelSettings.model_fields.get(key)
+            if field and takes_truth_as_a_number(field.annotation, value):
+                raise UserError(
+                    f"{where}: {place}.{key}: wanted a number; true would become 1 (found {value!r}; YAML reads on, "
+                    f"off, yes and no as true and false)."
+                )
 
 
 def _surrogate(text: str) -> bool:

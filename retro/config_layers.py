@@ -1,12 +1,15 @@
 """What a config file says before it is validated: read, laid on its presets, and free of what preprocessing decides."""
 
 import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from retro.artifacts import read_json
+from retro.corpus.parse import DECODER, Repeated
 from retro.errors import UserError
 from retro.training.settings import SampleSettings
 
@@ -31,8 +34,13 @@ def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -
     return merged(with_presets(read(path), str(path), (*seen, path)), raw)
 
 
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice in a mapping is an error: the first would be lost without a word."""
+    """YAML in which what it would change without a word is an error: a key that stands twice in a mapping, of which the
+    first would be lost, and numbers that YAML 1.1 reads to the base of 8 or 60.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -45,17 +53,41 @@ class _Loader(yaml.SafeLoader):
             seen.add(name.value)
         return super().construct_mapping(node, deep)
 
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """An int or a float, as it is written."""
+        whole = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        base = 60 if ":" in node.value else 8 if whole and OCTAL.fullmatch(node.value) else 10
+        if base != 10:
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"line {line}: {node.value} would become {value}, as YAML 1.1 reads it to the base of {base}. "
+                f"Write the number without zeros and colons, or put it in quotes if it is text",
+            )
+        return value
+
+
+for tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{tag}", _Loader.number)
+
 
 def read(path: Path) -> dict[str, Any]:
     """A config file as it is written. Raises `UserError` for what is not one."""
     try:
-        with open(path, encoding="utf-8") as file:
-            raw = _Loader(file).get_single_data()
+        text = path.read_text(encoding="utf-8")
+        try:  # first as JSON, as Snakemake does, whatever the file's name
+            raw = DECODER.decode(text)
+        except json.JSONDecodeError:
+            raw = _Loader(text).get_single_data()
     except FileNotFoundError:
         shipped = ", ".join(sorted(str(file.name) for file in PRESETS.parent.glob("*.yaml")))
         raise UserError(
             f"{path}: no such config file (working folder {Path.cwd()}). Give one, or one of config/: {shipped}."
         ) from None
+    except Repeated as error:
+        raise UserError(f"{path}: {error} stands there a second time; one value would be lost. Remove one.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not isinstance(raw, dict):

@@ -42,7 +42,7 @@ def gather(path: Path, folder: Path, corpora: bool = True) -> tuple[dict[str, An
         for key, given in items(("dataset", "sources", name, "path"), source.path):
             put(facts, key, str(where / os.path.relpath(given, root)))
         found: dict[str, str] = {}
-        for file in config.files_of(name, source):
+        for file in config.files_of(name, source, settings.dataset.on_error):
             target = str(where / os.path.relpath(file, root))
             if not os.path.samefile(found.setdefault(target, file), file):  # `..` behind a link
                 raise UserError(

@@ -1,7 +1,10 @@
 """Progress with rate and remaining time: a bar on a terminal, a line every ten seconds in a log."""
 
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -33,6 +36,27 @@ def bar(total: int | None, what: str, unit: str) -> tqdm:
         maxinterval=10.0,
         file=sys.stderr if terminal else _Lines(),
     )
+
+
+BEAT = 10.0  # seconds
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say every ten seconds that `what`, of which nobody knows how far along it is, goes on."""
+    start, done = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT):
+            print(f"{what}: {time.monotonic() - start:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def track(items: Iterable, total: int | None, what: str, unit: str) -> Iterator:

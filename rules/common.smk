@@ -31,7 +31,10 @@ from retro.workflow import FIGURES
 try:
     CONFIG = retro.config.from_snakemake(config, workflow.configfiles)
     WORKFLOW = retro.workflow.Workflow(CONFIG)
-    SOURCE_FILES = {name: retro.config.files_of(name, source) for name, source in CONFIG.dataset.sources.items()}
+    SOURCE_FILES = {
+        name: retro.config.files_of(name, source, CONFIG.dataset.on_error)
+        for name, source in CONFIG.dataset.sources.items()
+    }
 except UserError as error:
     raise WorkflowError(str(error))
 

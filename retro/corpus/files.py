@@ -1,6 +1,7 @@
 """The files of a source and their bytes: found in sorted order, decompressed by blocks, cut into lines."""
 
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import zstandard
 
+from retro.corpus.readings import Reading
 from retro.errors import UserError
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -27,8 +29,9 @@ class SourceFile:
 
     path: Path
     name: str
-    kind: str  # jsonl, parquet or txt
+    kind: str  # jsonl, parquet, txt, or unreadable
     bytes: int
+    reason: str = ""  # why it is unreadable
 
 
 def kind_of(name: str) -> str | None:
@@ -43,86 +46,161 @@ def kind_of(name: str) -> str | None:
     return "jsonl" if name.endswith(JSON_LINES) else None
 
 
-def find(paths: str | list[str], source: str) -> tuple[list[SourceFile], list[Path]]:
-    """Files to read, folders opened and sorted, and those in folders that are of no kind read here.
+def find(
+    paths: str | list[str], source: str, on_error: str = "stop"
+) -> tuple[list[SourceFile], list[Path], list[Path]]:
+    """Files to read, folders opened and sorted; those in folders that are of no kind read here; those named again.
 
-    Hidden files and folders (a name that begins with a dot) are left out. Raises `UserError` for a path that
-    does not exist, a file of an unknown kind, a folder without any file to read.
+    Hidden files and folders (a name that begins with a dot) are left out. A file that several names lead to is read
+    once. What cannot be read (a folder that cannot be listed, a link to nothing, a named pipe) is refused or, with
+    `on_error="skip"`, a file of kind unreadable. Raises `UserError` for a path that does not exist, a file of an
+    unknown kind, a folder without any file to read.
     """
     found: list[SourceFile] = []
     ignored: list[Path] = []
+    again: list[Path] = []
+    real: set[str] = set()
     for given in [paths] if isinstance(paths, str) else paths:
         path = Path(given)
-        if not path.exists():
+        if not os.path.lexists(path) and _is_missing(path):
             hint = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
             raise UserError(
                 f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{hint} "
                 f"Correct the path."
             )
-        before = len(found)
-        for file in _walk(path) if path.is_dir() else [path]:
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        before = len(found) + len(again)
+        for file, state in walk(path):
+            name = file.relative_to(path).as_posix() if file != path else file.name
             kind = kind_of(file.name)
             if not _is_unicode(name):
                 raise UserError(f"source {source}: the name of {file!s} is not valid UTF-8. Rename it.")
-            if kind is None:
+            if kind is None and not isinstance(state, str):
                 ignored.append(file)
+            elif (place := os.path.realpath(file)) in real:
+                again.append(file)
             else:
-                found.append(SourceFile(file, name, kind, file.stat().st_size))
-        if len(found) == before:
+                real.add(place)
+                reason = state if isinstance(state, str) else odd(state.st_mode)
+                if reason and on_error == "stop":
+                    raise UserError(
+                        f"source {source}: {file}: {reason}. Correct it, or set dataset.on_error to skip: it is then "
+                        f"left out and listed in skipped.jsonl."
+                    )
+                size = 0 if reason else state.st_size
+                found.append(SourceFile(file, name, "unreadable" if reason else kind, size, reason))
+        if len(found) + len(again) == before:
             holds = "holds no file to read" if path.is_dir() else "is of no kind that can be read"
             raise UserError(f"source {source}: {given} {holds}. Wanted: {KINDS}.")
     if not found:
         raise UserError(f"source {source}: its list of paths is empty. Name at least one.")
-    return found, ignored
+    return found, ignored, again
+
+
+def twins(paths: list[Path]) -> list[tuple[Path, Path]]:
+    """Files of which one has the name of another, compressed: a.jsonl and a.jsonl.gz."""
+    known = set(map(str, paths))
+    return [
+        (Path(plain), path)
+        for path in paths
+        for plain in [str(path).removesuffix(path.suffix)]
+        if path.suffix.lower() in COMPRESSIONS and plain in known
+    ]
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing is there, as opposed to something that may not be looked at."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Files below a folder, without hidden ones, sorted by path; links followed, but not round in circles."""
-    files: list[Path] = []
-    above: dict[str, set[str]] = {}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        parents = above.pop(place, set()) | {os.path.realpath(place)}
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in parents
-        ]
-        above.update({os.path.join(place, name): parents for name in folders})
-        files += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+def odd(mode: int) -> str:
+    """What something that is not a plain file is, in words; empty for a file."""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
-def blocks(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+def walk(top: Path) -> list[tuple[Path, os.stat_result | str]]:
+    """A path, or the files below it if it is a folder, without hidden ones, sorted; links followed, but not round in
+    circles. With each what the system says of it or, where it cannot be read, why.
+    """
+    files: list[tuple[Path, os.stat_result | str]] = []
+    waiting: list[tuple[Path, frozenset[str]]] = [(top, frozenset())]
+    while waiting:
+        path, above = waiting.pop()
+        try:
+            state = os.stat(path)
+            if not stat.S_ISDIR(state.st_mode):
+                files.append((path, state))
+                continue
+            real = os.path.realpath(path)
+            if real in above:
+                continue
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in entries]
+        except OSError as error:
+            files.append((path, _why(path, error)))
+            continue
+        waiting += [(path / name, above | {real}) for name in names if not name.startswith(".")]
+    return sorted(files, key=lambda each: each[0].relative_to(top).as_posix())
+
+
+def _why(path: Path, error: OSError) -> str:
+    """Why a path cannot be read."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"is a link to nothing ({os.readlink(path)})"
+    return f"cannot be read ({error.strerror})"
+
+
+def blocks(path: Path, advance: Callable[[int], None], reading: Reading) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its suffix says so; `advance` is told of each byte read from disk.
 
-    Raises `Damaged` when compressed data is broken or ends too early, after having yielded all before that.
+    Raises `Damaged` when the file cannot be read or compressed data is broken or ends too early, after having
+    yielded all before that.
     """
     compressed = path.suffix.lower() in COMPRESSIONS
     start = _gzip if path.suffix.lower() == ".gz" else _zstd
-    with open(path, "rb") as file:
-        engine = None
-        while block := file.read(BLOCK):
-            advance(len(block))
-            while compressed and block:
-                if engine is None and start is _gzip and not block.strip(b"\0"):
-                    break  # zeros that fill up the last block of a tape
-                engine = engine or start()
-                try:
-                    yield engine.decompress(block)
-                except (zlib.error, zstandard.ZstdError) as error:
-                    raise Damaged(f"broken {path.suffix} data ({error})") from None
-                block = engine.unused_data
-                if engine.eof:
-                    engine = None  # what follows is another member
-            if not compressed:
+    engine = None
+    for block in raw(path, reading):
+        advance(len(block))
+        while compressed and block:
+            if engine is None and start is _gzip and not block.strip(b"\0"):
+                break  # zeros that fill up the last block of a tape
+            engine = engine or start()
+            try:
+                yield engine.decompress(block)
+            except (zlib.error, zstandard.ZstdError) as error:
+                raise Damaged(f"broken {path.suffix} data ({error})") from None
+            block = engine.unused_data
+            if engine.eof:
+                engine = None  # what follows is another member
+        if not compressed:
+            yield block
+    if engine is not None:
+        raise Damaged(f"the {path.suffix} data ends too early: the file is cut off")
+
+
+def raw(path: Path, reading: Reading) -> Iterator[bytes]:
+    """The bytes of a file as they lie on disk."""
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                reading.update(block)
                 yield block
-        if engine is not None:
-            raise Damaged(f"the {path.suffix} data ends too early: the file is cut off")
+    except OSError as error:
+        reading.failed = True
+        raise Damaged(f"the file cannot be read ({error.strerror})") from None
+    reading.end()
 
 
 def _gzip() -> Any:

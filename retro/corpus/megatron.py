@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from retro.corpus.fields import NamedFields
 from retro.corpus.files import SourceFile
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.readers import RECORDS, Document, Malformed, Reader, Sharded
+from retro.corpus.readings import Readings
 from retro.corpus.settings import SourceSettings
 from retro.corpus.tokenizers import Tokenizer
 from retro.errors import UserError
@@ -28,8 +30,10 @@ def find(paths: str | list[str], source: str) -> list[Path]:
     for given in [paths] if isinstance(paths, str) else paths:
         stem = given.removesuffix(".idx").removesuffix(".bin")
         if os.path.isdir(given):
-            indexes = sorted(Path(given).glob("*.idx"))
+            indexes = sorted(Path(given, name) for name in listed(given, source) if name.endswith(".idx"))
         elif glob.has_magic(given):
+            for folder in glob.glob(os.path.dirname(stem) or "."):  # glob says nothing of what it may not list
+                listed(folder, source)
             indexes = [Path(path) for path in sorted(glob.glob(f"{stem}.idx"))]
         else:
             indexes = [Path(f"{stem}.idx")]
@@ -49,6 +53,16 @@ def find(paths: str | list[str], source: str) -> list[Path]:
     if not found:
         raise UserError(f"source {source}: its list of paths is empty. Name at least one.")
     return list(found)
+
+
+def listed(folder: str, source: str) -> list[str]:
+    """Names in a folder."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"source {source}: {folder}: cannot be listed ({error.strerror}). Correct the path or its permissions."
+        ) from None
 
 
 class MegatronReader(Sharded):
@@ -81,6 +95,8 @@ class MegatronReader(Sharded):
         self.files = [SourceFile(path, path.name, "megatron", path.stat().st_size) for path in paths]
         self.bytes = sum(file.bytes for file in self.files)
         self.done = self.skipped = self.without_eod = 0
+        self.again, self.fields = [], NamedFields(source, name)
+        self.readings = Readings()
 
     def __iter__(self) -> Iterator[Document]:
         names = [prefix.name for prefix in self.prefixes]
@@ -88,6 +104,7 @@ class MegatronReader(Sharded):
             within = os.path.commonpath([os.path.abspath(prefix.parent) for prefix in self.prefixes])
             names = [Path(os.path.relpath(prefix, within)).as_posix() for prefix in self.prefixes]
         for prefix, name, index in zip(self.prefixes, names, self.files[::2], strict=True):
+            readings = [self.readings.open(Path(f"{prefix}{end}")) for end in (".idx", ".bin")]
             store, start = TokenStore(prefix), self.done
             for number in range(len(store)):
                 mine = self.mine()
@@ -109,6 +126,8 @@ class MegatronReader(Sharded):
                 document = f"{name}-{number}"
                 yield Document(document, "", document, document, size, str(prefix), number + 1, ids)
             self.done = start + index.bytes + store.tokens.nbytes
+            for reading in readings:
+                reading.check()
 
     def _ids(self, index: SourceFile, number: int, stored: np.ndarray) -> np.ndarray:
         """A document's ids, int64, without EOD."""
@@ -156,7 +175,7 @@ def encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[list[Docume
     given = [each.ids for each in full if each.ids is not None]  # of all or of none
     if given:
         return full, given
-    return full, tokenizer.encode_batch([each.text for each in full])
+    return full, tokenizer.encode_batch([each.text for each in full], unknown=True)
 
 
 def unended(reader: Reader | MegatronReader) -> dict[str, int]:

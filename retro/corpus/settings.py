@@ -2,18 +2,23 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from retro.settings import Names, Settings
 
 
 class FieldNames(Settings):
-    """Which field of a record holds what. Only `text` must be present in the records."""
+    """Which field of a record holds what. Every record has the text; what else the config names, at least one."""
 
     text: str = Field("text", description="The document's text.")
     id: str = Field("id", description="An identifier; where absent, `<source>-<number>` is used.")
     group: str = Field("group", description="What belongs together (country, year, repository); default: the id.")
     title: str = Field("title", description="A title to show; default: the id.")
+
+    @model_serializer(mode="wrap")
+    def _as_named(self, plain: SerializerFunctionWrapHandler) -> dict[str, str]:
+        """Only what the config names: a field that is named must be found."""
+        return {name: field for name, field in plain(self).items() if name in self.model_fields_set}
 
 
 class SourceSettings(Settings):
@@ -29,7 +34,11 @@ class SourceSettings(Settings):
         description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, or a folder of "
         "these; a list of such paths is read in order. Type megatron: the prefix of a pair, a pattern or a folder."
     )
-    fields: FieldNames = Field(FieldNames(), description="Names of the record's fields.")
+    fields: FieldNames = Field(
+        FieldNames(),
+        description="Names of the record's fields; a.b is field b of the object a. One that is named here and that no "
+        "record has is refused.",
+    )
     keep: dict[str, list[str]] = Field(
         {}, description="Keep only records whose field (key) has one of the values; others are counted."
     )
@@ -61,6 +70,8 @@ class SourceSettings(Settings):
             )
         if self.type == "megatron" and self.keep:
             raise ValueError("keep reads the fields of records; tokens of type megatron have none; leave it out")
+        if self.type == "megatron" and self.fields.model_fields_set:
+            raise ValueError("fields names fields of records; tokens of type megatron have none; leave it out")
         return self
 
 
@@ -120,6 +131,14 @@ class TokenizerSettings(Settings):
     )
     merges: Annotated[str | None, Names("file")] = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
     eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
+
+    lossy: Literal["refuse", "allow"] = Field(
+        "refuse",
+        exclude_if=lambda value: value == "refuse",
+        description="What is done about a text that the tokenizer does not give back (no token for a character, text "
+        "normalized to other text). refuse: stop and show it. allow: go on, count such documents, and measure bits per "
+        "byte of the text as it is given back; the report says so.",
+    )
 
     @model_validator(mode="after")
     def _files(self) -> Self:

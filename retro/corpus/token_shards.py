@@ -68,7 +68,7 @@ class _Shard:
 
 def join(notes: list[Path], writer: TokenWriter, table: Table, remarks: BinaryIO) -> dict[str, int]:
     """Append all blocks of all shards in order; what the shards counted, summed up."""
-    counts = [found["counts"] for found in read_notes(notes, but=("counts",))]
+    counts = [found["counts"] for found in read_notes(notes, but=("counts", "fields", "files"))]
     shards = [_Shard(note) for note in notes]
     order = sorted((*row, number) for number, shard in enumerate(shards) for row in shard.ledger.tolist())
     for _, *shares, number in order:

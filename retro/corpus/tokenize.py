@@ -13,10 +13,12 @@ import numpy as np
 from retro import artifacts, errors, progress, provenance
 from retro.arguments import given
 from retro.corpus.document_table import Table
+from retro.corpus.files import twins
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
+from retro.corpus.spelling import Spelling
 from retro.corpus.split import split_of
 from retro.corpus.token_shards import Ledger, join
 from retro.corpus.tokenizers import Tokenizer, use_threads
@@ -73,13 +75,20 @@ def batches(reader: Documents) -> Iterator[tuple[int, list[Document]]]:
 
 
 def tokenize(
-    settings: TokenizeSettings, tokenizer: Tokenizer, reader: Documents, writer: Sink, table: Table
+    settings: TokenizeSettings,
+    tokenizer: Tokenizer,
+    reader: Documents,
+    writer: Sink,
+    table: Table,
+    spelling: Spelling | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Store what the reader reads; yields, after each batch, its block and how many documents were empty."""
+    spelling = spelling or Spelling(tokenizer, settings.seed)
     with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
         for block, batch in batches(reader):
             full, encoded = encode(batch, tokenizer)
             for document, ids in zip(full, encoded, strict=True):
+                document = spelling.check(document, ids)
                 split = split_of(document.group, document.id, settings.source.train, settings.split, settings.seed)
                 writer.add(np.append(ids, tokenizer.eod_id))
                 table.add(document, split, len(ids) + 1)
@@ -115,31 +124,64 @@ def write(
         reader = open_reader(settings.source, settings.name, settings.on_error, remark, tokenizer, shard)
         if notes:
             counts = join(list(notes), writer, table, remarks)
+            for note in map(artifacts.read_json, notes):
+                reader.fields.add(note["fields"])
+                reader.readings.add(note["files"])
         else:
             empty = documents = offset = 0
-            for block, without_text in tokenize(settings, tokenizer, reader, writer, table):
+            spelling = Spelling(tokenizer, settings.seed)
+            for block, without_text in tokenize(settings, tokenizer, reader, writer, table, spelling):
                 ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
                 documents, offset, empty = len(table.ids), table.offset, empty + without_text
             counts = {"empty": empty, "filtered": reader.filtered, "skipped": reader.skipped, **unended(reader)}
+            counts |= spelling.counts()
+        if not shard:
+            reader.fields.check()
         if not table.ids and not shard:
-            raise UserError(nothing(settings, reader, counts))
+            remarks.flush()
+            raise UserError(nothing(settings, reader, counts, skipped))
         writer.finish()
         artifacts.write_array(folder / "documents.npy", table.array())
         if shard:
             artifacts.write_array(folder / "ids.npy", np.array(table.ids, np.uint64))
             artifacts.write_array(folder / "ledger.npy", ledger.array())
             return reader, counts
-    return reader, {**table.counts(), **counts, "files": len(reader.files), "ignored_files": len(reader.ignored)}
+    counts |= {"files": len(reader.files), "ignored_files": len(reader.ignored), **reader.fields.counts()}
+    return reader, {**table.counts(), **counts}
 
 
-def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts: dict) -> str:
-    """Why no document is left."""
+def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts: dict, skipped: Path) -> str:
+    """Why no document is left; `skipped`: the list of malformed records."""
+    with open(skipped, encoding="utf-8") as file:
+        first = file.readline()
+    why = "{file}, line {line}: {reason}".format(**json.loads(first)) if first else ""
+    why = f" The first: {why}." if why else ""
     records = sum(counts[name] for name in ("empty", "filtered", "skipped"))
     return (
         f"source {settings.name}: no documents left of {records} records in {len(reader.files)} "
-        f"files: {counts['empty']} empty, {counts['filtered']} left out by keep, {counts['skipped']} malformed. "
+        f"files: {counts['empty']} empty, {counts['filtered']} left out by keep, {counts['skipped']} malformed.{why} "
         f"Correct dataset.sources.{settings.name} in the config."
     )
+
+
+def remarks_on(reader: Reader) -> Iterator[str]:
+    """What the log says of the source's files and fields besides counts."""
+    if reader.again:
+        names = ", ".join(map(str, reader.again[:5]))
+        yield f"{len(reader.again)} files are named more than once and were read once: {names} …"
+    for one, other in twins([file.path for file in reader.files])[:5]:
+        yield f"{one} and {other} were both read; if they are the same documents, remove one"
+    yield from reader.fields.remarks()
+
+
+def lossy(counts: dict) -> list[str]:
+    """What the log says of texts that the tokenizer changed, as `tokenizer.lossy` allows."""
+    if not counts.get("changed"):
+        return []
+    return [
+        f"warning: the tokenizer changed {counts['changed']} of {counts['documents']} documents, {counts['unknown']} "
+        f"tokens are unknown; bits per byte are of the text as it is given back"
+    ]
 
 
 def main() -> None:
@@ -162,15 +204,19 @@ def main() -> None:
     if arguments.shard:
         made_from = {"settings": settings.facts(), "tokenizer": artifacts.sha256(arguments.tokenizer)}
         made_from |= {"code": provenance.digest(STAGE), "versions": provenance.versions()}
-        artifacts.write_json(arguments.output, {"shard": arguments.shard, "made_from": made_from, "counts": counts})
+        facts = {"fields": reader.fields.facts(), "files": reader.readings.facts()}
+        facts |= {"shard": arguments.shard, "made_from": made_from, "counts": counts}
+        artifacts.write_json(arguments.output, facts)
         return
+    hashes = reader.readings.hashes()
     # Threads and shards are not recorded: they change no byte, and so should make nothing that follows stale.
     artifacts.write_manifest(
         arguments.output,
         kind="tokens",
         stage=STAGE,
         files=[folder / name for name in FILES],
-        inputs=[arguments.tokenizer, *(file.path for file in reader.files)],
+        inputs=[arguments.tokenizer, *hashes],
+        hashes=hashes,
         settings=settings.facts(),
         counts=counts,
         seed=settings.seed,
@@ -180,6 +226,8 @@ def main() -> None:
     if reader.ignored:
         names = ", ".join(file.name for file in reader.ignored[:5])
         print(f"tokens of {settings.name}: {len(reader.ignored)} files not read: {names} …", file=sys.stderr)
+    for line in [*remarks_on(reader), *lossy(counts)]:
+        print(f"tokens of {settings.name}: {line}", file=sys.stderr)
     print(
         f"tokens of {settings.name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
         f"{counts['bytes']:,} bytes; {counts['empty']} empty, {counts['filtered']} filtered, "

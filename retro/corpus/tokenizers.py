@@ -1,8 +1,9 @@
 """The language model's tokenizer, whatever it was made from, behind one small interface.
 
 Three kinds of file: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, a SentencePiece model.
-They must be able to spell any text: byte-level, or with byte fallback (SentencePiece models without it are
-accepted, and turn characters they do not know into their unknown piece).
+They must be able to spell any text: byte-level, or with byte fallback. A SentencePiece model without it, and
+tokenizers that change a text before they encode it, do for texts that they give back; for others only if
+`dataset.tokenizer.lossy` allows it (retro.corpus.spelling). What a given file leaves to chance is switched off.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tokenizers import Tokenizer as HuggingFace
@@ -21,6 +23,10 @@ from retro.errors import UserError
 
 LONG = 1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+SPELLS = (
+    "Take a tokenizer that spells every text (byte-level; SentencePiece with byte fallback and without normalization), "
+    "or set dataset.tokenizer.lossy to allow: bits per byte are then of the text as the tokenizer gives it back."
+)
 WAY_OUT = "Correct dataset.tokenizer in the config."
 
 
@@ -36,12 +42,17 @@ class Tokenizer:
     - `vocab_size`: one more than the largest id
     - `eod_id`: the special token that ends a document; `pad_id` is the same
     - `token_bytes`: int64 [V], bytes of UTF-8 that each token stands for, 0 for special tokens
+    - `lossy`: whether ids may stand for another text than was encoded
+    - `leading`: bytes that the tokenizer puts before a text, 1 for a space
+    - `chance`: what the given file leaves to chance, switched off here
     """
 
-    def __init__(self, engine: "_HuggingFaceEngine | _SentencePieceEngine", eod_id: int):
-        self._engine = engine
+    def __init__(self, engine: "_HuggingFaceEngine | _SentencePieceEngine", eod_id: int, lossy: bool = False):
+        self._engine, self.lossy, self.chance = engine, lossy, engine.chance
         self.vocab_size, self.eod_id, self.pad_id = len(engine.token_bytes), eod_id, eod_id
         self.token_bytes = engine.token_bytes
+        self.leading = int(self.token_bytes[self.encode_batch(["a"], unknown=True)[0]].sum()) - 1
+        self.leading = max(0, self.leading)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -50,10 +61,10 @@ class Tokenizer:
         settings = manifest.settings["tokenizer"]
         for name in TOKENIZER_FILES[settings["type"]]:
             manifest.file(name)
-        return cls.open(manifest.folder, settings["type"], settings["eod"])
+        return cls.open(manifest.folder, settings["type"], settings["eod"], settings.get("lossy") == "allow")
 
     @classmethod
-    def open(cls, folder: str | Path, kind: str, eod: str) -> "Tokenizer":
+    def open(cls, folder: str | Path, kind: str, eod: str, lossy: bool = False) -> "Tokenizer":
         """Open a tokenizer's files, `kind` a `TokenizerSettings.type`; `UserError` if they do not serve."""
         paths = [Path(folder) / name for name in TOKENIZER_FILES[kind]]
         try:
@@ -70,16 +81,19 @@ class Tokenizer:
                 f"{paths[0]}: has no token {eod!r} to end documents with; its special tokens: {known}. "
                 f"Name one in dataset.tokenizer.eod."
             )
-        tokenizer = cls(engine, eod_id)
-        if any(eod_id in ids for ids in tokenizer.encode_batch([eod, f" {eod}", f"a {eod} b"])):
+        tokenizer = cls(engine, eod_id, lossy)
+        if any(eod_id in ids for ids in tokenizer.encode_batch([eod, f" {eod}", f"a {eod} b"], unknown=True)):
             raise UserError(
                 f"dataset.tokenizer.eod {eod!r}: text that contains it would end a document. Choose one that "
                 f"no text can become, such as <|endoftext|>."
             )
         return tokenizer
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, int64, without EOD. Text that spells a special token is encoded as text."""
+    def encode_batch(self, texts: list[str], unknown: bool | None = None) -> list[np.ndarray]:
+        """Ids of each text, int64, without EOD. Text that spells a special token is encoded as text.
+
+        Raises `UserError` for characters that have no token, unless `unknown` (by default: `lossy`) lets them pass.
+        """
         pieces, counts = [], []
         for text in texts:
             cut = self._engine.cut(text) if len(text) > LONG else [text]
@@ -90,7 +104,23 @@ class Tokenizer:
         for count in counts:
             parts = [next(encoded) for _ in range(count)]
             found.append(parts[0] if count == 1 else np.concatenate(parts))
+        if not (self.lossy if unknown is None else unknown):
+            for text, ids in zip(texts, found, strict=True):
+                if self.count_unknown(ids):
+                    self.refuse_unknown(text)
         return found
+
+    def count_unknown(self, ids: np.ndarray) -> int:
+        """How many of the ids stand for characters that have no token."""
+        return 0 if self._engine.unknown_id is None else int((ids == self._engine.unknown_id).sum())
+
+    def refuse_unknown(self, text: str, where: str = "") -> NoReturn:
+        """Raise `UserError` for a text with characters that have no token; `where` it stands, with a colon."""
+        known = list(dict.fromkeys(text[:LONG]))
+        encoded = self.encode_batch(known, unknown=True)
+        missing = [character for character, ids in zip(known, encoded, strict=True) if self.count_unknown(ids)]
+        characters = " ".join(missing[:10]) or "some characters"
+        raise UserError(f"{where}the tokenizer has no token for {characters} of {text[:40]!r}. {SPELLS}")
 
     def _encode(self, pieces: list[str]) -> Iterator[np.ndarray]:
         """Ids of each piece, some 4 * LONG characters at a time: the library takes 40 bytes for each."""
@@ -119,12 +149,24 @@ class _HuggingFaceEngine:
             self.tokenizer = HuggingFace.from_file(str(paths[0]))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        self.chance = self._leave_nothing_to_chance()
         self.tokenizer.encode_special_tokens = True  # the library's word for: as if they were ordinary text
         facts = json.loads(self.tokenizer.to_str())
         self._long_cut = self._cuts_at_line_breaks(facts)
         self.vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self._check(facts)
         self._measure()
+        unknown = facts["model"].get("unk_id", self.vocabulary.get(facts["model"].get("unk_token")))
+        self.unknown_id = unknown if isinstance(unknown, int) else None
+
+    def _leave_nothing_to_chance(self) -> str:
+        """Switch off what makes a model encode the same text in several ways; what that was."""
+        model, found = self.tokenizer.model, []
+        for name in ("dropout", "alpha", "nbest_size"):
+            if value := getattr(model, name, None):
+                setattr(model, name, None)
+                found.append(f"{name} {value:g}")
+        return ", ".join(found)
 
     def _check(self, facts: dict) -> None:
         """Refuse what cannot spell every text: its bits per byte would mean nothing."""
@@ -193,12 +235,15 @@ LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class _SentencePieceEngine:
-    """A SentencePiece .model. How it normalizes (white space, wide characters) is part of the tokenizer."""
+    """A SentencePiece .model."""
+
+    chance = ""  # it samples only where it is asked to
 
     def __init__(self, paths: list[Path]):
         import sentencepiece  # here, so that its version is recorded where it is used only
 
         self.model = model = sentencepiece.SentencePieceProcessor(model_file=str(paths[0]))
+        self.unknown_id = model.unk_id()
         self.special = np.array(
             [model.is_control(i) or model.is_unknown(i) or model.is_unused(i) for i in range(len(model))],
             bool,
@@ -229,7 +274,8 @@ class _SentencePieceEngine:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         threads = int(os.environ.get("RAYON_NUM_THREADS", "1"))
-        return [np.array(ids, np.int64) for ids in self.model.encode(texts, num_threads=threads)]
+        encoded = self.model.encode(texts, num_threads=threads, enable_sampling=False)
+        return [np.array(ids, np.int64) for ids in encoded]
 
     def decode(self, ids: list[int]) -> str:
         return self.model.decode([token for token in ids if not self.special[token]])

@@ -1,8 +1,9 @@
 """Stage: the tokenizer, trained on the train split or taken from given files."""
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro import artifacts, errors, progress
 from retro.arguments import given
+from retro.corpus.learning_text import LearningText, cut_long_words
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TOKENIZER_FILES, SourceSettings, SplitSettings, TokenizerSettings
-from retro.corpus.split import split_of
 from retro.corpus.tokenizers import Tokenizer, use_threads
-from retro.database.tables import TRAIN
 from retro.errors import UserError
 from retro.refusals import read_section
 from retro.settings import Settings
@@ -33,37 +33,16 @@ class TrainTokenizerSettings(Settings):
     on_error: Literal["stop", "skip"] = "stop"
 
 
-def train_texts(settings: TrainTokenizerSettings, readers: list[Reader]) -> Iterator[str]:
-    """Texts of the train split, readers in order, up to `train_bytes` of UTF-8; the last is cut to fit."""
-    left = limit = settings.tokenizer.train_bytes
-    on_disk = sum(reader.bytes for reader in readers)
-    with progress.bar(min(limit, on_disk), "reading for the tokenizer", "B") as bar:
-        for reader in readers:
-            for document in reader:
-                if split_of(document.group, document.id, True, settings.split, settings.seed) != TRAIN:
-                    continue
-                text = document.text
-                if document.bytes > left:
-                    text = text.encode()[:left].decode(errors="ignore")
-                yield text
-                left -= min(document.bytes, left)
-                bar.update((limit - left if limit < on_disk else sum(r.done for r in readers)) - bar.n)
-                if left == 0:
-                    return
-        bar.update(bar.total - bar.n)
-    print(f"tokenizer: learning {settings.tokenizer.vocab_size} tokens", file=sys.stderr, flush=True)
-
-
 def train(settings: TrainTokenizerSettings, readers: list[Reader]) -> tuple[str, dict]:
     """Byte-level BPE as the text of a tokenizer.json, and counts of what it was trained on."""
-    wanted, seen = settings.tokenizer, {"documents": 0, "bytes": 0}
+    wanted = settings.tokenizer
     assert wanted.vocab_size is not None
+    learned = LearningText(readers, settings.split, settings.seed, wanted.train_bytes)
 
     def texts() -> Iterator[str]:
-        for text in train_texts(settings, readers):
-            seen["documents"] += 1
-            seen["bytes"] += len(text.encode())
-            yield text
+        for text in learned:
+            yield from cut_long_words(text)
+        print(f"tokenizer: learning {wanted.vocab_size} tokens", file=sys.stderr, flush=True)
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,25 +53,53 @@ def train(settings: TrainTokenizerSettings, readers: list[Reader]) -> tuple[str,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
-    if seen["bytes"] == 0:
-        raise UserError(
-            "no text to train the tokenizer on: no document of a source with train: true falls into the "
-            "train split. Lower dataset.split.valid and test, or add documents."
-        )
-    return tokenizer.to_str(), seen
+    with progress.waiting("learning the tokenizer"):
+        tokenizer.train_from_iterator(texts(), trainer)
+    if learned.bytes == 0:
+        raise UserError(nothing(learned, readers))
+    for line in learned.told():
+        print(f"tokenizer: {line}", file=sys.stderr)
+    return tokenizer.to_str(), {"documents": learned.documents, "bytes": learned.bytes}
 
 
-def copy_given(settings: TokenizerSettings, folder: Path) -> list[str]:
-    """Copy the given files under the names this package uses; returns their paths."""
+def nothing(learned: LearningText, readers: list[Reader]) -> str:
+    """Why there is no text to learn from."""
+    counts = {name: sum(getattr(reader, name) for reader in readers) for name in ("records", "filtered", "skipped")}
+    first = next((reader.first for reader in readers if reader.first), None)
+    why = " The first malformed: {file}, line {line}: {reason}.".format(**first) if first else ""
+    return (
+        f"no text to train the tokenizer on: of {counts['records']} records of sources with train: true, "
+        f"{counts['skipped']} malformed, {counts['filtered']} left out by keep, {learned.empty} empty, "
+        f"{learned.held_out} held out for validation and test.{why} Correct these files or dataset.sources, lower "
+        f"dataset.split.valid and test, or add documents."
+    )
+
+
+def hashes_of(readers: list[Reader]) -> dict[str, str]:
+    """sha256 of every file of the sources, those of files that were read as they were read."""
+    found = {}
+    for reader in readers:
+        read = reader.readings.hashes()
+        for file in reader.files:
+            path = str(file.path)
+            if path in read or not (file.reason or reader.readings.failed(file.path)):
+                found[path] = read.get(path) or artifacts.sha256(path)
+    return found
+
+
+def copy_given(settings: TokenizerSettings, folder: Path) -> dict[str, str]:
+    """Copy the given files under the names this package uses; returns their paths and the sha256 of what was read."""
+    hashes = {}
     named = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
     given = [path for path in named if path is not None]
     for path, name in zip(given, TOKENIZER_FILES[settings.type], strict=True):
         if not Path(path).is_file():
             raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}). Correct the path.")
+        data = Path(path).read_bytes()
+        hashes[path] = hashlib.sha256(data).hexdigest()
         with artifacts.replacing(folder / name) as temporary:
-            temporary.write_bytes(Path(path).read_bytes())
-    return given
+            temporary.write_bytes(data)
+    return hashes
 
 
 def main() -> None:
@@ -106,17 +113,18 @@ def main() -> None:
     wanted, folder = settings.tokenizer, arguments.output.parent
     arguments.output.unlink(missing_ok=True)
     counts: dict[str, int] = {}
-    inputs: Sequence[str | Path]
     if wanted.type == "bpe":
         readers = [
             Reader(source, name, settings.on_error) for name, source in sorted(settings.sources.items()) if source.train
         ]
         text, counts = train(settings, readers)
         artifacts.write_text(folder / "tokenizer.json", text + "\n")
-        inputs = [file.path for reader in readers for file in reader.files]
+        hashes = hashes_of(readers)
     else:
-        inputs = copy_given(wanted, folder)
-    tokenizer = Tokenizer.open(folder, wanted.type, wanted.eod)
+        hashes = copy_given(wanted, folder)
+    tokenizer = Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
+    if tokenizer.chance:
+        print(f"tokenizer: {tokenizer.chance} of the given file is switched off", file=sys.stderr)
     counts = {
         "vocab_size": tokenizer.vocab_size,
         "eod_id": tokenizer.eod_id,
@@ -129,7 +137,8 @@ def main() -> None:
         kind="tokenizer",
         stage=STAGE,
         files=[folder / name for name in TOKENIZER_FILES[wanted.type]],
-        inputs=inputs,
+        inputs=[*hashes],
+        hashes=hashes,
         settings=settings.facts(),
         counts=counts,
         seed=settings.seed,

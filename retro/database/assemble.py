@@ -15,6 +15,7 @@ import numpy as np
 from retro import errors
 from retro.arguments import given
 from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.database import shared
 from retro.database.clusters import by_chunk
 from retro.database.tables import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
 from retro.errors import UserError
@@ -121,6 +122,7 @@ def main() -> None:
         counts = {name: counts[name] + len(rows) for name, rows in part.items()}
     check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
     files = write(options.output.parent, counts, select(*chosen))
+    also = shared.count(names, manifests, [use["database"] for use in uses], dropped)
     write_manifest(
         options.output,
         kind="database",
@@ -128,12 +130,14 @@ def main() -> None:
         files=files,
         inputs=[*options.chunks, *options.duplicates],
         settings=options.settings,
-        counts=counts,
+        counts={**counts, "evaluated_in_database": also},
     )
     print(
         f"{options.output.parent}: " + ", ".join(f"{n} {c} chunks" for n, c in counts.items()),
         file=sys.stderr,
     )
+    for line in shared.told(also):
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def sampled(config: Config) -> Counts:
                 break
         else:
             reader.done = reader.bytes
+            reader.fields.check()
         scale = reader.bytes / max(1, reader.done)
         found.documents += scale * documents
         found.tokens += scale * tokens
@@ -99,7 +100,7 @@ def _tokenizer(config: Config, folder: Path) -> Tokenizer:
     dataset, wanted = config.dataset, config.dataset.tokenizer
     if wanted.type != "bpe":
         copy_given(wanted, folder)
-        return Tokenizer.open(folder, wanted.type, wanted.eod)
+        return Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
     sample = TokenizerSettings(**{**wanted.facts(), "train_bytes": min(wanted.train_bytes, TRAINED)})
     sources = {name: source for name, source in dataset.sources.items() if source.train}
     readers = [Reader(source, name, "skip") for name, source in sorted(sources.items())]
@@ -107,7 +108,7 @@ def _tokenizer(config: Config, folder: Path) -> Tokenizer:
         tokenizer=sample, sources=sources, split=dataset.split, seed=dataset.seed, on_error="skip"
     )
     write_text(folder / "tokenizer.json", train(settings, readers)[0])
-    return Tokenizer.open(folder, wanted.type, wanted.eod)
+    return Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
 
 
 def assumed(tokens: float, chunk_length: int, vocab_size: int, document_tokens: float) -> Counts:

@@ -160,6 +160,7 @@ def main() -> None:
         labels=LABELS,
         modes=usual("retro", controls=True),
         book=story.book(dataset.facts["sources"]),
+        warnings=story.warnings(dataset.facts),
         flavour=story.flavour(runs, comparison),
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),

@@ -109,6 +109,30 @@ def book(sources: dict[str, dict[str, Any]]) -> tuple[str, str]:
     )
 
 
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What a reader must know of the data before any figure; of the recorded config."""
+    found, counts = [], facts["counts"]
+    tokens = {name: counts.get(f"tokens/{name}/manifest.json", {}) for name in facts["source_order"]}
+    for name, each in tokens.items():
+        if each.get("changed"):
+            found.append(
+                f"The tokenizer changed {each['changed']} of {each['documents']} documents of {name} "
+                f"({each['unknown']} tokens are unknown): bits per byte are of the text as it gives it back, and "
+                "cannot be compared with those of another tokenizer."
+            )
+        for field, absent in each.get("absent", {}).items():
+            if absent and field == facts["sources"][name]["fields"].get("group"):
+                found.append(
+                    f"{absent} records of {name} lack the field {field}: each is a group of its own, and may be "
+                    "retrieved for others of its group."
+                )
+    also = counts.get("database/manifest.json", {}).get("evaluated_in_database", {})
+    parts = [f"{number} of equal {what[:-1]} in {name}" for what in also for name, number in also[what].items()]
+    if parts:
+        found.append(f"Documents that are evaluated are in the database, too: {', '.join(parts)}.")
+    return found
+
+
 def flavour(runs: list[Run], comparison: list[Row]) -> str:
     """Which RETRO each run is, for the readers of the paper, and what copy-ready cross-attention bought."""
     names: dict[str, list[str]] = {}

@@ -1,5 +1,6 @@
 """The two stages, run as they are in the pipeline: what they write, that it repeats, and how they fail."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -265,3 +266,25 @@ def test_a_user_error_is_one_message_and_no_traceback(trained, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert message.startswith("error: source s: no such file or folder: no/where (working folder")
     assert message.count("\n") == 1
+
+
+def test_a_file_that_is_listed_twice_is_told(tokens, tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [{"text": "one"}])
+    settings = tokenize_settings(path)
+    settings["source"]["path"] = [str(path), str(tmp_path / "a.jsonl")]
+    assert tokens(settings).counts["documents"] == 1
+    assert "1 files are named more than once and were read once" in capsys.readouterr().err
+
+
+def test_a_packed_file_beside_the_same_unpacked_is_told(tokens, tmp_path, capsys):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    data = write(folder / "a.jsonl", [{"text": "one"}]).read_bytes()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(data))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(data))
+    assert tokens(tokenize_settings(folder)).counts["documents"] == 3
+    said = capsys.readouterr().err
+    assert (
+        f"{folder}/a.jsonl and {folder}/a.jsonl.gz were both read; if they are the same documents, remove one" in said
+    )
+    assert "b.jsonl.gz were" not in said

@@ -210,3 +210,32 @@ def test_a_folder_without_anything_to_read_is_refused(tmp_path):
 def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.csv is of no kind that can be read"):
         read(write(tmp_path / "a.csv", b"a,b"))
+
+
+TWICE = {
+    "listed twice": lambda folder: [folder / "c" / "a.jsonl", folder / "c" / "a.jsonl"],
+    "a folder and a file in it": lambda folder: [folder / "c", folder / "c" / "a.jsonl"],
+    "a file and its folder": lambda folder: [folder / "c" / "a.jsonl", folder / "c"],
+    "spelt otherwise": lambda folder: [folder / "c" / "a.jsonl", folder / "c" / ".." / "c" / "a.jsonl"],
+    "a link to the file": lambda folder: [folder / "c", folder / "link.jsonl"],
+    "a link to the folder": lambda folder: [folder / "c", folder / "linked"],
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_file_that_several_paths_lead_to_is_read_once(tmp_path, case):
+    write(tmp_path / "c" / "a.jsonl", lines(RECORDS))
+    os.symlink(tmp_path / "c" / "a.jsonl", tmp_path / "link.jsonl")
+    os.symlink(tmp_path / "c", tmp_path / "linked")
+    paths = [str(path) for path in TWICE[case](tmp_path)]
+    reader = Reader(SourceSettings(path=paths), "source")
+    assert [document.id for document in reader] == ["a", "b", "source-2"]
+    assert len(reader.again) == 1
+
+
+def test_a_link_beside_its_file_is_read_once(tmp_path):
+    write(tmp_path / "b.jsonl", lines(RECORDS))
+    os.symlink("b.jsonl", tmp_path / "a.jsonl")
+    reader = Reader(SourceSettings(path=str(tmp_path)), "source")
+    assert len(list(reader)) == 3
+    assert [path.name for path in reader.again] == ["b.jsonl"]

@@ -57,3 +57,32 @@ def test_open_and_closed_books():
     trained, book = {"train": True, "database": True}, {"train": False, "database": True}
     assert story.book({"a": trained})[0] == "closed"
     assert story.book({"a": trained, "b": book})[0] == "open" and "holds b," in story.book({"a": trained, "b": book})[1]
+
+
+def recorded(tokens=None, database=None):
+    source = {"fields": {"group": "country"}}
+    counts = {"tokens/a/manifest.json": {"documents": 9, **(tokens or {})}, "database/manifest.json": database or {}}
+    return {"source_order": ["a"], "sources": {"a": source}, "counts": counts}
+
+
+def test_nothing_to_warn_of():
+    none = {"evaluated_in_database": {"ids": {}, "texts": {}}}
+    assert story.warnings(recorded()) == []
+    assert story.warnings(recorded({"changed": 0, "unknown": 0, "absent": {"country": 0}}, none)) == []
+
+
+def test_a_lossy_tokenizer_is_warned_of():
+    (found,) = story.warnings(recorded({"changed": 3, "unknown": 7}))
+    assert "changed 3 of 9 documents of a (7 tokens are unknown)" in found
+    assert "cannot be compared" in found
+
+
+def test_groups_that_are_absent_are_warned_of_and_other_fields_are_not():
+    (found,) = story.warnings(recorded({"absent": {"country": 2, "section": 5}}))
+    assert "2 records of a lack the field country" in found
+
+
+def test_evaluated_documents_in_the_database_are_warned_of():
+    shared = {"ids": {"book": 4}, "texts": {"book": 3, "a": 1}}
+    (found,) = story.warnings(recorded(database={"evaluated_in_database": shared}))
+    assert "4 of equal id in book, 3 of equal text in book, 1 of equal text in a" in found
