@@ -7,9 +7,10 @@ of texts with common words point in similar directions. There is no document fre
 depends on nothing else.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +31,7 @@ class StaticEncoder:
 
     def __init__(self, width: int):
         self.width = width
-        self.identity = sha256(b"%s %d %d" % (SEED, SIGNS, width)).hexdigest()
+        self.identity = hashlib.sha256(b"%s %d %d" % (SEED, SIGNS, width)).hexdigest()
         self._known: dict[str, int] = {}
 
     def encode(self, texts: list[str], advance: Callable[[int], object] | None = None) -> np.ndarray:

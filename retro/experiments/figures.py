@@ -5,7 +5,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retro.evaluation.conditions import BUILT_IN, LABELS, NONE, OFF, ON
+from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON
+from retro.evaluation.conditions import LABELS as CONDITION_LABELS
 from retro.experiments.catalogue import Experiment
 from retro.report import palette, style
 from retro.report.read import Row
@@ -67,12 +68,12 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
         if line:
             xs = sorted({row["x"] for row in rows})
             means = [_mean([row["bits_per_byte"] for row in rows if row["x"] == x]) for x in xs]
-            axes.plot(xs, means, color=palette.colour(ON), zorder=2, label=LABELS[ON])
+            axes.plot(xs, means, color=palette.colour(ON), zorder=2, label=CONDITION_LABELS[ON])
             row = rows[-1]
             off = row["bits_per_byte"] / (1 + (row["off_percent"] or 0) / 100)
             for level, mode, label in (
                 (off, OFF, BUILT_IN[OFF].shows),
-                (row["twin_bits_per_byte"], NONE, LABELS[NONE]),
+                (row["twin_bits_per_byte"], NONE, CONDITION_LABELS[NONE]),
             ):
                 axes.axhline(level, color=palette.colour(mode), linestyle=(0, (4, 3)), linewidth=1.2, label=label)
             axes.legend(loc="lower left" if experiment.log else "center right")
