@@ -9,10 +9,9 @@ import numpy as np
 
 from retro.artifacts import Manifest, read_manifest
 from retro.database.hashing import mix
-from retro.database.tables import SPLITS
+from retro.database.tables import BOOK, TEST, TRAIN, VALID
 from retro.paging import release
 
-TRAIN, VALID, TEST, BOOK = range(len(SPLITS))
 BLOCK = 1 << 20  # chunks looked at together
 
 
