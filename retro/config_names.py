@@ -32,7 +32,7 @@ TAKEN = (
     Taken("retrievals", "|".join([*BUILT_IN, "stored"]), "the name of a condition"),
     Taken("retrievals", "database-.*", "how conditions of smaller databases are called"),
     Taken("runs", r".*-s\d+", "how a run is called when it is trained with a seed"),
-    Taken("runs", f".*-({'|'.join(TUNINGS)})", "how a run is called when it was fine-tuned"),
+    Taken("runs", rf".*-s\d+-({'|'.join(TUNINGS)})", "how a run is called when it was fine-tuned"),
 )
 
 

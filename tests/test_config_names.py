@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 KEYS = ("dataset.name", "dataset.sources", "runs", "retrievals")
 EXAMPLES = {
     "dataset.sources": ["all", "All", "tiny.0-of-2", "a.10-of-12"],
-    "runs": ["retro-s1", "gpt-s0", "a-S12", "retro-qa", "retro-instruct", "a-s1-qa"],
+    "runs": ["retro-s1", "gpt-s0", "a-S12", "retro-s1-qa", "a-s12-instruct"],
     "retrievals": ["none", "on", "off", "On", "random", "shuffled", "stored", "database-0.05-s1", "Database-x"],
 }  # fmt: skip
 FREE = {
     "dataset.name": ["all", "on", "database-0.05-s1", "retro-s1"],
     "dataset.sources": ["on", "none", "book", "train", "test", "retro-s1", "database-0.05-s1", "allspice"],
-    "runs": ["all", "on", "database-0.5", "retro-s", "retro-s1b", "qa", "retro-quark"],
+    "runs": ["all", "on", "database-0.5", "retro-s", "retro-s1b", "qa", "retro-qa", "retro-s-instruct"],
     "retrievals": ["all", "retro-s1", "database", "once", "d", "bm25-qa"],
 }
 
