@@ -4,7 +4,9 @@ from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from snakemake import parser
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import (
     ConfigSettings,
@@ -19,6 +21,19 @@ from snakemake.settings.types import (
 )
 
 Job = tuple[str, tuple[str, ...]]  # rule and outputs
+TRANSLATED: dict[tuple, tuple] = {}
+
+
+def parse(file, workflow, linemap: dict[int, int], rulecount: int = 0) -> tuple[str, int]:
+    """Snakemake's translation of a file into Python, of each file once: it does not depend on the config."""
+    path = file.get_path_or_uri(secret_free=False)
+    key = (path, Path(path).stat().st_mtime_ns, rulecount)
+    if key not in TRANSLATED:
+        lines: dict[int, int] = {}
+        TRANSLATED[key] = (*parser.parse(file, workflow, lines, rulecount=rulecount), lines)
+    code, rulecount, lines = TRANSLATED[key]
+    linemap |= lines
+    return code, rulecount
 
 
 @dataclass
@@ -33,7 +48,8 @@ class Plan:
     @classmethod
     def of(cls, folder: Path, config: dict[str, Any], targets: set[str]) -> "Plan":
         """The jobs for `targets` in the project `folder`."""
-        with chdir(folder), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+        settings = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+        with patch("snakemake.workflow.parse", parse), chdir(folder), SnakemakeApi(settings) as api:
             given = api.workflow(
                 resource_settings=ResourceSettings(cores=2),
                 config_settings=ConfigSettings(config=config),
