@@ -1,6 +1,62 @@
-"""One thread a process: tests share the machine, and thread counts are part of what makes bytes."""
+"""One thread a process: tests share the machine, and thread counts are part of what makes bytes.
 
+Tests may run in several processes (`pytest -n`, as `make test` does). The tests of a file run in one of them, so that
+its fixtures are made once; those of tests/workflow, which are long, are dealt out one by one. What takes long to make
+and all of them need is made by one process (`made_once`).
+"""
+
+import fcntl
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.warm import Warm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+FOLDER = Path(__file__).parent
+LONG = ["workflow", "training"]  # folders with the longest tests, which begin first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first, and say which are to run in the same process."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(FOLDER).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    if all(item.path.is_relative_to(FOLDER) for item in items):
+        items.sort(key=rank)
+    for item in items:
+        alone = item.path.parent == FOLDER / "workflow"
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else str(item.path)))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function that gives a folder by its name, made by the first process of this test run that asks for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / f"{name}.made").exists():
+                make(folder / name)
+                (folder / f"{name}.made").touch()
+        return folder / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory) -> Iterator[Warm]:
+    """A Python that starts at once."""
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()

@@ -1,7 +1,6 @@
 """The digest changes with code that a stage can reach, and with nothing else; a closure is what Python really loads."""
 
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -188,15 +187,15 @@ def test_what_runs_on_import_counts_in_its_order(package):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_loads_nothing_outside_its_closure(stage):
+def test_a_stage_loads_nothing_outside_its_closure(stage, warm):
     code = f"import sys, {stage}; print(*[m for m in sys.modules if m.split('.')[0] == 'retro'])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run([warm.python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(loaded) <= set(provenance.closure(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_explains_itself(stage):
-    done = subprocess.run([sys.executable, "-m", stage, "--help"], capture_output=True, text=True)
+def test_a_stage_explains_itself(stage, warm):
+    done = subprocess.run([warm.python, "-m", stage, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--output" in done.stdout or "--summary" in done.stdout
 

@@ -19,8 +19,8 @@ from tests.database.stages import STATIC, stage
 ROOT = Path(__file__).parents[2]
 
 
-def command(options: dict) -> list[str]:
-    arguments = [sys.executable, "-m", "retro.database.embed"]
+def command(options: dict, python=sys.executable) -> list[str]:
+    arguments = [python, "-m", "retro.database.embed"]
     for name, value in options.items():
         arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return arguments
@@ -57,12 +57,12 @@ def test_vectors_can_be_stored_as_float16(corpus):
     np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, atol=2e-3)
 
 
-def test_a_killed_job_goes_on_and_makes_the_same_bytes(corpus):
+def test_a_killed_job_goes_on_and_makes_the_same_bytes(corpus, warm):
     """SIGKILL with some blocks finished; then to the end. The encoder is the real one."""
     minilm = {"type": "minilm"}
     unbroken, broken = into(corpus, "unbroken", **minilm), into(corpus, "broken", **minilm)
     unbroken["block"] = broken["block"] = 8
-    subprocess.run(command(unbroken), cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command(unbroken, warm.python), cwd=ROOT, check=True, capture_output=True)
     process = subprocess.Popen(command(broken), cwd=ROOT, stderr=subprocess.DEVNULL)
     while len(list(broken["blocks"].glob("*.npy"))) < 2 and process.poll() is None:
         time.sleep(0.001)
@@ -70,7 +70,7 @@ def test_a_killed_job_goes_on_and_makes_the_same_bytes(corpus):
     assert process.wait() == -signal.SIGKILL
     assert not broken["output"].exists()
     kept = len(list(broken["blocks"].glob("*.npy")))
-    ended = subprocess.run(command(broken), cwd=ROOT, check=True, capture_output=True, text=True)
+    ended = subprocess.run(command(broken, warm.python), cwd=ROOT, check=True, capture_output=True, text=True)
     assert f"going on after {kept} finished blocks" in ended.stderr
     for name in ("embeddings.npy", "manifest.json"):
         assert (broken["output"].parent / name).read_bytes() == (unbroken["output"].parent / name).read_bytes()

@@ -1,7 +1,6 @@
 """The page in a real browser: text and neighbours appear, nothing is executed, stop stops, two tabs both finish."""
 
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -109,7 +108,7 @@ def test_what_the_page_would_not_ask_is_refused(address, path, headers, body, st
     assert error.value.code == status
 
 
-def test_a_wrong_port_is_one_line(dataset):
-    command = [sys.executable, "-m", "retro.evaluation.serve", "--run", str(dataset.folder / "runs/retro-s1")]
+def test_a_wrong_port_is_one_line(dataset, warm):
+    command = [warm.python, "-m", "retro.evaluation.serve", "--run", str(dataset.folder / "runs/retro-s1")]
     made = subprocess.run([*command, "--port", "0"], capture_output=True, text=True)
     assert made.returncode and "--port 0: wanted 1 to 65535" in made.stderr and "Traceback" not in made.stderr

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -192,10 +191,10 @@ def test_facts_go_by_several_names():
     assert flatten({"config": {"num_attention_heads": 4, "norm_epsilon": 1e-6}}) == {"heads": 4, "eps": 1e-6}
 
 
-def test_the_command_line_says_what_is_wrong_and_exits_1(tmp_path):
+def test_the_command_line_says_what_is_wrong_and_exits_1(warm, tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "retro.interop.megatron", *map(str, arguments)],
+            [warm.python, "-m", "retro.interop.megatron", *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=ROOT,

@@ -180,11 +180,11 @@ def test_choices_hold_the_answer_once(folder, dataset, questions):
         assert line["choices"][line["gold"]] == line["answers"][0] and len(set(line["choices"])) == 4
 
 
-def test_tasks_run_without_network(dataset, folder, losses, tmp_path):
+def test_tasks_run_without_network(dataset, folder, losses, warm, tmp_path):
     """As a user starts it, in an environment from which no host can be reached."""
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
-    command = [sys.executable, "-m", "retro.qa.harness", "--config", dataset.path, "--include_path", folder]
+    command = [warm.python, "-m", "retro.qa.harness", "--config", dataset.path, "--include_path", folder]
     command += ["--model", dataset.folder / "runs/retro-s1/model.json", "--tasks", "words_choice", "words_open"]
     command += ["words_pages", "--output", tmp_path / "scores.json", "--samples", tmp_path / "samples.jsonl"]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)

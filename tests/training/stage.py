@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,19 @@ class Stage:
     def run(self) -> int:
         """Run it to its end; the exit status."""
         return ended(self.start())
+
+    def run_ranks(self, count: int) -> int:
+        """Run it as `count` processes, told of each other as `torchrun` does; the first exit status that is not 0."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        place |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        ranks = [self.start(**place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+        try:
+            return next(filter(None, [ended(rank, 600) for rank in ranks]), 0)
+        finally:
+            for rank in ranks:
+                rank.kill()
 
     def wait_for(self, text: str, process, seconds: float = 60) -> None:
         """Wait until the log holds `text`."""

@@ -1,9 +1,6 @@
 """A model cut over processes trains as the whole one does, and goes on as any other number of processes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from retro.training.weights import read_tensors
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = {"layers": 3, "width": 16, "heads": 2, "encoder_layers": 1, "encoder_width": 16}
 MODELS = {
     "gpt": ("gpt", SHAPE),
@@ -34,15 +30,6 @@ def twenty(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("twenty"), train_samples=77, eval_interval=10)
 
 
-def launch(stage, processes):
-    """Run the stage as `torchrun` does; its exit status."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "--", "retro.training.train", *stage.arguments]
-    with open(stage.log_path, "a") as log:
-        return subprocess.run([sys.executable, *command], cwd=REPOSITORY, stdout=log, stderr=log).returncode
-
-
 def curve(stage):
     found = [json.loads(text) for text in (stage.folder / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in found], [line["grad_norm"] for line in found if "grad_norm" in line]
@@ -51,7 +38,7 @@ def curve(stage):
 def trained(config, folder, name, processes=1, **train):
     architecture, model = MODELS[name]
     stage = Stage(config, run_json(architecture, model=model, clip=0.5, log_norms=True, **train), folder)
-    status = launch(stage, processes) if processes > 1 else stage.run()
+    status = stage.run_ranks(processes) if processes > 1 else stage.run()
     assert status == 0, stage.log[-3000:]
     return stage
 

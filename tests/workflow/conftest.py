@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -19,12 +20,18 @@ PARTS = ["Snakefile", "rules", "retro", "config", "profiles", "docs/captions", "
 class Project:
     """A copy of the project, its own package included, in a folder of its own."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    python = sys.executable  # what runs Snakemake and the stages; `quick_start` puts another in its place
+
+    def __init__(self, folder: Path, python: str | None = None):
+        self.folder, self.python = folder, python or self.python
         # The copy's package must win over the installed one, in Snakemake's process and in every stage's.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(Path(self.python).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
         self.environment.pop("SNAKEMAKE_PROFILE", None)
+
+    def cold(self) -> Self:
+        """The same project, run by the real Python."""
+        return type(self)(self.folder, sys.executable)
 
     @classmethod
     def create(cls, folder: Path) -> "Project":
@@ -44,14 +51,15 @@ class Project:
         return type(self)(folder)
 
     def command(self, *words: str, config: str = "config/tiny.yaml") -> list[str]:
-        return [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", "2", *words]
+        return [self.python, "-m", "snakemake", "--configfile", config, "--cores", "2", *words]
 
     def start(self, *words: str, config: str = "config/tiny.yaml") -> subprocess.Popen:
-        """Start Snakemake in a process group of its own, so that all of it can be killed."""
+        """Start Snakemake, by the real Python, in a process group of its own, so that all of it can be killed."""
+        cold = self.cold()
         return subprocess.Popen(
-            self.command(*words, config=config),
+            cold.command(*words, config=config),
             cwd=self.folder,
-            env=self.environment,
+            env=cold.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -63,14 +71,14 @@ class Project:
     def recording(self) -> "Project":
         """The same project, whose runs note which code of the package they run: `ran` reads it."""
         self.notes.mkdir(exist_ok=True)
-        found = type(self)(self.folder)
+        found = type(self)(self.folder, self.python)
         path = f"{RECORDING}{os.pathsep}{self.environment['PYTHONPATH']}"
         found.environment |= {"PYTHONPATH": path, "RETRO_RECORDED": str(self.notes)}
         return found
 
     @property
     def notes(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.notes")
+        return self.folder / ".notes"
 
     def ran(self) -> dict[str, set[tuple[str, str]]]:
         """Module and name of every definition of which code ran while a run was recorded, by the program that ran."""
@@ -119,10 +127,25 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Project:
-    """The tiny pipeline after one complete run. Tests must leave it as they found it, or clone it."""
-    project = Project.create(tmp_path_factory.mktemp("workflow") / "project")
+@pytest.fixture(scope="session", autouse=True)
+def quick_start(warm) -> Iterator[None]:
+    """Projects run Snakemake and their stages by forks of a Python that has imported the libraries."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Project, "python", str(warm.python))
+        yield
+
+
+def run_all(folder: Path) -> None:
+    project = Project.create(folder).cold()
     done = project.recording().snakemake("all")
     assert done.returncode == 0, done.stdout[-8000:]
-    return project
+
+
+@pytest.fixture(scope="session")
+def finished(made_once, tmp_path_factory) -> Project:
+    """The tiny pipeline after one complete run, by the real Python; what else runs is compared with it.
+
+    Tests must leave it as they found it, or clone it.
+    """
+    project = Project(made_once("finished", run_all))
+    return project.clone(tmp_path_factory.mktemp("workflow") / "project")

@@ -4,7 +4,9 @@ from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from snakemake import parser
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import (
     ConfigSettings,
@@ -25,6 +27,22 @@ def _name(job: Any) -> str:
     return f"retrieval_{job.rule.name}" if job.wildcards_dict.get("retrieval") else job.rule.name
 
 
+Job = tuple[str, tuple[str, ...]]  # rule and outputs
+TRANSLATED: dict[tuple, tuple] = {}
+
+
+def parse(file, workflow, linemap: dict[int, int], rulecount: int = 0) -> tuple[str, int]:
+    """Snakemake's translation of a file into Python, of each file once: it does not depend on the config."""
+    path = file.get_path_or_uri(secret_free=False)
+    key = (path, Path(path).stat().st_mtime_ns, rulecount)
+    if key not in TRANSLATED:
+        lines: dict[int, int] = {}
+        TRANSLATED[key] = (*parser.parse(file, workflow, lines, rulecount=rulecount), lines)
+    code, rulecount, lines = TRANSLATED[key]
+    linemap |= lines
+    return code, rulecount
+
+
 @dataclass
 class Plan:
     """Every job of a workflow: what Snakemake compares between runs (params, inputs, shell command), and what
@@ -37,7 +55,8 @@ class Plan:
     @classmethod
     def of(cls, folder: Path, config: dict[str, Any], targets: set[str]) -> "Plan":
         """The jobs for `targets` in the project `folder`."""
-        with chdir(folder), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+        settings = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+        with patch("snakemake.workflow.parse", parse), chdir(folder), SnakemakeApi(settings) as api:
             given = api.workflow(
                 resource_settings=ResourceSettings(cores=2),
                 config_settings=ConfigSettings(config=config),
