@@ -27,7 +27,6 @@ def _name(job: Any) -> str:
     return f"retrieval_{job.rule.name}" if job.wildcards_dict.get("retrieval") else job.rule.name
 
 
-Job = tuple[str, tuple[str, ...]]  # rule and outputs
 TRANSLATED: dict[tuple, tuple] = {}
 
 
