@@ -19,7 +19,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another config
-	@$(ACTIVE) python -m retro.run --config $(CONFIG) --cores $(CORES)
+	@$(ACTIVE) python -m retro.tools.run --config $(CONFIG) --cores $(CORES)
 
 report: .venv/installed  ## Snakemake's own report: every figure with code, versions and run times
 	@$(ACTIVE) snakemake --cores 1 --configfile $(CONFIG) --report results/snakemake-report.html
@@ -30,7 +30,7 @@ test: .venv/installed-dev .venv/harness/installed  ## the test-suite
 	@$(ACTIVE) python -m pytest
 
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
-	@$(ACTIVE) python -m retro.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
+	@$(ACTIVE) python -m retro.tools.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
 
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm
@@ -45,22 +45,22 @@ check: .venv/installed-dev  ## types of Python files; formatting and lint of Pyt
 	@$(ACTIVE) ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile rules && snakemake --lint
 
 audit: .venv/installed .venv/audit/installed  ## packages against the locks, licences; then known vulnerabilities (network)
-	@$(ACTIVE) python -m retro.audit
+	@$(ACTIVE) python -m retro.tools.audit
 	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip $(addprefix -r ,$(wildcard envs/*.lock))
 
 bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
-	@$(ACTIVE) python -m retro.database.bench
-	@$(ACTIVE) python -m retro.retrieval.bench
-	@$(ACTIVE) python -m retro.training.bench
+	@$(ACTIVE) python -m retro.bench.embedding
+	@$(ACTIVE) python -m retro.bench.search
+	@$(ACTIVE) python -m retro.bench.training
 
 bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
-	@$(ACTIVE) python -m retro.training.bench_peer
+	@$(ACTIVE) python -m retro.bench.step_beside_peer
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
-	@$(ACTIVE) python -m retro.retrieval.bench_peer
+	@$(ACTIVE) python -m retro.bench.index_beside_peer
 
 bench-corpus: .venv/installed  ## memory and cost of preprocessing 25 and 100 MB of installed text (half an hour)
-	@$(ACTIVE) python -m retro.database.bench_corpus
+	@$(ACTIVE) python -m retro.bench.corpus
 
 image: envs/retro.sif  ## the Apptainer image that --software-deployment-method apptainer uses
 

@@ -1,8 +1,8 @@
 """The config, and the few helpers that rules use.
 
 `section` hands a stage its own settings as canonical JSON; `code` is a digest of the Python code the stage can run.
-Both are params, so Snakemake reruns a rule when either changes. What the config asks for says `retro.workflow`, where
-artifacts lie `retro.paths`; everything else lives in the package, too.
+Both are params, so Snakemake reruns a rule when either changes. What the config asks for says `retro.config.workflow`, where
+artifacts lie `retro.base.names`; everything else lives in the package, too.
 """
 
 import json
@@ -13,26 +13,26 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-import retro.config
+import retro.config.schema
 import retro.report
-import retro.workflow  # by its full name: a Snakefile's names are Snakemake's own, which has a Workflow
+import retro.config.workflow  # by its full name: a Snakefile's names are Snakemake's own, which has a Workflow
 from retro import paths
-from retro.artifacts import canonical
+from retro.base.artifacts import canonical
 from retro.corpus.settings import TOKENIZER_FILES
-from retro.database.tables import LISTED
-from retro.errors import UserError
+from retro.base.names import LISTED
+from retro.base.stage import UserError
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
-from retro.naming import tuned
-from retro.provenance import digest
+from retro.base.names import tuned
+from retro.base.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
-from retro.workflow import FIGURES
+from retro.config.workflow import FIGURES
 
 try:
-    CONFIG = retro.config.from_snakemake(config, workflow.configfiles)
-    WORKFLOW = retro.workflow.Workflow(CONFIG)
+    CONFIG = retro.config.schema.from_snakemake(config, workflow.configfiles)
+    WORKFLOW = retro.config.workflow.Workflow(CONFIG)
     SOURCE_FILES = {
-        name: retro.config.files_of(name, source, CONFIG.dataset.on_error)
+        name: retro.config.schema.files_of(name, source, CONFIG.dataset.on_error)
         for name, source in CONFIG.dataset.sources.items()
     }
 except UserError as error:

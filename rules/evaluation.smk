@@ -176,10 +176,10 @@ rule sample:
         runtime="1h",
         gpu=RESOURCES.gpus,
     params:
-        code=code("retro.evaluation.sample"),
+        code=code("retro.generation.sample"),
         settings=canonical(CONFIG.generate.facts()),
     shell:
-        "python -m retro.evaluation.sample"
+        "python -m retro.generation.sample"
         " --config {input.config:q}"
         " --model {input.model:q}"
         " --settings {params.settings:q}"

@@ -121,9 +121,9 @@ rule experiments_part:
         mem_mb=4000,
         runtime="1h",
     params:
-        code=code("retro.experiments.part"),
+        code=code("retro.experiments.section"),
     shell:
-        "python -m retro.experiments.part"
+        "python -m retro.experiments.section"
         " --tables {input.tables:q}"
         " --output {output.part:q}"
         " 2>&1 | tee {log:q}"

@@ -120,9 +120,9 @@ rule page:
         mem_mb=4000,
         runtime="1h",
     params:
-        code=code("retro.report.page"),
+        code=code("retro.report.report_page"),
     shell:
-        "python -m retro.report.page"
+        "python -m retro.report.report_page"
         " --config {input.config:q}"
         " --models {input.models:q}"
         " --summary {input.summary:q}"

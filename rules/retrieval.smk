@@ -91,10 +91,10 @@ rule bm25_index:
         mem_mb=16000,
         runtime="24h",
     params:
-        code=code("retro.retrieval.bm25_index"),
+        code=code("retro.retrieval.bm25"),
         settings=lambda wildcards: section(index=RETRIEVALS.built(named(wildcards), "bm25")),
     shell:
-        "python -m retro.retrieval.bm25_index"
+        "python -m retro.retrieval.bm25"
         " --settings {params.settings:q}"
         " --database {input.database:q}"
         " --tokenizer {input.tokenizer:q}"
@@ -180,10 +180,10 @@ rule record:
         mem_mb=1000,
         runtime=10,
     params:
-        code=code("retro.record"),
+        code=code("retro.dataset.dataset"),
         settings=canonical(WORKFLOW.facts),
     shell:
-        "python -m retro.record"
+        "python -m retro.dataset.dataset"
         " --settings {params.settings:q}"
         " --manifests {input.manifests:q}"
         " --output {output.config:q}"

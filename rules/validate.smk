@@ -42,4 +42,4 @@ rule validate:
         f"{D}/logs/validate.log",
     localrule: True
     shell:
-        "python -m retro.validate.tell --reports {input.reports:q} 2> {log:q}"
+        "python -m retro.validate.summary --reports {input.reports:q} 2> {log:q}"

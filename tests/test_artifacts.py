@@ -5,14 +5,14 @@ import os
 import numpy as np
 import pytest
 
-from retro import artifacts
-from retro.errors import UserError
+from retro.base import artifacts
+from retro.base.stage import UserError
 
 
 def make(folder, content=(1, 2, 3)):
     artifacts.write_array(folder / "a.npy", np.array(content, np.int32))
     artifacts.write_manifest(
-        folder / "manifest.json", kind="demo", stage="retro.artifacts", files=[folder / "a.npy"], counts={"n": 3}
+        folder / "manifest.json", kind="demo", stage="retro.base.artifacts", files=[folder / "a.npy"], counts={"n": 3}
     )
     return artifacts.read_manifest(folder / "manifest.json", "demo")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from retro import errors
-from retro.arguments import given
+from retro.base import stage
+from retro.base.stage import given
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
@@ -19,7 +19,7 @@ MODULES = [
     if "errors.run(main)" in path.read_text(encoding="utf-8") and "os.execv(" not in path.read_text(encoding="utf-8")
 ]  # but those that become the trainer, which has its own turn
 # Commands that can be run without naming a file.
-NAMELESS = {"retro.audit", "retro.database.bench_corpus"}
+NAMELESS = {"retro.tools.audit", "retro.bench.corpus"}
 NAMELESS |= {f"retro.{room}.bench" for room in ("database", "retrieval", "training")}
 NAMELESS |= {f"retro.{room}.bench_peer" for room in ("retrieval", "training")}
 FACTS = ("files", "counts", "inputs")
@@ -75,7 +75,7 @@ def ended(module, line: list[str], monkeypatch, capsys) -> tuple[int, str]:
     """Exit status and what was said on stderr; anything but an exit is the traceback a user would see."""
     monkeypatch.setattr(sys, "argv", ["python -m", *line])
     with pytest.raises(SystemExit) as stopped:
-        errors.run(module.main)
+        stage.run(module.main)
     return stopped.value.code, capsys.readouterr().err
 
 

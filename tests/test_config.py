@@ -5,26 +5,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retro import config, config_docs, config_layers, refusals
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.stage import UserError
+from retro.config import layers, schema
+from retro.tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"dataset": {"name": "d", "sources": {"a": {"path": "a.jsonl"}}}}
 
 
 def merged(**sections):
-    return config_layers.merged(GOOD, sections)
+    return layers.merged(GOOD, sections)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config.load(path)
+    schema.load(path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config/models").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_preset_makes_a_valid_config(path):
-    assert config.parse(merged(preset=path.stem)).model.layers >= 1
+    assert schema.parse(merged(preset=path.stem)).model.layers >= 1
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_every_preset_makes_a_valid_config(path):
 )
 def test_what_is_wrong_is_said_in_one_line(raw, words):
     with pytest.raises(UserError) as caught:
-        config.parse(raw)
+        schema.parse(raw)
     for word in words:
         assert word in str(caught.value)
 
@@ -75,17 +77,17 @@ def test_what_is_wrong_is_said_in_one_line(raw, words):
 @pytest.mark.parametrize("broken", [{"dataset": {"samples": [1]}}, {"dataset": {"samples": "a"}}, {"results": 5}])
 def test_a_key_that_preprocessing_decides_is_named_whatever_else_is_wrong(broken):
     with pytest.raises(UserError, match=r"train\.seq_length is decided by preprocessing.*wanted 1024"):
-        config.parse({"dataset": {}, "train": {"seq_length": 1024}, **broken})
+        schema.parse({"dataset": {}, "train": {"seq_length": 1024}, **broken})
 
 
 def test_training_may_not_set_what_preprocessing_decided(tmp_path):
     raw = merged(results=str(tmp_path), train={"seq_length": 1024})
     with pytest.raises(UserError, match=r"train\.seq_length is decided by preprocessing.*wanted 1024"):
-        config.parse(raw)
+        schema.parse(raw)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/config.json").write_text('{"samples": {"seq_length": 512}}')
     with pytest.raises(UserError, match=r"recorded as 512 in .*config\.json, wanted 1024"):
-        config.parse(raw)
+        schema.parse(raw)
 
 
 def test_a_run_overrides_model_and_training_and_a_new_flavour_brings_its_own_defaults():
@@ -97,7 +99,7 @@ def test_a_run_overrides_model_and_training_and_a_new_flavour_brings_its_own_def
             "paper": {"architecture": "retro", "twin": "gpt", "model": {"flavour": "paper"}, "train": {"lr": 0.5}},
         },
     )
-    runs = config.parse(raw).models()
+    runs = schema.parse(raw).models()
     assert list(runs) == ["gpt-s1", "gpt-s2", "paper-s1", "paper-s2"]
     assert runs["paper-s2"].twin == "gpt-s2"
     assert runs["paper-s1"].train.lr == 0.5 != runs["gpt-s1"].train.lr
@@ -107,40 +109,40 @@ def test_a_run_overrides_model_and_training_and_a_new_flavour_brings_its_own_def
 
 def test_overrides_on_the_command_line_land_on_the_default_config(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert config.from_snakemake({}).dataset.name == "open-book"
-    assert config.from_snakemake({"dataset": {"name": "mine"}}).dataset.name == "mine"
+    assert schema.from_snakemake({}).dataset.name == "open-book"
+    assert schema.from_snakemake({"dataset": {"name": "mine"}}).dataset.name == "mine"
 
 
 def test_readme_and_schema_are_current():
-    remedy = "run: python -m retro.config_docs"
-    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == config_docs.readme(), remedy
-    assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == config_docs.schema(), remedy
+    remedy = "run: python -m retro.tools.docs"
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == docs.readme(), remedy
+    assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == docs.schema(), remedy
 
 
 def test_every_key_is_described():
     def walk(model):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
-            inside = refusals.settings_in(field.annotation)
+            inside = stage.settings_in(field.annotation)
             if inside:
                 walk(inside)
 
-    walk(config.Config)
+    walk(schema.Config)
 
 
 def test_a_broken_file_is_one_clear_message(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: [1,\nb: 2")
     with pytest.raises(UserError, match=r"c\.yaml: not valid YAML"):
-        config.load(path)
+        schema.load(path)
     path.write_text(yaml.safe_dump([1, 2]))
     with pytest.raises(UserError, match=r"wanted a mapping of sections, found list"):
-        config.load(path)
+        schema.load(path)
     path.write_text("train: {lr: 1}\nseeds: [1]\ntrain: {lr: 2}\n")
     with pytest.raises(UserError, match="line 3: train stands here a second time"):
-        config.load(path)
+        schema.load(path)
     path.write_text("a: &x {b: *x}\n")
     with pytest.raises(UserError, match="leads back to itself"):
-        config.load(path)
+        schema.load(path)
     with pytest.raises(UserError, match=r"no such config file"):
-        config.load(tmp_path / "none.yaml")
+        schema.load(tmp_path / "none.yaml")

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from retro.config import parse
-from retro.config_layers import merged
-from retro.config_names import LONGEST, TAKEN, TUNINGS, wrong_names
-from retro.errors import UserError
+from retro.base.names import WORD, seeded, tuned, unseeded, untuned
+from retro.base.stage import UserError
+from retro.config.checks import LONGEST, TAKEN, TUNINGS, wrong_names
+from retro.config.layers import merged
+from retro.config.schema import parse
 from retro.evaluation.conditions import Condition
-from retro.naming import WORD, seeded, tuned, unseeded, untuned
-from retro.report.parts import PARTS
+from retro.report.report_page import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ("dataset.name", "dataset.sources", "runs", "retrievals")

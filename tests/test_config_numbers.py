@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retro import config
-from retro.config_layers import read
-from retro.errors import UserError
+from retro.base.stage import UserError
+from retro.config import schema
+from retro.config.layers import read
 
 BASE = "preset: tiny\ndataset: {sources: {a: {path: x.jsonl}}}\n"
 
 
-def load(tmp_path: Path, text: str, name: str = "c.yaml") -> config.Config:
+def load(tmp_path: Path, text: str, name: str = "c.yaml") -> schema.Config:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    return config.load(tmp_path / name)
+    return schema.load(tmp_path / name)
 
 
 CHANGED = {
@@ -106,14 +106,14 @@ def test_a_key_that_stands_twice_is_refused_whatever_the_file_is_called(tmp_path
     with pytest.raises(UserError, match=r"stands (t)?here a second time"):
         read(path)
     with pytest.raises(UserError, match=r"stands (t)?here a second time"):  # what Snakemake read of it is whole
-        config.from_snakemake(json.loads(text), [path])
+        schema.from_snakemake(json.loads(text), [path])
 
 
 def test_numbers_of_a_file_that_is_not_called_yaml_are_looked_at(tmp_path):
     path = tmp_path / "c.conf"
     path.write_text(BASE + "seeds: [010]\n", encoding="utf-8")
     with pytest.raises(UserError, match="010 would become 8"):
-        config.from_snakemake(yaml.safe_load(path.read_text()), [path])
+        schema.from_snakemake(yaml.safe_load(path.read_text()), [path])
 
 
 def test_json_is_read(tmp_path):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 
-from retro import config, refusals
-from retro.artifacts import canonical
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.artifacts import canonical
+from retro.base.stage import UserError
+from retro.config import schema
 
 VALUES = [None, "", "x", "a{b}", "../up; touch x", "\0", -1, 0, 2**70, 10**9, -0.5, float("inf"), float("nan"), True]
 VALUES += [[], ["x"], [None], [-1], [1, 1], {}, {"x": 1}, {1: 2}, [[]], {"a": {"path": "x"}, "b": None}]
@@ -19,11 +20,11 @@ GOOD = {
 NAMED = {"sources": "a", "retrievals": "r", "runs": "retro"}
 
 
-def keys(section=config.Config, above=()):
+def keys(section=schema.Config, above=()):
     for attribute, field in section.model_fields.items():
         key = (*above, field.alias or attribute)
         yield key
-        inside = refusals.settings_in(field.annotation)
+        inside = stage.settings_in(field.annotation)
         if inside is not None:
             yield from keys(inside, (*key, NAMED[key[-1]]) if "dict" in str(field.annotation) else key)
 
@@ -42,7 +43,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(key):
     refused = 0
     for value in VALUES:
         try:
-            taken = config.parse(changed(key, value))
+            taken = schema.parse(changed(key, value))
         except UserError as error:
             assert key[-1] in str(error), f"{value!r}: {error}"
             refused += 1

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from retro import audit
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.qa.harness import FOLDER
+from retro.tools import audit
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {path.stem: audit.read(path) for path in sorted((ROOT / "envs").glob("*.lock"))}
@@ -67,7 +67,7 @@ def test_no_package_is_in_two_locks():
 
 
 def test_what_is_installed_is_what_the_locks_say():
-    done = subprocess.run([sys.executable, "-m", "retro.audit"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "retro.tools.audit"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not stated" not in done.stdout
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retro import errors
+from retro.base import stage
 
 
 def ended(capsys, error: BaseException) -> str:
@@ -14,7 +14,7 @@ def ended(capsys, error: BaseException) -> str:
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        errors.run(main)
+        stage.run(main)
     assert stopped.value.code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     return capsys.readouterr().err
 
@@ -22,7 +22,7 @@ def ended(capsys, error: BaseException) -> str:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (errors.UserError("a: found b. Do c."), "error: a: found b. Do c."),
+        (stage.UserError("a: found b. Do c."), "error: a: found b. Do c."),
         (PermissionError(errno.EACCES, "Permission denied", "results"), "Permission denied: 'results'"),
         (OSError(errno.ENOSPC, "No space left on device"), "Make room and run again"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "error: out of memory: CUDA"),
@@ -39,7 +39,7 @@ def test_what_a_user_can_put_right_is_one_line(capsys, monkeypatch, error, words
 def test_real_allocations_that_fail_are_told_in_one_line(capsys):
     for allocate in (lambda: np.ones(2**50), lambda: torch.ones(2**50)):
         with pytest.raises(SystemExit):
-            errors.run(allocate)
+            stage.run(allocate)
         assert "error: out of memory: " in capsys.readouterr().err
 
 
@@ -49,10 +49,10 @@ def test_our_own_mistakes_keep_their_traceback(error):
         raise error
 
     with pytest.raises(type(error)):
-        errors.run(main)
+        stage.run(main)
 
 
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("RETRO_DEBUG", "1")
     with pytest.raises(MemoryError):
-        errors.run(lambda: np.ones(2**50))
+        stage.run(lambda: np.ones(2**50))

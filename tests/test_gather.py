@@ -9,14 +9,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from retro import config
-from retro.archive import expected
-from retro.artifacts import sha256
-from retro.config_paths import named
-from retro.errors import UserError
-from retro.gather import gather
-from retro.refusals import settings_in
-from retro.settings import Names, Overrides
+from retro.base.artifacts import sha256
+from retro.base.stage import Names, Overrides, UserError, settings_in
+from retro.config import schema
+from retro.config.checks import named
+from retro.tools.archive import expected, gather
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
@@ -56,11 +53,11 @@ def write(path, text="x\n"):
 
 def gathered(path, folder, monkeypatch, corpora=True):
     """The config before, and the config of the archive `folder`, read there, where nothing else can be found."""
-    before = config.load(path)
+    before = schema.load(path)
     facts, sources = gather(Path(path), folder, corpora)
     write(folder / "config/archived.yaml", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
     monkeypatch.chdir(folder)
-    return before, config.load("config/archived.yaml"), sources
+    return before, schema.load("config/archived.yaml"), sources
 
 
 def given(monkeypatch, work, **sections):
@@ -73,7 +70,7 @@ def given(monkeypatch, work, **sections):
     return before, after
 
 
-def without_paths(settings: config.Config) -> list[Any]:
+def without_paths(settings: schema.Config) -> list[Any]:
     """What a config says, its paths left out."""
 
     def plain(value, key=()):
@@ -89,15 +86,15 @@ def without_paths(settings: config.Config) -> list[Any]:
     return [plain(settings.model_dump(mode="json", by_alias=True)), runs]
 
 
-def read_by_stages(settings: config.Config) -> list[str]:
-    found = [file for name, source in settings.dataset.sources.items() for file in config.files_of(name, source)]
+def read_by_stages(settings: schema.Config) -> list[str]:
+    found = [file for name, source in settings.dataset.sources.items() for file in schema.files_of(name, source)]
     for path in named(settings):
         if path.what in ("file", "folder") or (path.what == "model" and path.value not in settings.runs):
             found.append(path.value)
     return found
 
 
-def fields(section=config.Config):
+def fields(section=schema.Config):
     """Every field of the config by its section and name, with the section inside it."""
     for name, field in section.model_fields.items():
         inside = settings_in(field.annotation)
@@ -114,7 +111,7 @@ def takes_text(annotation: Any) -> bool:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_config_is_complete_in_its_archive(path, work, monkeypatch):
     archive = work.parent / "archive"
-    contents = [sha256(file) for file in read_by_stages(config.load(f"config/{path.name}"))]
+    contents = [sha256(file) for file in read_by_stages(schema.load(f"config/{path.name}"))]
     before, after, _ = gathered(f"config/{path.name}", archive, monkeypatch)
     assert without_paths(after) == without_paths(before)
     files = read_by_stages(after)
@@ -217,10 +214,10 @@ def test_files_of_equal_names_stay_apart_and_in_their_order(paths, absolute, wor
     write(work / "corpus/one/notes.md")
     paths = [str(work / path) for path in paths] if absolute else paths
     source = {"path": paths if len(paths) > 1 else paths[0]}
-    before = [Path(file).read_text() for file in config.files_of("s", config.SourceSettings(**source))]
+    before = [Path(file).read_text() for file in schema.files_of("s", schema.SourceSettings(**source))]
     _, after = given(monkeypatch, work, dataset={"sources": {"s": source}})
     shutil.rmtree(work)
-    assert [Path(file).read_text() for file in config.files_of("s", after.dataset.sources["s"])] == before
+    assert [Path(file).read_text() for file in schema.files_of("s", after.dataset.sources["s"])] == before
 
 
 @pytest.mark.parametrize("path", ["one/part", "one/part.bin", "one", "*/part*", ["one", "two"], ["two/p*", "one/part"]])
@@ -230,11 +227,11 @@ def test_pairs_of_tokens_stay_pairs_and_patterns_stay_patterns(path, work, monke
             write(work / folder / f"part{end}", f"{folder}{end}")
     write(work / "t.json")
     source = {"type": "megatron", "path": path}
-    before = [Path(file).read_text() for file in config.files_of("s", config.SourceSettings(**source))]
+    before = [Path(file).read_text() for file in schema.files_of("s", schema.SourceSettings(**source))]
     tokenizer = {"type": "tokenizer.json", "path": "t.json"}
     _, after = given(monkeypatch, work, dataset={"sources": {"s": source}, "tokenizer": tokenizer})
     shutil.rmtree(work)
-    assert [Path(file).read_text() for file in config.files_of("s", after.dataset.sources["s"])] == before
+    assert [Path(file).read_text() for file in schema.files_of("s", after.dataset.sources["s"])] == before
 
 
 def test_two_files_that_would_be_one_are_refused(work, monkeypatch):

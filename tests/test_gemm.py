@@ -7,21 +7,21 @@ import threading
 import pytest
 import torch
 
-from retro import gemm
-from retro.database import bench
+from retro.base import machine
+from retro.bench import embedding
 
 CPU = torch.device("cpu")
 
 
 def test_the_rate_is_that_of_the_fastest_product_by_the_given_clock():
     times = iter([0, 9, 10, 14, 20, 22, 30, 35])  # before and after each: 9, 4, 2 and 5 seconds
-    assert gemm.gemm_rate(CPU, size=8, repeats=3, clock=lambda: next(times)) == 2 * 8**3 / 2
+    assert machine.gemm_rate(CPU, size=8, repeats=3, clock=lambda: next(times)) == 2 * 8**3 / 2
 
 
 def test_the_yardstick_draws_no_random_numbers():
     state = torch.get_rng_state()
-    gemm.gemm_rate(CPU, size=8)
-    gemm.calibrate(1, size=8)
+    machine.gemm_rate(CPU, size=8)
+    machine.calibrate(1, size=8)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -34,16 +34,16 @@ def test_a_calibration_works_on_as_many_threads_as_what_it_is_held_against(threa
         seen.add((threading.get_ident(), torch.get_num_threads()))
 
     monkeypatch.setattr(torch, "mm", product)
-    gemm.calibrate(threads, size=8)
+    machine.calibrate(threads, size=8)
     assert len(seen) == threads and {each for _, each in seen} == {1}
 
 
 @pytest.mark.parametrize(("chunks", "rounds"), [(16, 8), (3, 3)])
 def test_each_round_of_embedding_stands_between_two_calibrations(chunks, rounds, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(bench, "calibrate", lambda threads: asked.append(threads) or {"gflops_per_cpu_second": 1.0})
+    monkeypatch.setattr(embedding, "calibrate", lambda threads: asked.append(threads) or {"gflops_per_cpu_second": 1.0})
     arguments = ["--chunks", str(chunks), "--threads", "2", "--encoder", '{"type": "static", "width": 8}']
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    bench.main()
+    embedding.main()
     assert asked == [2] * (rounds + 1)
     assert json.loads(capsys.readouterr().out)["chunks"] == chunks

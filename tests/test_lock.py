@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from retro import lock
-from retro.database.blocks import Blocks
-from retro.errors import UserError
-from retro.lock import locked
+from retro.base import shards
+from retro.base.shards import Blocks, locked
+from retro.base.stage import UserError
 
 # What flock answers on file systems without locks: NFS without lockd; Linux, POSIX; Lustre without flock; some FUSE.
 WITHOUT = [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL]
@@ -54,7 +53,7 @@ def test_a_folder_is_held_by_one(hold, tmp_path):
 
 
 def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
-    code = "import pathlib, sys, time; from retro.lock import locked\n"
+    code = "import pathlib, sys, time; from retro.base.shards import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(99)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -90,7 +89,7 @@ def test_a_holder_that_left_no_name_is_another_process(answering, tmp_path):
     answering(errno.EAGAIN)
     with pytest.raises(UserError, match="in use by another process"), locked(tmp_path):
         pass
-    assert lock.holder(tmp_path / "absent") == "another process"
+    assert shards.holder(tmp_path / "absent") == "another process"
 
 
 def test_a_fault_of_the_disk_is_not_taken_for_a_file_system_without_locks(answering, tmp_path):

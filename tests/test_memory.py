@@ -14,8 +14,8 @@ from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.planning.memory import Work, fit, step
 from retro.training.distribution import World
-from retro.training.optimizer import build_optimizer
 from retro.training.parallel import parallelize
+from retro.training.session import build_optimizer
 from retro.training.settings import ParallelSettings, TrainSettings
 
 SHAPE = {"vocab_size": 999, "seq_length": 128, "chunk_length": 16, "retrieved_length": 32}

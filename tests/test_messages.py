@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from retro import messages
+from retro.tools import docs
 
-LISTED = [message for room in messages.listed().values() for message in room]
+LISTED = [message for room in docs.listed().values() for message in room]
 THEIRS = {
     "corpus.jsonl, line 17: …",
     "[Errno 28] No space left on device. Make room and run again: what was finished is kept.",
@@ -21,8 +21,8 @@ WAY_OUT = re.compile(rf"\b({'|'.join(WORDS.split())})\b", re.IGNORECASE)
 
 
 def test_the_page_is_current():
-    text = messages.PAGE.read_text(encoding="utf-8")
-    assert text.endswith(messages.section()), "run: python -m retro.messages"
+    text = docs.PAGE.read_text(encoding="utf-8")
+    assert text.endswith(docs.section()), "run: python -m retro.tools.docs"
 
 
 @pytest.mark.parametrize("message", LISTED)
@@ -47,8 +47,8 @@ def test_the_list_is_read_from_the_code():
 
 def test_symptoms_in_the_page_are_messages_of_the_code():
     """What the tables say of our own messages still stands in the code."""
-    text = messages.PAGE.read_text(encoding="utf-8").partition("Snakemake's own:")[0]
-    said = " ".join(path.read_text(encoding="utf-8") for path in messages.PACKAGE.rglob("*.py"))
+    text = docs.PAGE.read_text(encoding="utf-8").partition("Snakemake's own:")[0]
+    said = " ".join(path.read_text(encoding="utf-8") for path in docs.PACKAGE.rglob("*.py"))
     symptoms = re.findall(r"^\| `(.*?)`", text, re.MULTILINE)
     assert len(symptoms) > 20
     for symptom in symptoms:

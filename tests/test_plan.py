@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from retro import errors, plan
+from retro.base import stage
+from retro.planning import plan
 from retro.planning.estimates import index_bytes
 from retro.retrieval import factory
 
 
 def planned(monkeypatch, capsys, *words: str) -> dict:
-    monkeypatch.setattr(sys, "argv", ["retro.plan", *words, "--json"])
+    monkeypatch.setattr(sys, "argv", ["retro.planning.plan", *words, "--json"])
     plan.main()
     return json.loads(capsys.readouterr().out)
 
@@ -61,7 +62,9 @@ def test_the_size_of_an_index_is_what_faiss_writes(name):
 
 
 def test_the_table_is_for_reading(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["retro.plan", "--preset", "2b", "--database-tokens", "1e9", "--gpus", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["retro.planning.plan", "--preset", "2b", "--database-tokens", "1e9", "--gpus", "0"]
+    )
     plan.main()
     text = capsys.readouterr().out
     assert "1,000,000,000 tokens" in text
@@ -71,6 +74,6 @@ def test_the_table_is_for_reading(monkeypatch, capsys):
 
 @pytest.mark.parametrize("words", [[], ["--preset", "4b"], ["config/tiny.yaml", "--preset", "4b"]])
 def test_what_cannot_be_planned_is_told(monkeypatch, words):
-    monkeypatch.setattr(sys, "argv", ["retro.plan", *words])
-    with pytest.raises(errors.UserError, match="preset"):
+    monkeypatch.setattr(sys, "argv", ["retro.planning.plan", *words])
+    with pytest.raises(stage.UserError, match="preset"):
         plan.main()

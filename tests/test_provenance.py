@@ -5,9 +5,9 @@ import textwrap
 
 import pytest
 
-from retro import provenance
-from retro.reachable import Package
-from retro.report.words import duration
+from retro.base import provenance
+from retro.base.provenance import Package
+from retro.report.html import duration
 from tests.watched import watched
 
 STAGES = [
@@ -18,14 +18,14 @@ STAGES = [
     "retro.database.assemble",
     "retro.retrieval.index",
     "retro.retrieval.neighbours",
-    "retro.record",
+    "retro.dataset.dataset",
     "retro.training.train",
     "retro.evaluation.losses",
     "retro.evaluation.summarise",
-    "retro.evaluation.sample",
+    "retro.generation.sample",
     "retro.report.figures",
     "retro.report.explorer",
-    "retro.report.page",
+    "retro.report.report_page",
 ]
 
 
@@ -203,7 +203,7 @@ def test_a_stage_explains_itself(stage, warm):
 def test_training_does_not_rerun_for_reports_or_the_config_file():
     closure = provenance.closure("retro.training.train")
     assert not [name for name in closure if name.startswith(("retro.report", "retro.evaluation"))]
-    assert "retro.config" not in closure
+    assert "retro.config.schema" not in closure
 
 
 def test_the_model_imports_nothing_from_other_rooms():
@@ -212,5 +212,5 @@ def test_the_model_imports_nothing_from_other_rooms():
 
 
 def test_a_stage_that_runs_more_than_its_digest_covers_is_noticed():
-    with pytest.raises(AssertionError, match="does not cover"), watched("retro.record"):
+    with pytest.raises(AssertionError, match="does not cover"), watched("retro.dataset.dataset"):
         duration(1)

@@ -5,12 +5,11 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from retro.errors import UserError
-from retro.evaluation.serve import Wish
-from retro.refusals import read_section, reasons
+from retro.base.stage import UserError, read_section, reasons
+from retro.config.retrievals import RetrievalSettings, resolve
+from retro.generation.serve import Wish
 from retro.retrieval.settings import IndexSettings
-from retro.retrievals import RetrievalSettings, resolve
-from retro.training.setup import read_run
+from retro.training.train import read_run
 
 
 def index_of(index: dict) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from retro.config import parse
-from retro.errors import UserError
-from retro.retrievals import Retrievals
+from retro.base.stage import UserError
+from retro.config.retrievals import Retrievals
+from retro.config.schema import parse
 
 DATASET = {"name": "d", "sources": {"a": {"path": "a.jsonl"}}, "encoder": {"type": "static", "width": 64}}
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from retro import messages, provenance, texts
-from retro.reachable import Package
+from retro.base import provenance, texts
+from retro.base.provenance import Package
+from retro.tools import docs
 from tests.test_provenance import STAGES
 from tests.workflow.conftest import ROOT
 
@@ -112,7 +113,7 @@ def test_text_of_an_error_of_ours_that_is_kept_counts(digest):
 
 
 class Reword(ast.NodeTransformer):
-    """Adds a word to all text for people, found in another way than `retro.texts` does."""
+    """Adds a word to all text for people, found in another way than `retro.base.texts` does."""
 
     count = 0
 
@@ -275,7 +276,7 @@ def test_calls_that_take_text_are_what_their_names_say():
 
 
 def test_every_call_that_takes_a_message_is_known():
-    assert messages.TAKES.keys() - texts.TAKES.keys() == RESULTS
+    assert docs.TAKES.keys() - texts.TAKES.keys() == RESULTS
 
 
 def test_no_method_of_the_package_hides_behind_the_name_of_one_that_formats():

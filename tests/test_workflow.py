@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from retro import paths
-from retro.config import load, parse
-from retro.config_layers import merged
-from retro.errors import UserError
-from retro.workflow import Workflow
+from retro.base import names as paths
+from retro.base.stage import UserError
+from retro.config.layers import merged
+from retro.config.schema import load, parse
+from retro.config.workflow import Workflow
 
 CONFIG = {
     "results": "R",

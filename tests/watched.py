@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retro import provenance
+from retro.base import provenance
 
 
 @contextmanager

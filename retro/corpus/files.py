@@ -10,8 +10,8 @@ from typing import Any
 
 import zstandard
 
-from retro.corpus.readings import Reading
-from retro.errors import UserError
+from retro.base.stage import UserError
+from retro.corpus.checks import Reading
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.corpus.fields import NamedFields
+from retro.base.machine import release
+from retro.base.stage import UserError
+from retro.corpus.checks import Readings
 from retro.corpus.files import SourceFile
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.readers import RECORDS, Document, Malformed, Reader, Sharded
-from retro.corpus.readings import Readings
+from retro.corpus.records import NamedFields
 from retro.corpus.settings import SourceSettings
 from retro.corpus.tokenizers import Tokenizer
-from retro.errors import UserError
-from retro.paging import release
 
 WHOSE = "Name the tokenizer that made this corpus in dataset.tokenizer."
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from retro.artifacts import replacing
-from retro.errors import UserError
+from retro.base.artifacts import replacing
+from retro.base.stage import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

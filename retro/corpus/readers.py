@@ -6,14 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from retro.corpus import files, parquet
-from retro.corpus.fields import NamedFields
+from retro.base.stage import UserError
+from retro.corpus import files
+from retro.corpus.checks import Reading, Readings
 from retro.corpus.files import Damaged, SourceFile
-from retro.corpus.parse import check_beginning, is_wide, parse
-from retro.corpus.readings import Reading, Readings
+from retro.corpus.records import (
+    MISSING,
+    NamedFields,
+    check_beginning,
+    find,
+    is_nothing,
+    is_wide,
+    kind,
+    names,
+    parse,
+    plain,
+    rows,
+)
 from retro.corpus.settings import SourceSettings
-from retro.corpus.values import MISSING, find, is_nothing, kind, names, plain
-from retro.errors import UserError
 
 RECORDS = 1024  # consecutive records, a block: what one shard of a source reads before the next one's turn
 BOM = b"\xef\xbb\xbf"
@@ -257,5 +267,5 @@ class Reader(Sharded):
             self.done = start + int(file.bytes * share)
 
         wanted = [fields.text, fields.id, fields.group, fields.title, *self.source.keep]
-        for row, record in parquet.rows(file.path, reading, fields.text, wanted, self.fields.known, advance):
+        for row, record in rows(file.path, reading, fields.text, wanted, self.fields.known, advance):
             yield row, Malformed(file, row, str(record)) if isinstance(record, Damaged) else record

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from retro.settings import Names, Settings
+from retro.base.stage import Names, Settings
 
 
 class FieldNames(Settings):

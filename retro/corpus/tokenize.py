@@ -10,22 +10,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from retro import artifacts, errors, progress, provenance
-from retro.arguments import given
-from retro.corpus.document_table import Table
+from retro.base import artifacts, log, provenance, stage
+from retro.base.shards import shard_name
+from retro.base.stage import Settings, UserError, given, read_section
+from retro.corpus.checks import Spelling
+from retro.corpus.documents import Ledger, Table, join, split_of
 from retro.corpus.files import twins
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
-from retro.corpus.spelling import Spelling
-from retro.corpus.split import split_of
-from retro.corpus.token_shards import Ledger, join
 from retro.corpus.tokenizers import Tokenizer, use_threads
-from retro.database.shards import shard_name
-from retro.errors import UserError
-from retro.refusals import read_section
-from retro.settings import Settings
 
 STAGE = "retro.corpus.tokenize"
 FILES = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
@@ -84,7 +79,7 @@ def tokenize(
 ) -> Iterator[tuple[int, int]]:
     """Store what the reader reads; yields, after each batch, its block and how many documents were empty."""
     spelling = spelling or Spelling(tokenizer, settings.seed)
-    with progress.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
+    with log.bar(reader.bytes, f"tokenizing {settings.name}", "B") as bar:
         for block, batch in batches(reader):
             full, encoded = encode(batch, tokenizer)
             for document, ids in zip(full, encoded, strict=True):
@@ -237,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

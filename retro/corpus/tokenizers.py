@@ -3,7 +3,7 @@
 Three kinds of file: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, a SentencePiece model.
 They must be able to spell any text: byte-level, or with byte fallback. A SentencePiece model without it, and
 tokenizers that change a text before they encode it, do for texts that they give back; for others only if
-`dataset.tokenizer.lossy` allows it (retro.corpus.spelling). What a given file leaves to chance is switched off.
+`dataset.tokenizer.lossy` allows it (retro.corpus.checks). What a given file leaves to chance is switched off.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.corpus.settings import TOKENIZER_FILES
-from retro.errors import UserError
 
 LONG = 1_000_000  # characters; longer texts are encoded in pieces, so that one document cannot fill the memory
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")

@@ -1,10 +1,13 @@
 """Stage: list the chunks of the database and of each split, as global rows.
 
 The database holds the train split of every source with `database: true`, and all of an open book (`train:
-false`). It never holds a chunk that is evaluated.
+false`). It never holds a chunk that is evaluated; documents that are evaluated and stand in it as well, of the same id
+or of equal text, are counted and told. Near-duplicates may be left out (`by_chunk`).
 """
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,14 +15,113 @@ from pathlib import Path
 
 import numpy as np
 
-from retro import errors
-from retro.arguments import given
-from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
-from retro.database import shared
-from retro.database.clusters import by_chunk
-from retro.database.tables import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
-from retro.errors import UserError
-from retro.paging import release
+from retro.base import stage
+from retro.base.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base.hashing import mix
+from retro.base.machine import release
+from retro.base.names import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
+from retro.base.stage import UserError, given
+
+
+def by_chunk(name: str, duplicates: Path, chunks: list[Path]) -> list[np.ndarray]:
+    """`clusters.npy` or `dropped.npy` of a manifest of kind `duplicates`, for each chunk of each source."""
+    manifest, tables = read_manifest(duplicates, "duplicates"), [read_manifest(path, "chunks") for path in chunks]
+    values, sizes = manifest.array(name), [_documents(table) for table in tables]
+    if sum(sizes) != len(values):
+        raise UserError(f"{duplicates}: tells of {len(values)} documents, there are {sum(sizes)}. Run snakemake.")
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    return [part[table.array("chunks.npy")["document"]] for part, table in zip(parts, tables, strict=True)]
+
+
+def _documents(chunks: Manifest) -> int:
+    """Documents of the source that a chunk table cuts: every document has at least its EOD, so at least a chunk."""
+    table = chunks.array("chunks.npy")
+    return int(table["document"][-1]) + 1 if len(table) else 0
+
+
+COMPARED_AT_ONCE = 1 << 20  # chunks looked at together
+
+
+def documents(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each document of a chunk table: a hash of its tokens, uint64; its split, uint8; the row of its first chunk,
+    int64. All [documents].
+    """
+    count_shared = int(table["document"][-1]) + 1 if len(table) else 0
+    chunks = np.zeros(count_shared, np.int64)
+    hashes, split = np.zeros(count_shared, np.uint64), np.zeros(count_shared, np.uint8)
+    for start in range(0, len(table), COMPARED_AT_ONCE):
+        chunks += np.bincount(table["document"][start : start + COMPARED_AT_ONCE], minlength=count_shared)
+    first = np.cumsum(chunks) - chunks
+    for start in range(0, len(table), COMPARED_AT_ONCE):
+        part = np.array(table[start : start + COMPARED_AT_ONCE])
+        number = part["document"].astype(np.int64)
+        place = np.arange(start, start + len(part)) - first[number]  # of a chunk in its document
+        np.add.at(hashes, number, mix(part["text"] + mix(place.astype(np.uint64))))
+        split[number] = part["split"]
+        release(table)
+    return hashes, split, first
+
+
+def tokens_of(chunks: Manifest) -> Manifest | None:
+    """The token store that a chunk table cuts, if it is still there."""
+    for name in chunks.facts["inputs"]:
+        path = Path(os.path.normpath(chunks.folder / name))
+        if path.name == "manifest.json" and path.exists() and read_manifest(path).facts["kind"] == "tokens":
+            return read_manifest(path)
+    return None
+
+
+def ids(chunks: Manifest, wanted: np.ndarray) -> Iterator[str]:
+    """The ids of a source's documents that are `wanted`, bool [documents]."""
+    tokens = tokens_of(chunks)
+    if tokens is not None:
+        with open(tokens.file("documents.jsonl"), encoding="utf-8") as file:
+            for line, this in zip(file, wanted, strict=True):
+                if this:
+                    yield json.loads(line)["id"]
+
+
+def count_shared(
+    names: list[str], chunks: list[Manifest], databases: list[bool], dropped: list[np.ndarray] | None = None
+) -> dict[str, dict[str, int]]:
+    """How many evaluated documents share their id, or their text, with one in the database: `ids` and `texts`, each
+    by the source that the other stands in. `databases`: which sources are in the database; `dropped` as for
+    `retro.database.assemble.select`.
+    """
+    texts, evaluated, served = [], [], []
+    found = [documents(manifest.array("chunks.npy")) for manifest in chunks]
+    for number, (hashes, split, first) in enumerate(found):
+        held = (split == VALID) | (split == TEST)
+        texts.append(hashes[held])
+        evaluated += ids(chunks[number], held)
+        gone = dropped[number][first] & 2 > 0 if dropped else np.zeros(len(split), bool)
+        served.append(((split == TRAIN) | (split == BOOK)) & ~gone & databases[number])
+    every, known = np.concatenate(texts), set(evaluated)
+    shared: dict[str, dict[str, int]] = {"ids": {}, "texts": {}}
+    for name, manifest, (hashes, _, _), where in zip(names, chunks, found, served, strict=True):
+        same = known.intersection(ids(manifest, where)) if where.any() else set()
+        for what, number in (
+            ("ids", sum(each in same for each in evaluated)),
+            ("texts", int(np.isin(every, hashes[where]).sum())),
+        ):
+            if number:
+                shared[what][name] = number
+    return shared
+
+
+def told(shared: dict[str, dict[str, int]]) -> list[str]:
+    """For the log: a warning where anything is shared."""
+    if not any(shared.values()):
+        return []
+    parts = [
+        f"{number} of equal {what[:-1]} in {name}" for what, found in shared.items() for name, number in found.items()
+    ]
+    return [
+        f"warning: documents that are evaluated are in the database, too: {', '.join(parts)}. Retrieval can look them "
+        "up, and what it gains there is no gain. Remove them from that source, or set dataset.duplicates.action to "
+        "exclude or drop, or dataset.neighbours.exclude to leave out equal text."
+    ]
+
 
 STAGE = "retro.database.assemble"
 LISTS = ("database", *LISTED)
@@ -122,7 +224,7 @@ def main() -> None:
         counts = {name: counts[name] + len(rows) for name, rows in part.items()}
     check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
     files = write(options.output.parent, counts, select(*chosen))
-    also = shared.count(names, manifests, [use["database"] for use in uses], dropped)
+    also = count_shared(names, manifests, [use["database"] for use in uses], dropped)
     write_manifest(
         options.output,
         kind="database",
@@ -136,9 +238,9 @@ def main() -> None:
         f"{options.output.parent}: " + ", ".join(f"{n} {c} chunks" for n, c in counts.items()),
         file=sys.stderr,
     )
-    for line in shared.told(also):
+    for line in told(also):
         print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

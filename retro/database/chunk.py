@@ -13,15 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from retro import errors, progress
-from retro.arguments import given
-from retro.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base import log, stage
+from retro.base.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base.hashing import mix
+from retro.base.machine import release
+from retro.base.names import CHUNK, DOCUMENT, SPLITS
+from retro.base.stage import UserError, given
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.hashing import mix
-from retro.database.tables import CHUNK, DOCUMENT, SPLITS
-from retro.errors import UserError
-from retro.paging import release
 
 STAGE = "retro.database.chunk"
 BLOCK = 1 << 16  # chunks at a time
@@ -54,7 +53,7 @@ def cut(store: Documents, documents: np.ndarray, token_bytes: np.ndarray, length
     chunks each of `SPLITS` has.
     """
     offsets, splits = offsets_of(store, length), np.zeros(len(SPLITS), np.int64)
-    with progress.bar(len(table), "chunk", "chunk") as shown:
+    with log.bar(len(table), "chunk", "chunk") as shown:
         for first, end in document_blocks(offsets):
             begin, stop = offsets[first], offsets[end]
             for start in range(begin, stop, BLOCK):
@@ -192,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

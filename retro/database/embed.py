@@ -2,7 +2,7 @@
 
 A chunk's tokens are decoded to text, special tokens dropped, and the text is embedded. Work goes block by
 block; a killed job goes on after its last finished block, if what the blocks were made from is still the
-same. Several jobs can share the work (`retro.database.shards`).
+same. Several jobs can share the work (`retro.base.shards`).
 """
 
 import argparse
@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retro import errors, progress, provenance
-from retro.arguments import given
-from retro.artifacts import growing_array, read_manifest, sha256, write_manifest
+from retro.base import log, provenance, shards, stage
+from retro.base.artifacts import growing_array, read_manifest, sha256, write_manifest
+from retro.base.machine import release
+from retro.base.shards import Blocks
+from retro.base.stage import UserError, given, read_section
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
-from retro.database import shards
-from retro.database.blocks import Blocks
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
-from retro.errors import UserError
-from retro.paging import release
-from retro.refusals import read_section
 
 STAGE = "retro.database.embed"
 BLOCK = 2048  # chunks; half a minute or so of work on two cores
@@ -41,7 +38,7 @@ def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Block
     tokenizer = Tokenizer.load(options.tokenizer)
     store = TokenStore(read_manifest(options.tokens, "tokens").file("tokens.bin").with_suffix(""))
     wanted = shards.bounds(len(table), options.block, options.shard)
-    with progress.bar(sum(stop - start for start, stop in wanted), "embed", "chunk") as shown:
+    with log.bar(sum(stop - start for start, stop in wanted), "embed", "chunk") as shown:
 
         def embed(start: int, stop: int) -> np.ndarray:
             vectors = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
@@ -127,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -2,11 +2,20 @@
 
 An engine is called with word pieces int64 [b, t], texts of equal length, and returns the last hidden states
 float32 [b, t, d]. Calls may come from several threads at once; each runs on one core.
+
+For ONNX Runtime a BERT is built node by node from its weights; no exporter, no cached file. As all texts of a call are
+equally long there is no attention mask. ONNX Runtime's fused operators (attention with one matrix product for queries,
+keys and values, residual + norm, bias + gelu) make it 5 to 10 % faster than the plain ones.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from retro.base.stage import UserError
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows' Linux
 
@@ -41,7 +50,7 @@ class OnnxEngine:
         import onnxruntime
         from safetensors.numpy import load_file
 
-        from retro.database.bert_graph import build
+        pass  # IMPORTS-OWN
 
         self.width = config["hidden_size"]
         weights = {
@@ -80,3 +89,100 @@ class TorchEngine:
         with torch.inference_mode():
             ids = torch.from_numpy(pieces).to(self._device)
             return self._model(input_ids=ids).last_hidden_state.float().cpu().numpy()
+
+
+FUSED = "com.microsoft"  # the domain of ONNX Runtime's own operators
+OPSET, FUSED_OPSET, IR_VERSION = 17, 1, 8
+
+
+class _Graph:
+    """Collects nodes and constants; `node` returns the name of the node's output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []  # NodeProto
+        self.constants: list[Any] = []  # TensorProto
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
+        return output
+
+
+def build(weights: dict[str, np.ndarray], config: dict) -> bytes:
+    """The serialised graph. `weights` are named as in Hugging Face's BertModel, `config` is its config.json.
+
+    Raises `UserError` for an activation or a position type other than plain BERT's.
+    """
+    for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+        if config.get(key, wanted) != wanted:
+            raise UserError(f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only.")
+    graph, width, epsilon = _Graph(), config["hidden_size"], config["layer_norm_eps"]
+
+    def take(name: str, transposed: bool = False) -> str:
+        return graph.constant(name, weights[name].T if transposed else weights[name])
+
+    states = _embeddings(graph, weights, take, epsilon)
+    for number in range(config["num_hidden_layers"]):
+        states = _layer(graph, weights, take, states, number, config["num_attention_heads"], epsilon)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "bert",
+            [helper.make_tensor_value_info("pieces", TensorProto.INT64, ["b", "t"])],
+            [helper.make_tensor_value_info(states, TensorProto.FLOAT, ["b", "t", width])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, FUSED_OPSET)],
+        ir_version=IR_VERSION,
+    )
+    return model.SerializeToString()
+
+
+def _embeddings(graph: _Graph, weights: dict[str, np.ndarray], take: Callable[..., str], epsilon: float) -> str:
+    """Word + position + token type 0, normalised: [b, t, d]."""
+    words = take("embeddings.word_embeddings.weight")
+    kind = weights["embeddings.token_type_embeddings.weight"][0]
+    positions = graph.constant("positions", weights["embeddings.position_embeddings.weight"] + kind)
+    zero = graph.constant("zero", np.zeros(1, np.int64))
+    length = graph.node("Shape", ["pieces"], "length", start=1, end=2)
+    here = graph.node("Slice", [positions, zero, length, zero], "here")
+    summed = graph.node("Add", [graph.node("Gather", [words, "pieces"], "words"), here], "summed")
+    norm = "embeddings.LayerNorm"
+    scale, shift = take(f"{norm}.weight"), take(f"{norm}.bias")
+    return graph.node("LayerNormalization", [summed, scale, shift], "embedded", axis=-1, epsilon=epsilon)  # (b, t, d)
+
+
+def _layer(
+    graph: _Graph,
+    weights: dict[str, np.ndarray],
+    take: Callable[..., str],
+    states: str,
+    number: int,
+    heads: int,
+    epsilon: float,
+) -> str:
+    """One transformer layer, post-norm: [b, t, d] to [b, t, d]."""
+    layer, name = f"encoder.layer.{number}", f"layer{number}"
+    parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+    joined = np.concatenate([weights[f"{part}.weight"].T for part in parts], axis=1)  # (d, 3d)
+    bias = np.concatenate([weights[f"{part}.bias"] for part in parts])
+    inputs = [states, graph.constant(f"{name}.qkv", joined), graph.constant(f"{name}.qkv_bias", bias)]
+    attended = graph.node("Attention", inputs, f"{name}.attended", FUSED, num_heads=heads)
+
+    def add_and_norm(value: str, residual: str, place: str, output: str) -> str:
+        """norm(value · W + bias + residual) of the projection and norm of `place`."""
+        product = graph.node("MatMul", [value, take(f"{place}.dense.weight", True)], f"{output}.product")
+        norm = [
+            take(f"{place}.LayerNorm.weight"),
+            take(f"{place}.LayerNorm.bias"),
+            take(f"{place}.dense.bias"),
+        ]
+        return graph.node("SkipLayerNormalization", [product, residual, *norm], output, FUSED, epsilon=epsilon)
+
+    states = add_and_norm(attended, states, f"{layer}.attention.output", f"{name}.middle")
+    wide = graph.node("MatMul", [states, take(f"{layer}.intermediate.dense.weight", True)], f"{name}.wide")
+    active = graph.node("BiasGelu", [wide, take(f"{layer}.intermediate.dense.bias")], f"{name}.active", FUSED)
+    return add_and_norm(active, states, f"{layer}.output", f"{name}.out")

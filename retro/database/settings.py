@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from retro.settings import Names, Settings
+from retro.base.stage import Names, Settings
 
 
 class EncoderSettings(Settings):

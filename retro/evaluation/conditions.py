@@ -15,9 +15,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from retro import paths
-from retro.errors import UserError
-from retro.naming import WORD
+from retro.base.names import NEIGHBOURS, SUBSAMPLED, WORD, prefix
+from retro.base.stage import UserError
 
 NONE, ON, OFF, RANDOM, SHUFFLED = "none", "on", "off", "random", "shuffled"
 
@@ -27,7 +26,7 @@ class Kind:
     """What is known of a condition that needs no other neighbours than the dataset's own.
 
     `label` is a figure's, `shows` a table's; `ids` is what `retro.training.batches.Batcher` is told. A control
-    shows what was not looked up. `colour` is the one of `retro.report.palette.COLOURS` it has.
+    shows what was not looked up. `colour` is the one of `retro.report.style.COLOURS` it has.
     """
 
     label: str
@@ -111,7 +110,7 @@ class Condition:
 
     @property
     def colour(self) -> str:
-        """Which of `retro.report.palette.COLOURS` draws it: that of `on` for whatever was looked up."""
+        """Which of `retro.report.style.COLOURS` draws it: that of `on` for whatever was looked up."""
         return BUILT_IN[self.source].colour if self.source in BUILT_IN else ON
 
     @property
@@ -124,10 +123,10 @@ class Condition:
         source that is no retrieval of the config: the stage refuses it.
         """
         if self.fraction:
-            return f"{paths.FRACTION.format(retrieval='', fraction=self.source, split=split)}/manifest.json"
+            return f"{SUBSAMPLED.format(retrieval='', fraction=self.source, split=split)}/manifest.json"
         if self.source not in retrievals:
             return None
-        return f"{paths.NEIGHBOURS.format(retrieval=paths.prefix(self.source), split=split)}/manifest.json"
+        return f"{NEIGHBOURS.format(retrieval=prefix(self.source), split=split)}/manifest.json"
 
     def of(self, architecture: str, run: str) -> "Condition":
         """Itself. Raises `UserError` for one that a model of this architecture cannot be measured under."""

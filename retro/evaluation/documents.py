@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retro import errors
-from retro.artifacts import Manifest, read_manifest, replacing
-from retro.errors import UserError
-from retro.evaluation.bits import bits_per_byte, group_documents
-from retro.progress import track
-from retro.recorded import Dataset
+from retro.base import stage
+from retro.base.artifacts import Manifest, read_manifest, replacing
+from retro.base.log import track
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
 
 STAGE = "retro.evaluation.documents"
 COLUMNS = ("split", "source", "document", "group", "title", "tokens", "bytes")
@@ -61,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

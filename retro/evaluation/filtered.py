@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from retro import errors
-from retro.arguments import given
-from retro.artifacts import Manifest, read_manifest, write_text
+from retro.base import stage
+from retro.base.artifacts import Manifest, read_manifest, write_text
+from retro.base.names import ALL
+from retro.base.stage import given
+from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
-from retro.evaluation.bits import Documents, bits_per_byte
-from retro.evaluation.bootstrap import by_unit, compare, resampled_sums
-from retro.evaluation.overlaps import ratio
+from retro.evaluation.bits_per_byte import Documents, bits_per_byte, by_unit, compare, resampled_sums
+from retro.evaluation.leakage import ratio
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.summarise import measure
-from retro.naming import ALL
-from retro.recorded import Dataset
 
 STAGE = "retro.evaluation.filtered"
 ALPHAS = tuple(eighth / 8 for eighth in range(1, 9))
@@ -127,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

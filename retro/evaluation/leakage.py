@@ -3,6 +3,8 @@
 training.npy, int16 [C]: the longest run of tokens that a chunk shares with any of its 10 nearest chunks of the training
 data and their continuations; what the weights may remember. shown.npy: the same with the neighbours that
 retrieval shows; what can be copied. They differ where the database holds text that was not trained on.
+
+Runs are found by dynamic programming over blocks of chunks (`common_run`).
 """
 
 import argparse
@@ -11,16 +13,42 @@ from pathlib import Path
 
 import numpy as np
 
-from retro import errors, progress
-from retro.arguments import given
-from retro.artifacts import write_array, write_manifest
-from retro.database.tables import HELD_OUT
-from retro.errors import UserError
-from retro.evaluation.overlaps import common_run, ratio
-from retro.recorded import Dataset
+from retro.base import log, stage
+from retro.base.artifacts import write_array, write_manifest
+from retro.base.names import HELD_OUT
+from retro.base.stage import UserError, given
+from retro.dataset.dataset import Dataset
+from retro.dataset.store import Vectors
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
-from retro.retrieval.vectors import Vectors
+
+CELLS = 1 << 22  # pairs of a chunk and a neighbour's token held at a time
+
+
+def common_run(chunks: np.ndarray, real: np.ndarray, neighbours: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Length of the longest run of tokens that each chunk shares with any one of its neighbours, int64 [c].
+
+    `chunks` [c, m] and `neighbours` [c, k, r] are tokens, `real` and `shown` bool of the same shapes: what is padding
+    equals nothing and ends a run. Time c·m·k·r, memory a constant (RETRO §2.6).
+    """
+    count, m = chunks.shape
+    found = np.zeros(count, np.int64)
+    step = max(1, CELLS // max(1, neighbours.shape[1] * neighbours.shape[2]))
+    for low in range(0, count, step):
+        here = slice(low, low + step)
+        there, seen = neighbours[here], shown[here]
+        run = np.zeros((*there.shape[:2], there.shape[2] + 1), np.int32)  # runs that end at each place, and before
+        for at in range(m):
+            equal = (there == chunks[here, at][:, None, None]) & seen & real[here, at][:, None, None]
+            run[..., 1:] = np.where(equal, run[..., :-1] + 1, 0)
+            np.maximum(found[here], run.max(axis=(1, 2), initial=0), out=found[here])
+    return found
+
+
+def ratio(runs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """r = s/m, float64 [C]: the share of a chunk's own tokens that its longest common run is."""
+    return runs / np.maximum(lengths, 1)
+
 
 STAGE = "retro.evaluation.leakage"
 BLOCK = 4096  # chunks whose neighbours' tokens are read at a time
@@ -39,7 +67,7 @@ def nearest(dataset: Dataset, split: str, count: int, threads: int) -> np.ndarra
     vectors = Vectors([dataset.folder / "embeddings" / name / "manifest.json" for name in dataset.sources])
     rows, search = dataset.rows(split), ExactSearch(vectors, train, threads)
     found = np.empty((len(rows), count), np.int64)
-    with progress.bar(len(rows), f"nearest training chunks of {split}", "chunk") as shown:
+    with log.bar(len(rows), f"nearest training chunks of {split}", "chunk") as shown:
         for low in range(0, len(rows), BLOCK):
             here = slice(low, low + BLOCK)
             found[here] = search.search(vectors.read(rows[here]), count, Barred([]), shown.update)[0]
@@ -49,7 +77,7 @@ def nearest(dataset: Dataset, split: str, count: int, threads: int) -> np.ndarra
 def runs(dataset: Dataset, split: str, neighbours: np.ndarray, retrieved: int, what: str) -> np.ndarray:
     """Longest common run of each chunk of a split with its `neighbours`, global rows [C, k]: int16 [C]."""
     rows, found = dataset.rows(split), []
-    with progress.bar(len(rows), what, "chunk") as shown:
+    with log.bar(len(rows), what, "chunk") as shown:
         for low in range(0, len(rows), BLOCK):
             here = slice(low, low + BLOCK)
             seen = dataset.store.retrieved(np.asarray(neighbours[here]), retrieved)
@@ -97,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

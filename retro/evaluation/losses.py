@@ -1,30 +1,124 @@
 """The loss of every token of a split, in nats: losses.npy float32 [C, m], NaN where a chunk has no token.
 
 Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours.
+
+A window of `l` chunks predicts the tokens that follow each of its positions, so it scores the stream's
+positions `start * m + 1 .. (start + l) * m`. Windows move by a stride; a token is scored by the first
+window that reaches it, which is the one that has read most before it. The stream begins one all-padding
+chunk early, so that the very first token is predicted too (from padding, as after the end of a document).
 """
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from retro import errors
-from retro.arguments import given
-from retro.artifacts import growing_array, read_manifest, write_manifest
-from retro.database.tables import LISTED
-from retro.device import best_device
-from retro.errors import UserError
-from retro.evaluation.bits import bits_per_byte
+from retro.base import stage
+from retro.base.artifacts import growing_array, read_manifest, write_manifest
+from retro.base.log import bar
+from retro.base.machine import best_device
+from retro.base.names import LISTED
+from retro.base.stage import UserError, given
+from retro.dataset.dataset import Dataset
+from retro.evaluation.bits_per_byte import bits_per_byte
 from retro.evaluation.conditions import Condition
-from retro.evaluation.scoring import score
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.shown import Shown
-from retro.evaluation.windows import plan
-from retro.recorded import Dataset
-from retro.training.load import load_model
+from retro.training.batches import Batcher
 from retro.training.settings import TrainSettings
+from retro.training.weights import load_model
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A plan over a stream of `chunks` chunks of `chunk_length` tokens.
+
+    `starts`: first chunk of each window, int64 [w]; chunk −1 is the all-padding chunk before the stream.
+    `length`: chunks a window. `fresh`: the last so many chunks' worth of targets are scored by a window that
+    is not the first.
+    """
+
+    chunks: int
+    chunk_length: int
+    length: int
+    fresh: int
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def positions(self, windows: np.ndarray) -> np.ndarray:
+        """Chunk positions of `windows` [b] and of the chunk after each: int64 [b, length + 1], −1 is
+        padding.
+        """
+        positions = self.starts[windows][:, None] + np.arange(self.length + 1)
+        return np.where((positions >= 0) & (positions < self.chunks), positions, -1)
+
+    def place(self, windows: np.ndarray, losses: np.ndarray, into: np.ndarray) -> None:
+        """Write `losses` [b, length * m] of `windows` into `into`, float [chunks * m]: each token once.
+
+        Loss i of a window that starts at chunk s belongs to the stream's position s * m + 1 + i. Positions
+        outside the stream are dropped.
+        """
+        m = self.chunk_length
+        for window, found in zip(windows, losses, strict=True):
+            skip = 0 if window == 0 else (self.length - self.fresh) * m
+            first = int(self.starts[window]) * m + 1 + skip
+            low, high = max(first, 0), min(first + len(found) - skip, self.chunks * m)
+            into[low:high] = found[skip + low - first : skip + high - first]
+
+
+def plan(chunks: int, chunk_length: int, seq_length: int, stride: int) -> Windows:
+    """Windows of `seq_length` tokens every `stride` tokens; stride 0 is half a window, at least a chunk.
+
+    Raises `UserError` for a stride that is no multiple of the chunk length, or longer than a window.
+    """
+    length = seq_length // chunk_length
+    if stride % chunk_length or stride > seq_length:
+        raise UserError(
+            f"evaluate.stride is {stride}; wanted a multiple of chunk_length {chunk_length} up to seq_length "
+            f"{seq_length}, or 0 for half of seq_length."
+        )
+    fresh = stride // chunk_length or max(1, length // 2)
+    # From chunk −1 on; the last window is the first that reaches the last chunk.
+    count = 1 + max(0, -(-(chunks + 1 - length) // fresh))
+    return Windows(chunks, chunk_length, length, fresh, np.arange(count, dtype=np.int64) * fresh - 1)
+
+
+def score(
+    model: torch.nn.Module,
+    batcher: Batcher,
+    losses: np.ndarray,
+    seq_length: int,
+    stride: int,
+    batch_size: int,
+    what: str = "losses",
+) -> None:
+    """Fill `losses`, float32 [C, m], with the nats of every token of the batcher's split; the rest stays
+    NaN.
+    """
+    chunks, m = losses.shape
+    windows = plan(chunks, m, seq_length, stride)
+    device = next(model.parameters()).device
+    first_token = int(batcher.store.tokens(batcher.rows[:1])[0][0, 0])
+    losses[:] = np.nan
+    flat = losses.reshape(-1)
+    with bar(len(windows) * seq_length, what, "tok") as shown, torch.inference_mode():
+        for low in range(0, len(windows), batch_size):
+            numbers = np.arange(low, min(low + batch_size, len(windows)))
+            batch = batcher.batch(windows.positions(numbers))
+            batch.targets[numbers > 0, : (windows.length - windows.fresh) * m] = -1  # scored before
+            if low == 0:  # what precedes the stream is padding, which by itself predicts nothing
+                batch.targets[0, m - 1] = first_token
+            batch = batch.to(device)
+            found = model(batch.tokens, batch.neighbours, batch.mask, batch.targets)
+            found = torch.where(batch.targets >= 0, found, torch.nan).float().cpu().numpy()
+            windows.place(numbers, found, flat)
+            shown.update(len(numbers) * seq_length)
+
 
 STAGE = "retro.evaluation.losses"
 
@@ -137,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from retro.database.tables import HeldOut
-from retro.settings import Settings
+from retro.base.names import HeldOut
+from retro.base.stage import Settings
 
 
 class EvaluationSettings(Settings):

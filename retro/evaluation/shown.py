@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retro.errors import UserError
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import SHUFFLED, Condition
-from retro.recorded import Dataset
 from retro.training.batches import Batcher
 
 

@@ -10,17 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from retro import errors
-from retro.arguments import given
-from retro.artifacts import Manifest, read_manifest, write_text
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.artifacts import Manifest, read_manifest, write_text
+from retro.base.log import track
+from retro.base.names import ALL
+from retro.base.stage import UserError, given
+from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
-from retro.evaluation.bits import group_documents, section
+from retro.evaluation.bits_per_byte import group_documents, section
 from retro.evaluation.conditions import ON
 from retro.evaluation.settings import EvaluationSettings
-from retro.naming import ALL
-from retro.progress import track
-from retro.recorded import Dataset
 
 STAGE = "retro.evaluation.summarise"
 
@@ -90,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

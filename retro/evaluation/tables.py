@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from retro.evaluation.bits import Documents, bits_per_byte, perplexity
-from retro.evaluation.bootstrap import Difference, compare
+from retro.base.names import ALL, unseeded
+from retro.evaluation.bits_per_byte import Difference, Documents, bits_per_byte, compare, perplexity
 from retro.evaluation.conditions import NONE, OFF, ordered
-from retro.naming import ALL, unseeded
 
 SUMMARY = (
     "run", "model", "seed", "retrieval", "split", "source", "documents", "tokens", "bytes", "bits_per_byte",
@@ -47,7 +46,7 @@ class Measured:
     def compare(
         self, ours: np.ndarray, theirs: np.ndarray, chosen: np.ndarray, resamplings: int, seed: int
     ) -> Difference:
-        """`retro.evaluation.bootstrap.compare` of the chosen documents, bool [D], of two losses [D, S]."""
+        """`retro.evaluation.bits_per_byte.compare` of the chosen documents, bool [D], of two losses [D, S]."""
         units = None if self.units is None else self.units[chosen]
         return compare(ours[chosen], theirs[chosen], resamplings, seed, units)
 

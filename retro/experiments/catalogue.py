@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from retro.base.names import ALL, unseeded
 from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
-from retro.naming import ALL, unseeded
 from retro.report.read import Row, Run, where
 
 LABELS = ("label", "x")  # columns that every experiment's rows have before those of comparison.csv
@@ -153,7 +153,7 @@ class Experiment:
     `conditions` beside those of every evaluation, which are none by default; else it compares all runs. `recall`: it
     needs the recall of the config's retrievals. `usual`: a config measures it unless it says otherwise.
     `against`: what bars differ from, the GPT twin or the same weights with retrieval off. `x` is the axis' name,
-    `axis` its form: one of `retro.experiments.figures.AXES`; `log`: logarithmic.
+    `axis` its form: one of `retro.experiments.draw.AXES`; `log`: logarithmic.
     """
 
     title: str

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from retro.base.stage import Settings
 from retro.experiments.catalogue import CATALOGUE, Offered
-from retro.settings import Settings
 
 Name = Literal[*CATALOGUE]  # type: ignore[valid-type]
 ONE_RUN = ", ".join(name for name, experiment in CATALOGUE.items() if experiment.one_run)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from retro.model.chunks import ChunkGrid
+from retro.model.cca import ChunkGrid
 from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 
@@ -92,7 +92,7 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
     def _for_every_chunk(self, tokens: Tensor, neighbours: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Neighbours and mask, missing ones for the chunks at the end that were given none."""
         mask = torch.ones_like(neighbours, dtype=torch.bool) if mask is None else mask  # (b, l, k, r)
-        alignment = self.retro.settings.chunk_alignment
+        alignment = self.retro.base.stage.chunk_alignment
         count = ChunkGrid.over(tokens.shape[1], self.retro.chunk_length, alignment).count
         missing = max(0, count - neighbours.shape[1])
         padding = (0, 0, 0, 0, 0, missing)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.model.settings import ModelSettings
 
 Spec = Literal["local", "te"]

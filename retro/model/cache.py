@@ -4,12 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retro.model.attention import attend
-from retro.model.cca import Encoded
-from retro.model.copying import recent
-from retro.model.decoder import DecoderLayer
-from retro.model.language_model import LanguageModel
-from retro.model.layers import Rope
+from retro.model.cca import Encoded, recent
+from retro.model.language_model import DecoderLayer, LanguageModel
+from retro.model.layers import Rope, attend
 
 
 class DecodingCache:

@@ -1,4 +1,12 @@
-"""Chunked cross-attention: each position reads the neighbours of the last chunk that it has completed."""
+"""Chunked cross-attention: each position reads the neighbours of the last chunk that it has completed (section 2.4).
+
+`ChunkGrid` knows where chunks lie in a sequence, and which positions may see which chunk's neighbours.
+
+Copy-ready cross-attention also knows which places of a neighbour continue what was just written. To copy, a position
+must find the place in a neighbour whose preceding tokens are its own last tokens, and read the token there. The paper's
+form has to learn both steps; here scores are told how many tokens agree, exactly, and values carry the token's
+embedding. What that is worth is learned (`match` and `out` of chunked cross-attention).
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +14,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro.model.attention import attend
-from retro.model.chunks import ChunkGrid
-from retro.model.copying import matches
-from retro.model.layers import Rope, make_norm, rope_table, rotate
+from retro.model.layers import Rope, attend, make_norm, rope_table, rotate
 from retro.model.settings import ModelSettings
+
+
+class ChunkGrid(NamedTuple):
+    """Chunks of `length` tokens: the neighbours of chunk u are first read at position first + u * length."""
+
+    length: int  # m
+    count: int  # type: ignore[assignment]  # hides tuple.count; l, chunks whose neighbours reach a position
+    first: int  # the last token of the first chunk
+    short: int  # tokens of a short first chunk, 0 if it is whole
+
+    @classmethod
+    def over(cls, tokens: int, length: int, alignment: str) -> "ChunkGrid":
+        """The grid over `tokens` positions.
+
+        "start": chunk 0 begins at position 0; a last, partial chunk reaches nothing. "end" (Megatron-core):
+        the last chunk ends with the sequence; the first one may be short.
+        """
+        if alignment == "start":
+            return cls(length, tokens // length, length - 1, 0)
+        return cls(length, -(-tokens // length), (tokens - 1) % length, tokens % length)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[b, n, d] -> [b * l, m, d]: piece u holds the positions that attend to chunk u's neighbours."""
+        x = x[:, self.first :]  # (b, n - first, d)
+        x = F.pad(x, (0, 0, 0, self.count * self.length - x.shape[1]))  # (b, l * m, d)
+        return x.reshape(-1, self.length, x.shape[-1])  # (b * l, m, d)
+
+    def scatter(self, x: Tensor, tokens: int) -> Tensor:
+        """[b * l, m, d] -> [b, n, d], the inverse of `queries`; positions before `first` get exact zeros."""
+        x = x.reshape(-1, self.count * self.length, x.shape[-1])  # (b, l * m, d)
+        return F.pad(x[:, : tokens - self.first], (0, 0, self.first, 0))  # (b, n, d)
+
+    def chunks(self, x: Tensor) -> Tensor:
+        """[b, n, d] -> [b * l, m, d]: the chunks themselves; a short first one is zero-padded at its end."""
+        if self.short:
+            head = F.pad(x[:, : self.short], (0, 0, 0, self.length - self.short))  # (b, m, d)
+            x = torch.cat([head, x[:, self.short :]], dim=1)  # (b, l * m, d)
+        return x[:, : self.count * self.length].reshape(-1, self.length, x.shape[-1])  # (b * l, m, d)
+
+
+NOTHING, MASKED = -1, -2  # stand for tokens before the beginning and behind a mask; equal to no token
+
+
+def recent(tokens: Tensor, count: int, start: int = 0) -> Tensor:
+    """[.., n] -> [.., n, c]: the tokens `start`, `start` + 1, .. places before each, NOTHING before the first."""
+    n = tokens.shape[-1]
+    steps = [min(n, start + back) for back in range(count)]
+    moved = [F.pad(tokens[..., : n - step], (step, 0), value=NOTHING) for step in steps]  # (.., n) each
+    return torch.stack(moved, dim=-1)  # (.., n, c)
+
+
+def before(neighbours: Tensor, mask: Tensor | None, count: int) -> Tensor:
+    """Neighbours [b', k, r] and their mask -> [b', k * r, c]: the tokens before each place, nearest first."""
+    if mask is not None:
+        neighbours = neighbours.masked_fill(~mask, MASKED)  # (b', k, r)
+    found = recent(neighbours, count, start=1)  # (b', k, r, c)
+    return found.masked_fill(found == NOTHING, MASKED).flatten(1, 2)  # (b', k * r, c)
+
+
+def matches(history: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
+    """Last tokens [b', m', c] and tokens before places [b', k * r, c] -> [b', c, m', k * r].
+
+    Entry j is 1 where the last j + 1 tokens are those before the place, else 0.
+    """
+    same = [
+        history[:, :, None, j] == places[:, None, :, j]  # (b', m', k * r)
+        for j in range(history.shape[-1])
+    ]
+    for j in range(1, len(same)):
+        same[j] = same[j] & same[j - 1]  # (b', m', k * r)
+    return torch.stack(same, dim=1).to(dtype)  # (b', c, m', k * r)
+
+
+def copies(neighbours: Tensor, table: Tensor) -> Tensor:
+    """Neighbours [b', k, r] and the token table [V, d] -> their embeddings, of unit mean square, [b', k * r, d]."""
+    return F.rms_norm(F.embedding(neighbours.flatten(1), table), table.shape[1:], eps=1e-6)  # (b', k * r, d)
 
 
 class Encoded(NamedTuple):

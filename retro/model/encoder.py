@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro.model.attention import CrossAttention, SelfAttention
-from retro.model.layers import MLP, Rope, make_norm, rope_table
+from retro.model.layers import MLP, CrossAttention, Rope, SelfAttention, make_norm, rope_table
 from retro.model.settings import ModelSettings
 
 

@@ -5,15 +5,15 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retro.artifacts import read_json, write_text
-from retro.config import Config
+from retro.base.artifacts import read_json, write_text
+from retro.base.names import BOOK, SPLITS, TRAIN
+from retro.config.schema import Config
+from retro.corpus.documents import split_of
 from retro.corpus.megatron import filled, open_reader
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TokenizerSettings
-from retro.corpus.split import split_of
 from retro.corpus.tokenizers import Tokenizer
 from retro.corpus.train_tokenizer import TrainTokenizerSettings, copy_given, train
-from retro.database.tables import BOOK, SPLITS, TRAIN
 
 SAMPLE = 20_000_000  # bytes of text read of each source
 TRAINED = 2_000_000  # bytes of text that the sample's tokenizer is trained on

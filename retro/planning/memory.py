@@ -12,7 +12,7 @@ import torch
 
 from retro.model.build import Architecture, build_model
 from retro.model.settings import ModelSettings
-from retro.training.initial import retrieves
+from retro.training.weights import retrieves
 
 SAFE = 0.9  # share of a GPU that is planned; the rest is CUDA's, NCCL's and the allocator's (an assumption)
 LOSS = (

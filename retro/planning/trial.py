@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from retro import config, errors
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.stage import UserError
+from retro.config import schema
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.planning.estimates import BASE
@@ -30,7 +31,7 @@ from retro.training.settings import ParallelSettings
 def preset(name: str, vocab_size: int, recompute: str) -> tuple[ModelSettings, Work]:
     """A preset's RETRO, and the work of one sample in fp32."""
     dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
-    found = config.parse({"preset": name, "dataset": dataset}, f"preset {name}")
+    found = schema.parse({"preset": name, "dataset": dataset}, f"preset {name}")
     run = next(run for run in found.models().values() if run.retro)
     m, train = found.dataset.chunk_length, run.train
     lengths: dict[str, Any] = {"seq_length": found.dataset.samples.seq_length, "chunk_length": m}
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

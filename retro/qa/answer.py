@@ -1,4 +1,7 @@
-"""Answer questions with a model, retrieval on or off: JSON lines, one a question, with what was retrieved for it."""
+"""Answer questions with a model, retrieval on or off: JSON lines, one a question, with what was retrieved for it.
+
+Answers are greedy, many questions at once.
+"""
 
 import argparse
 import json
@@ -10,21 +13,73 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro import errors
-from retro.artifacts import write_text
-from retro.device import best_device
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.artifacts import write_text
+from retro.base.machine import best_device
+from retro.base.names import unseeded, untuned
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import ON, usual
-from retro.naming import unseeded, untuned
-from retro.qa.decode import answers
-from retro.qa.files import Example, answerable, read
-from retro.qa.lookup import QuestionLookup
-from retro.qa.metrics import rank
-from retro.qa.prompts import Neighbours, neighbours_of
+from retro.model.cache import DecodingCache
+from retro.model.language_model import LanguageModel
+from retro.qa.questions import Example, Neighbours, QuestionLookup, answerable, neighbours_of, padded, read, stack
+from retro.qa.score import rank
 from retro.qa.settings import QuestionSettings
-from retro.recorded import Dataset
-from retro.training.load import load_model
-from retro.training.run import TrainedRun
+from retro.training.settings import TrainedRun
+from retro.training.weights import load_model
+
+
+@torch.inference_mode()
+def answers(
+    model: LanguageModel,
+    dataset: Dataset,
+    prompts: list[str],
+    seen: Sequence[Neighbours | None],
+    most: int,
+    batch_size: int,
+) -> list[str]:
+    """The likeliest continuation of each prompt, up to the end of document or `most` tokens, stripped.
+
+    Prompts are laid out as in fine-tuning; `seen` are their neighbours, None: retrieval off.
+    """
+    laid = [padded(prompt, dataset, most) for prompt in prompts]
+    found: list[str] = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(laid[i]), seen[i] is None, i))
+    start = 0
+    while start < len(order):
+        kind = (len(laid[order[start]]), seen[order[start]] is None)
+        batch = [i for i in order[start : start + batch_size] if (len(laid[i]), seen[i] is None) == kind]
+        for i, tokens in zip(batch, _greedy(model, dataset, batch, laid, seen, most), strict=True):
+            found[i] = dataset.tokenizer.decode(tokens).strip()
+        start += len(batch)
+    return found
+
+
+def _greedy(
+    model: LanguageModel,
+    dataset: Dataset,
+    batch: list[int],
+    laid: list[np.ndarray],
+    seen: Sequence[Neighbours | None],
+    most: int,
+) -> list[np.ndarray]:
+    """Answers of a batch of equally long prompts, keys and values kept, neighbours encoded once a chunk."""
+    device, eod = next(model.parameters()).device, dataset.tokenizer.eod_id
+    given = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)
+    cache, near = DecodingCache(model, given.shape[1] + most), [seen[i] for i in batch]
+    ended, rows = torch.zeros(len(batch), dtype=torch.bool, device=device), []
+    for _ in range(most):
+        shown = (None if x is None else x.to(device) for x in stack(near, cache.completes(given.shape[1])))
+        logits = cache.extend(given, *shown, last=True)[:, -1]  # (b, V)
+        chosen = logits.float().argmax(-1).masked_fill(ended, eod)  # (b,)
+        rows.append(chosen)
+        ended |= chosen == eod
+        if ended.all():
+            break
+        given = chosen[:, None]  # (b, 1)
+    found = torch.stack(rows, dim=1).cpu().numpy()  # (b, answer)
+    return [row[: int(np.argmax(row == eod)) if (row == eod).any() else len(row)] for row in found]
+
 
 STAGE = "retro.qa.answer"
 
@@ -107,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

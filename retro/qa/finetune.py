@@ -1,34 +1,160 @@
 """Fine-tune a trained model to answer: loss on the answer's tokens only, neighbours found for the question or given.
 
-As InstructRetro (Wang et al. 2023). It is the training of `retro.training.loop` with another course: `retro.qa.course`.
+As InstructRetro (Wang et al. 2023), by one process, in the loop that trains. Only examples of the dataset's training
+split are used: an example is in the split of its group, so a country held out from pretraining stays held out.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from retro import errors, provenance
-from retro.artifacts import Manifest, read_manifest, sha256
-from retro.durations import duration
-from retro.errors import UserError
-from retro.lock import locked
+from retro.base import hashing, provenance, stage
+from retro.base.artifacts import Manifest, read_manifest, sha256
+from retro.base.log import duration, say
+from retro.base.shards import locked
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 from retro.model.count import flops_per_token
-from retro.qa.course import Questions, examples_of, lay_out
+from retro.qa.questions import (
+    Example,
+    Neighbours,
+    QuestionLookup,
+    answer_tokens,
+    answerable,
+    neighbours_of,
+    padded,
+    read,
+    stack,
+)
 from retro.qa.settings import QuestionSettings
-from retro.recorded import Dataset
-from retro.training import counter, fingerprint
-from retro.training.checkpoints import Checkpoints
+from retro.training.batches import Batch
+from retro.training.checkpoints import Checkpoints, run_facts
+from retro.training.course import shortened
 from retro.training.distribution import World, own_size
-from retro.training.finish import write_model
-from retro.training.load import load_model, trained_run
 from retro.training.loop import fit
-from retro.training.run import TrainedRun
-from retro.training.say import say
 from retro.training.session import Session
-from retro.training.settings import ParallelSettings, TrainSettings
-from retro.training.start import begin
+from retro.training.settings import ParallelSettings, TrainedRun, TrainSettings
+from retro.training.train import begin, write_model
+from retro.training.weights import load_model, trained_run
+
+
+def examples_of(files: list[str], dataset: Dataset) -> list[Example]:
+    """The examples of the training split that can be learnt: their page, if named, is part of the dataset."""
+    found = [each for file in files for each in read(file, dataset) if each.split == "train"]
+    found = answerable(found, dataset)
+    if not found:
+        raise UserError(
+            f"{', '.join(files) or 'qa.instructions'}: no example of the training split, and of pages of the dataset. "
+            f"Give qa.instructions files that have some."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Laid:
+    """An example as a model reads it: prompt int64, whole chunks; answer int64 with the end of document; neighbours."""
+
+    prompt: np.ndarray
+    answer: np.ndarray
+    seen: Neighbours | None
+
+
+def lay_out(
+    examples: list[Example], dataset: Dataset, settings: QuestionSettings, retrieved: int, retrieves: bool, threads: int
+) -> list[Laid]:
+    """Tokens and neighbours of examples. `retrieved`: chunks a neighbour brings; `retrieves`: whether there are any."""
+    seen: Sequence[Neighbours | None] = [None] * len(examples)
+    if retrieves:
+        lookup = QuestionLookup(dataset, settings.neighbours_used, settings.candidates, settings.title_weight, threads)
+        seen = neighbours_of(examples, dataset, lookup, retrieved, without_own=True)
+    most = settings.answer_tokens
+    return [
+        Laid(padded(each.prompt, dataset, most), answer_tokens(each.answers[0], found, dataset, most), found)
+        for each, found in zip(examples, seen, strict=True)
+    ]
+
+
+def collate(laid: list[Laid], hidden: np.ndarray, dataset: Dataset) -> Batch:
+    """A batch of examples, padded to the longest; `hidden` bool [b]: without neighbours.
+
+    The target is −1, which costs nothing, wherever the next token is not the answer's.
+    """
+    pad, m = dataset.tokenizer.pad_id, dataset.chunk_length
+    start, most = max(len(each.prompt) for each in laid), max(len(each.answer) for each in laid)
+    tokens = np.full((len(laid), start + most - 1), pad, np.int64)
+    targets = np.full(tokens.shape, -1, np.int64)
+    for row, each in enumerate(laid):
+        count = len(each.answer)
+        tokens[row, start - len(each.prompt) : start] = each.prompt
+        tokens[row, start : start + count - 1] = each.answer[:-1]
+        targets[row, start - 1 : start - 1 + count] = each.answer
+    seen = [None if hide else each.seen for each, hide in zip(laid, hidden, strict=True)]
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), *stack(seen, tokens.shape[1] // m))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Examples to learn from, as `retro.training.course.Course` has them. Each epoch reads every one once, shuffled."""
+
+    examples: list[Example]
+    laid: list[Laid]
+    dataset: Dataset
+    settings: QuestionSettings
+    seed: int
+    section: str = "qa"
+    validation: None = None
+
+    @property
+    def samples(self) -> int:
+        return self.settings.examples
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    def chosen(self, numbers: np.ndarray) -> list[int]:
+        """Which example each sample is."""
+        epochs, places = np.divmod(numbers, len(self.laid))
+        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(len(self.laid)) for epoch in set(epochs)}
+        return [int(orders[epoch][place]) for epoch, place in zip(epochs, places, strict=True)]
+
+    def hidden(self, numbers: np.ndarray) -> np.ndarray:
+        """Which samples see no neighbours, bool [b]: drawn step by step."""
+        steps, places = np.divmod(numbers, self.batch_size)
+        drawn = {step: np.random.default_rng([self.seed, step, 1]).random(self.batch_size) for step in set(steps)}
+        chances = np.array([drawn[step][place] for step, place in zip(steps, places, strict=True)])
+        return chances < self.settings.neighbour_dropout
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The samples laid out; −1 is an example without targets."""
+        some = np.maximum(numbers, 0)
+        batch = collate([self.laid[i] for i in self.chosen(some)], self.hidden(some), self.dataset)
+        batch.targets[torch.from_numpy(numbers < 0)] = -1
+        return batch
+
+    def tokens(self, numbers: np.ndarray) -> int:
+        """Those of prompts, padded to whole chunks, and of answers but for their ends, which are only predicted."""
+        return sum(len(self.laid[i].prompt) + len(self.laid[i].answer) - 1 for i in self.chosen(numbers))
+
+    def named(self, numbers: np.ndarray) -> str:
+        """The examples by their ids."""
+        ids = [self.examples[i].id for i in self.chosen(numbers[numbers >= 0])]
+        return f"examples {shortened(ids, 8)}"
+
+    def described(self) -> list[str]:
+        """How many examples, how often, and their neighbours."""
+        epochs, settings = self.samples / len(self.laid), self.settings
+        lines = [f"examples   {len(self.laid):,}, {self.samples:,} with repetition ({epochs:.2f} epochs)"]
+        if all(each.seen is None for each in self.laid):
+            return [*lines, "neighbours none"]
+        hidden = f"hidden: {settings.neighbour_dropout:.0%} of examples"
+        return [*lines, f"neighbours {settings.neighbours_used} an example, {hidden}"]
+
 
 STAGE = "retro.qa.finetune"
 
@@ -69,9 +195,9 @@ def setup(
     model, run = load_model(base.path, dataset, world.device)
     examples = examples_of(settings.instructions, dataset)
     laid = lay_out(examples, dataset, settings, run.train.retrieved_chunks, run.retro, threads)
-    seed = counter.derive(dataset.facts["seed"], counter.DATA, run.seed)
+    seed = hashing.derive(dataset.facts["seed"], hashing.DATA, run.seed)
     files = [sha256(file) for file in settings.instructions]
-    facts = fingerprint.facts(
+    facts = run_facts(
         sha256(config),
         {**run.facts(), "train": train.facts(), "qa": settings.finetune_facts(), "files": files},
         provenance.digest(STAGE),
@@ -137,4 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

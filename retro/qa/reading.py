@@ -1,7 +1,7 @@
 """Log-likelihoods of texts with live retrieval: each chunk is looked up as it fills, as when the model writes.
 
 A text lies on the grid of chunks that training and evaluation use. One without context begins after a chunk of padding,
-as in `retro.evaluation.windows`; one with context is padded on its left, so that the context ends with a chunk, whose
+as in `retro.evaluation.losses`; one with context is padded on its left, so that the context ends with a chunk, whose
 neighbours are then read from its last token on (Wang et al. 2023). Windows are evaluation's too.
 """
 
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retro.evaluation.decoding import Found
-from retro.qa.lookup import QuestionLookup
-from retro.qa.prompts import question_of
+from retro.dataset.dataset import Dataset
+from retro.generation.decoding import Found
+from retro.qa.questions import QuestionLookup, question_of
 from retro.qa.settings import QuestionSettings
-from retro.recorded import Dataset
 from retro.retrieval.search import Searcher
-from retro.training.run import TrainedRun
+from retro.training.settings import TrainedRun
 
 SEARCHED = 256  # texts a search
 
@@ -68,7 +67,7 @@ def windows(text: Text, length: int, chunks: int) -> Iterator[Window]:
 
 
 class Lookups:
-    """Neighbours of chunks, each text searched once; a `Lookup` of `retro.evaluation.decoding`.
+    """Neighbours of chunks, each text searched once; a `Lookup` of `retro.generation.decoding`.
 
     A run fine-tuned to answer finds them as in its fine-tuning (`whole`): with the titles of pages, and for a context
     as a whole, whatever chunk is read. Others look up each chunk, as in generation.

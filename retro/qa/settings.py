@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from retro.database.tables import Split
-from retro.settings import Names, Settings
+from retro.base.names import Split
+from retro.base.stage import Names, Settings
 
 
 class QuestionSettings(Settings):

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retro import errors
-from retro.artifacts import write_text
-from retro.database.tables import HELD_OUT
-from retro.errors import UserError
-from retro.evaluation.bits import group_documents
+from retro.base import stage
+from retro.base.artifacts import write_text
+from retro.base.names import HELD_OUT
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.evaluation.bits_per_byte import group_documents
 from retro.qa.answer import asked
-from retro.qa.files import Example
-from retro.qa.metrics import normalise
-from retro.recorded import Dataset
+from retro.qa.questions import Example
+from retro.qa.score import normalise
 
 CHOICES = 4
 SHARED = """\
@@ -70,7 +70,7 @@ metadata: {{version: 1}}
 SCORING = '''\
 """Scores of a written answer, as `retro.qa.score` takes them."""
 
-from retro.qa.metrics import exact_match, f1
+from retro.qa.score import exact_match, f1
 
 
 def scores(doc, results):
@@ -170,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -1,25 +1,64 @@
 """The neighbour explorer: one page that shows what each held-out chunk looked up and where that helped.
 
 The neighbours of a chunk are read while the chunk that follows it is predicted. So the page shows a chunk,
-what it retrieved, and the next chunk, each token coloured by what retrieval changed.
+what it retrieved, and the next chunk, each token coloured by what retrieval changed. Tokens are shown one by one, as
+pieces of text (`split_pieces`).
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retro import errors
-from retro.artifacts import Manifest, read_manifest, write_text
-from retro.errors import UserError
-from retro.evaluation.bits import Documents, group_documents
+from retro.base import stage
+from retro.base.artifacts import Manifest, read_manifest, write_text
+from retro.base.log import bar
+from retro.base.stage import UserError
+from retro.corpus.tokenizers import Tokenizer
+from retro.dataset.dataset import Dataset
+from retro.evaluation.bits_per_byte import Documents, group_documents
 from retro.evaluation.conditions import NONE, ON
-from retro.progress import bar
-from retro.recorded import Dataset
-from retro.report.pages import render
-from retro.report.pieces import split_pieces
+from retro.report.html import render
+
+BROKEN = "\ufffd"
+LONGEST = 6  # tokens that may have to come together before they are valid UTF-8
+
+
+def split_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """Texts and numbers of tokens: (text, count), the counts summing to len(ids).
+
+    A piece is one token, or the few tokens that together spell a character. The end of a document is a
+    piece of no text. The texts joined are the decoded `ids`, but for characters cut in two at their ends.
+    """
+    found: list[tuple[str, int]] = []
+    before: list[int] = []  # the last piece: some tokenizers drop the space at the beginning of what they decode
+    waiting: list[int] = []
+    for number, token in enumerate(ids):
+        if token == tokenizer.eod_id:
+            if waiting:
+                found.append((_text(tokenizer, before, waiting), len(waiting)))
+            found.append(("", 1))
+            before, waiting = [], []
+            continue
+        waiting.append(token)
+        text = _text(tokenizer, before, waiting)
+        last = number + 1 == len(ids)
+        if text.endswith(BROKEN) and len(waiting) < LONGEST and not last:
+            continue
+        found.append((text, len(waiting)))
+        before, waiting = waiting, []
+    return found
+
+
+def _text(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
+    if not before:
+        return tokenizer.decode(ids)
+    head, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids)
+
 
 STAGE = "retro.report.explorer"
 CHUNKS = 1500  # shown at most
@@ -87,14 +126,14 @@ def title(document: dict[str, Any]) -> str:
 
 def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS) -> dict[str, Any]:
     """All that the page shows, as plain values; losses in hundredths of a nat."""
-    split, used = retro.settings["split"], retro.settings["neighbours_used"]
+    split, used = retro.base.stage["split"], retro.base.stage["neighbours_used"]
     rows, losses = dataset.rows(split), [gpt.array("losses.npy"), retro.array("losses.npy")]
     records = dataset.store.chunks(rows)
     documents = group_documents(rows, dataset.store.source(rows), records)
     chosen = choose(documents, len(rows), min(most, TOKENS // dataset.chunk_length), dataset.facts["seed"])
     ids = dataset.neighbour_ids(split)[:, :used]
     scores = dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours").array("scores.npy")
-    lookups = Lookups(dataset, retro.settings["retrieved_chunks"])
+    lookups = Lookups(dataset, retro.base.stage["retrieved_chunks"])
     shown_documents: list[dict] = []
     shown_chunks: list[dict] = []
     with bar(sum(end - first for _, first, end in chosen), "explorer", "chunk") as shown:
@@ -132,7 +171,7 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
     return {
         "dataset": dataset.facts["name"],
         "split": split,
-        "run": retro.settings["run"],
+        "run": retro.base.stage["run"],
         "twin": gpt.settings["run"],
         "used": used,
         "total": {"documents": len(documents), "chunks": len(rows)},
@@ -169,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -1,14 +1,21 @@
-"""Figures `bpb` and `sections`: what retrieval bought, with 95 % intervals."""
+"""Figures of what retrieval bought, with 95 % intervals, and of what was retrieved.
+
+`bpb` and `sections` show bits per byte. `neighbours` shows how similar neighbours are, by rank and against random
+pairs, and which sources they come from.
+"""
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
+from retro.base.artifacts import read_manifest
+from retro.base.names import ALL, LISTED
+from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import LABELS, NONE, ON
-from retro.naming import ALL
-from retro.report import palette, style
+from retro.report import style
+from retro.report.html import interval, percent
 from retro.report.read import Row, where
-from retro.report.words import interval, percent
 
 
 def _label(row: Row, several: bool) -> str:
@@ -53,19 +60,19 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
     for twin in twins:
         mine = where(rows, twin=twin)
         size = mine[0]["twin_bits_per_byte"]
-        axes.barh(position, size, color=palette.colour(NONE), height=0.72)
-        axes.text(size, position, f"  {size:.3f}", va="center", color=palette.INK)
+        axes.barh(position, size, color=style.colour(NONE), height=0.72)
+        axes.text(size, position, f"  {size:.3f}", va="center", color=style.INK)
         labels.append("GPT" if len(twins) == 1 else twin)
         position += 1
         for row in mine:
-            axes.barh(position, row["bits_per_byte"], color=palette.colour(row["retrieval"]), height=0.72)
+            axes.barh(position, row["bits_per_byte"], color=style.colour(row["retrieval"]), height=0.72)
             end = row["bits_per_byte"]
             if row["low"] is not None:
                 low, high = (size * (1 + row[key] / 100) for key in ("low", "high"))
                 style.whisker(axes, low, high, position)
                 end = max(end, high)
             text = f"  {row['bits_per_byte']:.3f}   {percent(row['difference_percent'])}  {interval(row)}"
-            axes.text(end, position, text, va="center", color=palette.INK)
+            axes.text(end, position, text, va="center", color=style.INK)
             labels.append(_label(row, several))
             position += 1
     axes.set_yticks(range(position), labels)
@@ -91,21 +98,129 @@ def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most
         for position, row in enumerate(rows):
             value = row["difference_percent"]
             sure = row["low"] > 0 or row["high"] < 0
-            colour = palette.BETTER if value < 0 else palette.WORSE
+            colour = style.BETTER if value < 0 else style.WORSE
             axes.barh(position, value, color=colour, alpha=1 if sure else 0.4, height=0.7)
             style.whisker(axes, row["low"], row["high"], position)
             edge = max(row["high"], value, 0)
             axes.text(edge, position, f"  {percent(value)}", va="center")
         if whole:
-            axes.axvline(whole[0]["difference_percent"], color=palette.SOFT, linestyle=(0, (4, 3)), linewidth=1)
+            axes.axvline(whole[0]["difference_percent"], color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1)
             axes.text(
                 whole[0]["difference_percent"], 1.01, f"all {percent(whole[0]['difference_percent'])}",
-                ha="center", va="bottom", color=palette.SOFT, fontsize=8.5, transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", color=style.SOFT, fontsize=8.5, transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-        axes.axvline(0, color=palette.INK, linewidth=0.9)
+        axes.axvline(0, color=style.INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), [f"{row[name]}  ({row['documents']:.0f})" for row in rows])
         style.bars(axes)
         low = min(row["low"] for row in rows)
         high = max(max(row["high"], 0) for row in rows)
         axes.set_xlim(low - 0.03 * (high - low), high + 0.14 * (high - low))
         axes.set_xlabel(f"bits per byte against the GPT twin, % by {what} (documents); left is better")
+
+
+PAIRS = 20_000
+BINS = 60
+
+
+def random_scores(dataset: Dataset, split: str) -> np.ndarray | None:
+    """Scores of seeded random pairs of a chunk of the split and a database chunk; None without embeddings."""
+    names = [f"embeddings/{source}/manifest.json" for source in dataset.sources]
+    if not all(name in dataset.facts["manifests"] for name in names):
+        return None
+    arrays = [dataset.manifest(name, "embeddings").array("embeddings.npy") for name in names]
+    offsets = dataset.store.offsets
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), arrays[0].shape[1]), np.float32)
+        source = dataset.store.source(rows)
+        for number in np.unique(source):
+            here = np.flatnonzero(source == number)
+            found[here] = arrays[number][rows[here] - offsets[number]]
+        return found
+
+    rng = np.random.default_rng(dataset.facts["seed"])
+    rows = dataset.rows(split)
+    left = rows[rng.integers(len(rows), size=PAIRS)]
+    right = dataset.database[rng.integers(len(dataset.database), size=PAIRS)]
+    return np.einsum("nd,nd->n", vectors(left), vectors(right))
+
+
+def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> None:
+    """Left: densities of scores of the first, second and last neighbour and of random pairs. Right:
+    sources.
+    """
+    manifest = read_manifest(dataset.folder / f"neighbours/{split}/manifest.json", "neighbours")
+    scores, ids = manifest.array("scores.npy"), dataset.neighbour_ids(split)
+    ratios = {"width_ratios": [1.7, 1]}
+    with style.figure(folder, "neighbours", 3.3, ncols=2, gridspec_kw=ratios) as (_, (left, right)):
+        if not len(ids) or not (ids >= 0).any():
+            style.nothing(left, f"The {split} split has no neighbours.")
+            style.nothing(right, "")
+            return
+        curves: dict[str, np.ndarray] = {}
+        if (pairs := random_scores(dataset, split)) is not None:
+            curves["random pairs"] = pairs
+        ranks = sorted({1, 2, ids.shape[1]} & set(range(1, ids.shape[1] + 1)), reverse=True)
+        for rank in ranks:
+            ordinal = {1: "1st neighbour", 2: "2nd neighbour"}.get(rank, f"{rank}th neighbour")
+            curves[ordinal] = np.asarray(scores[:, rank - 1], np.float32)[ids[:, rank - 1] >= 0]
+        curves = {name: values for name, values in curves.items() if len(values)}
+        everything = np.concatenate(list(curves.values()))
+        edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-3), BINS + 1)
+        middle = (edges[1:] + edges[:-1]) / 2
+        colours = {
+            "random pairs": style.colour(NONE),
+            "1st neighbour": "#0072b2",
+            "2nd neighbour": "#56b4e9",
+        }
+        for name, values in curves.items():
+            density = _smooth(np.histogram(values, edges)[0] / len(values))
+            colour = colours.get(name, "#009e73")
+            left.fill_between(middle, density, color=colour, alpha=0.16, linewidth=0)
+            left.plot(middle, density, color=colour, label=name)
+        left.set(xlabel="score (cosine of the embeddings)", title=f"Similarity, {split} split")
+        left.set_yticks([])
+        left.spines["left"].set_visible(False)
+        left.set_ylim(0, 1.3 * left.get_ylim()[1])
+        left.legend(
+            loc="upper center", ncols=min(len(curves), 2 + len(curves) % 2), columnspacing=1.2, handlelength=1.4
+        )
+        found = shares(dataset, np.asarray(ids[:, :used]))
+        right.barh(range(len(found)), found.values(), color=style.SOURCES[: len(found)], height=0.62)
+        for position, share in enumerate(found.values()):
+            right.text(share, position, "  <1%" if share < 0.005 else f"  {share:.0%}", va="center")
+        right.set_yticks(range(len(found)), list(found))
+        right.set_xlim(0, 1.2 * max(found.values()))
+        right.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        right.set(xlabel=f"share of the {used} neighbours used", title="Where they come from")
+        style.bars(right)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """A narrow binomial blur: a histogram's outline without its teeth."""
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    return np.convolve(values, kernel, "same")
+
+
+MOST = 100_000  # chunks of a split that are looked at, evenly spaced
+
+
+def shares(dataset: Dataset, ids: np.ndarray) -> dict[str, float]:
+    """Share of neighbours that each source provides, largest first; `none found` for holes."""
+    rows = dataset.neighbour_rows(ids).reshape(-1)
+    real = rows[rows >= 0]
+    counts = np.bincount(dataset.store.source(real), minlength=len(dataset.sources))
+    found = {name: float(count) / len(rows) for name, count in zip(dataset.sources, counts, strict=True) if count}
+    if len(real) < len(rows):
+        found["none found"] = 1 - len(real) / len(rows)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def by_split(dataset: Dataset) -> dict[str, dict[str, float]]:
+    """`shares` of all stored neighbours of every split that has chunks, of at most `MOST` chunks each."""
+    found = {}
+    for split in LISTED:
+        ids = dataset.neighbour_ids(split)
+        if len(ids):
+            found[split] = shares(dataset, np.asarray(ids[:: -(-len(ids) // MOST)]))
+    return found

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from retro import errors
-from retro.artifacts import write_text
+from retro.base import stage
+from retro.base.artifacts import write_text
 from retro.evaluation.conditions import LABELS, NONE, OFF, ON
-from retro.report import palette, style
+from retro.report import style
+from retro.report.html import figure, interval, percent
 from retro.report.read import Row, read_csv, where
-from retro.report.svg import figure
-from retro.report.words import interval, percent
 
 STAGE = "retro.report.leakage"
 OVERLAPS = {"training": "Overlap with the training data", "shown": "Overlap with the neighbours shown"}
@@ -53,15 +52,15 @@ def draw(rows: list[Row], folder: Path) -> None:
             for mode, label in MODES.items():
                 mine = where(here, retrieval=mode)
                 x, y = [row["alpha"] for row in mine], [row["bits_per_byte"] for row in mine]
-                above.plot(x, y, "o-", color=palette.colour(mode), markersize=4, label=label)
+                above.plot(x, y, "o-", color=style.colour(mode), markersize=4, label=label)
                 known = [row for row in mine if row["bpb_low"] is not None]
                 above.fill_between(
                     [row["alpha"] for row in known], [row["bpb_low"] for row in known],
-                    [row["bpb_high"] for row in known], color=palette.colour(mode), alpha=0.12, linewidth=0,
+                    [row["bpb_high"] for row in known], color=style.colour(mode), alpha=0.12, linewidth=0,
                 )  # fmt: skip
             above.set_title(title)
             mine = where(here, retrieval=ON)
-            below.bar([row["alpha"] for row in mine], [row["chunks"] for row in mine], 0.08, color=palette.SOURCES[1])
+            below.bar([row["alpha"] for row in mine], [row["chunks"] for row in mine], 0.08, color=style.SOURCES[1])
             below.set_xlabel("largest share of a chunk that overlaps (α)")
         axes[0, 0].set_ylabel("bits per byte")
         axes[1, 0].set_ylabel("chunks")
@@ -112,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from retro import errors
-from retro.artifacts import write_text
+from retro.base import stage
+from retro.base.artifacts import write_text
 from retro.evaluation.conditions import LABELS
-from retro.report import palette, style
+from retro.report import style
+from retro.report.html import figure
 from retro.report.read import Row, read_csv
-from retro.report.svg import figure
 
 STAGE = "retro.report.qa"
 EXAMPLES = 12
@@ -49,7 +49,7 @@ def draw(rows: list[Row], folder: Path, name: str) -> None:
     with style.figure(folder, name, 1.1 + 0.36 * max(len(rows), 3)) as (_, axes):
         for position, row in enumerate(rows):
             value, low, high = (row[f"exact_match{end}"] for end in ("", "_low", "_high"))
-            colour = palette.colour(row["retrieval"])
+            colour = style.colour(row["retrieval"])
             axes.barh(position, row["match"], color=colour, height=0.7, alpha=0.3)
             axes.barh(position, value, color=colour, height=0.7)
             edge = max(value, row["match"])
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
-from retro.training.run import TrainedRun
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.training.settings import TrainedRun
 
 Row = dict[str, Any]
 TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section", "unit", "label", "overlap", "kind"}

@@ -1,4 +1,7 @@
-"""One look for all figures: a calm palette that colour-blind readers can tell apart, no chart junk."""
+"""One look for all figures: a calm palette that colour-blind readers can tell apart, no chart junk.
+
+The colours are after Okabe and Ito.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retro.report.palette import FAINT, INK, PAPER, SOFT
+from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, Condition
+
+INK, SOFT, FAINT, PAPER = "#1f2933", "#64707d", "#e3e7eb", "#ffffff"
+COLOURS = {NONE: "#7b8794", ON: "#0072b2", OFF: "#e69f00", RANDOM: "#cc79a7"}
+BETTER, WORSE = "#0072b2", "#d55e00"
+SOURCES = ["#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#7b8794"]
+
+
+def colour(condition: str) -> str:
+    """What a condition is drawn in."""
+    return COLOURS[Condition.parse(condition).colour]
+
+
+matplotlib.use("Agg")
+
 
 LINES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]  # one a run name
 WIDTH = 8.2  # inches

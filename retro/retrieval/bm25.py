@@ -1,20 +1,30 @@
-"""BM25 search: chunks that share rare words (Robertson and Zaragoza 2009), by the library bm25s.
+"""Stage: a BM25 index over the database's texts, and its search, by the library bm25s (Robertson and Zaragoza 2009).
 
 Words are runs of letters, marks and digits, NFKC-normalised and case-folded; characters of scripts written
 without spaces are words of their own. The index holds the score of every word in every chunk, so a search
 adds up rows of it, in the order of the query's words: equal inputs give equal scores, whatever the threads.
-A word that comes twice in a query counts twice, as in Lucene.
+A word that comes twice in a query counts twice, as in Lucene. The n-th chunk of the index is the database's n-th.
 """
 
+import argparse
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import regex
 
+from retro.base import log, stage
+from retro.base.artifacts import read_manifest, write_manifest
+from retro.base.stage import UserError, given, read_section
+from retro.corpus.tokenizers import Tokenizer
+from retro.dataset.store import open_store, texts
 from retro.retrieval.exclusion import Barred
+from retro.retrieval.settings import IndexSettings
 
 ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORDS = regex.compile(rf"(?V1)[{ALONE}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{ALONE}]]+")
@@ -101,3 +111,71 @@ def first(scores: np.ndarray, k: int) -> np.ndarray:
     else:
         places = np.flatnonzero(scores > -np.inf)
     return places[np.argsort(-scores[places], kind="stable")]
+
+
+STAGE = "retro.retrieval.bm25"
+BLOCK = 4096  # chunks decoded at a time
+BYTES = 40  # memory a token of the database, at most, while bm25s builds (docs/scale.md says what was measured)
+
+
+def check(chunks: int, length: int, memory: int) -> None:
+    """Refuse a database of `chunks` of `length` tokens for which `memory`, in MB, is too little."""
+    needed = -(-chunks * length * BYTES // 1_000_000)
+    if needed > memory:
+        raise UserError(
+            f"bm25: to index {chunks:,} chunks of {length} tokens takes up to {needed:,} MB of memory, the job has "
+            f"{memory:,}. Give it more (snakemake --set-resources bm25_index:mem_mb={needed}), or take retriever: "
+            "dense, whose memory does not grow with the database."
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", required=True, type=given, help="JSON: index")
+    parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
+    parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
+    parser.add_argument("--memory", type=int, help="MB that the job may use")
+    parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    options = parser.parse_args()
+    settings, folder = read_section(IndexSettings, options.settings["index"], "index"), options.output.parent
+    tokenizer = Tokenizer.load(options.tokenizer)
+    store = open_store(options.tokens, options.chunks, tokenizer)
+    database = read_manifest(options.database, "database").array("database.npy")
+    if options.memory is not None:
+        check(len(database), store.length, options.memory)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def decoded() -> Iterator[str]:
+        with log.bar(len(database), "bm25", "chunk") as shown:
+            for start in range(0, len(database), BLOCK):
+                part = database[start : start + BLOCK]
+                yield from texts(store, tokenizer, part)
+                shown.update(len(part))
+
+    with TemporaryDirectory(dir=folder, prefix=".bm25.") as temporary:
+        count = build(decoded(), Path(temporary), settings.bm25_k1, settings.bm25_b)
+        for name in FILES:
+            (Path(temporary) / name).replace(folder / name)
+    write_manifest(
+        options.output,
+        kind="index",
+        stage=STAGE,
+        files=[folder / name for name in FILES],
+        inputs=[options.database, options.tokenizer, *options.tokens, *options.chunks],
+        settings={
+            **options.settings,
+            "factory": f"BM25 (k1 {settings.bm25_k1}, b {settings.bm25_b})",
+            "why": "named in the config",
+            "exact": True,
+            "bm25s": metadata.version("bm25s"),
+        },
+        counts={"vectors": len(database), "words": count},
+    )
+    size = sum((folder / name).stat().st_size for name in FILES) / 1e6
+    print(f"{folder}: BM25, {len(database)} chunks, {count} different words, {size:.1f} MB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -16,10 +16,10 @@ from threading import local
 import numpy as np
 import torch
 
-from retro.device import best_device
+from retro.base.machine import best_device
+from retro.dataset.store import Vectors
 from retro.retrieval.exclusion import Barred
 from retro.retrieval.scores import PAIRS, best, score_pairs, slack
-from retro.retrieval.vectors import Vectors
 
 QUERIES = 384  # a batch; more of them share the cost of packing the database for a matrix product
 BLOCK = 1 << 14  # database vectors a batch is scored against before candidates are chosen

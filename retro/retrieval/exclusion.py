@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.artifacts import read_manifest
-from retro.database.clusters import by_chunk
-from retro.database.hashing import mix
-from retro.paging import release
+from retro.base.artifacts import read_manifest
+from retro.base.hashing import mix
+from retro.base.machine import release
+from retro.database.assemble import by_chunk
 
 
 def rules_of(exclude: Sequence[str]) -> list[str]:

@@ -1,17 +1,18 @@
-"""faiss indexes from factory strings: chosen, built, checked against the number of vectors, made ready to
-search.
+"""faiss indexes from factory strings: chosen, built, checked against the number of vectors, made ready to search.
 
 All indexes search by inner product, which for unit vectors is the cosine. `auto` is exact search while that
 is affordable; beyond, inverted lists whose candidates are scored again exactly
-(`retro.retrieval.approximate`).
+(`retro.retrieval.approximate`). With faiss-gpu indexes lie on all GPUs; without it, or without a device, everything
+stays on the CPU.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 
 import faiss
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.retrieval.settings import IndexSettings
 
 AFFORDABLE = 2**44  # multiply-adds of an exact search: some minutes on two CPU cores; 200,000² pairs of 384 dimensions
@@ -185,3 +186,41 @@ def prepare(index: faiss.Index, settings: IndexSettings) -> None:
             layer.hnsw.efSearch = max(settings.ef_search, settings.nprobe if coarse else 0)
         if isinstance(layer, faiss.IndexRefine):
             layer.k_factor = settings.k_factor
+
+
+def to_gpus(index: faiss.Index, settings: IndexSettings) -> faiss.Index:
+    """The index copied to all GPUs, ready to train, fill and search; as it is where there are none, or where
+    they cannot hold its kind (HNSW, refinement), which the log says.
+
+    `settings.gpu` replicates it (queries are shared out) or shards it (vectors are). Inverted lists whose
+    coarse quantizer a GPU cannot hold keep that on the CPU.
+    """
+    devices = faiss.get_num_gpus()
+    if devices == 0:
+        return index
+    try:
+        moved = faiss.index_cpu_to_all_gpus(index, co=cloner_options(settings))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rpartition("failed: ")[2]
+        print(f"index stays on the CPU: {reason}", file=sys.stderr)
+        return index
+    how = "replicated" if settings.gpu == "replicate" else "sharded"
+    print(f"index {how} on {devices} GPUs{', float16' if settings.gpu_float16 else ''}", file=sys.stderr)
+    return moved
+
+
+def cloner_options(settings: IndexSettings) -> "faiss.GpuMultipleClonerOptions":
+    """How faiss copies an index to several GPUs. Coarse quantizers stay float32: they decide which lists are
+    visited."""
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = settings.gpu == "shard"
+    options.common_ivf_quantizer = options.shard  # one search of the coarse quantizer, not one a shard
+    options.useFloat16 = settings.gpu_float16
+    options.useFloat16CoarseQuantizer = False
+    options.allowCpuCoarseQuantizer = True
+    return options
+
+
+def to_cpu(index: faiss.Index, on_cpu: faiss.Index) -> faiss.Index:
+    """The index as it is stored. `on_cpu` is what `to_gpus` was given."""
+    return on_cpu if index is on_cpu else faiss.index_gpu_to_cpu(index)

@@ -1,7 +1,16 @@
-"""Stage: a faiss index over the database's embeddings; a vector's id is its chunk's position in the
-database.
+"""Stage: a faiss index over the database's embeddings; a vector's id is its chunk's position in the database.
 
 With shards, one job trains, one a shard adds, and one joins (IVF indexes; others are filled by that last job).
+
+Training takes a seeded random sample of the database. Inverted lists want a large one: with few vectors for each list,
+lists become uneven, and queries visit the long ones. Their centroids are therefore found on vectors of one byte a
+dimension, a quarter of the memory; everything else (rotation, product quantizer) is trained on few vectors.
+
+Joining does not hold the lists in memory. What faiss writes for an IVF index ends in its lists: `ilar`, the number of
+lists and the bytes a code (u64 each), `full` and the length of every list, or `sprs` and pairs of number and length of
+those that are not empty; then the codes and the ids (int64) of each list that is not empty. A joined list holds those
+of the parts one after another, ids moved on by the vectors of the parts before: the bytes that faiss would write had
+all vectors been added in one job.
 """
 
 import argparse
@@ -10,23 +19,138 @@ import shutil
 import struct
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import faiss
 import numpy as np
 
-from retro import errors, progress
-from retro.arguments import given
-from retro.artifacts import read_manifest, replacing, write_manifest
-from retro.database.shards import Bounds, bounds, shard_name
-from retro.database.tables import LISTED
-from retro.refusals import read_section
-from retro.retrieval import factory, gpu, inverted
+from retro.base import log, stage
+from retro.base.artifacts import read_manifest, replacing, write_manifest
+from retro.base.names import LISTED
+from retro.base.shards import Bounds, bounds, shard_name
+from retro.base.stage import UserError, given, read_section
+from retro.dataset.store import Vectors
+from retro.retrieval import factory
 from retro.retrieval.settings import IndexSettings
-from retro.retrieval.training import train
-from retro.retrieval.vectors import Vectors
+
+FEW = 1 << 14  # vectors that all parts are trained on as they are, or
+EACH = 128  # for each centroid of a part that is not inverted lists, if that is more
+PIECE = 1 << 14  # vectors encoded, or decoded, at a time
+
+
+def train(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
+    """An empty index of factory string `name`, trained on `settings.train_vectors` of the rows `database`.
+
+    Raises UserError if there are too few vectors for it, or if faiss cannot train it.
+    """
+    factory.check_size(name, vectors.width, len(database), settings.train_vectors)
+    index = factory.build(name, vectors.width)
+    if index.is_trained:
+        return index
+    count = min(len(database), settings.train_vectors)
+    wished = factory.POINTS * factory.needed(index)
+    if count < wished:
+        print(f"warning: {name} trains on {count} vectors; {wished} would be better", file=sys.stderr)
+    chosen = database[np.random.default_rng(seed).choice(len(database), count, replace=False)]
+    print(f"index: training {name} on {count} of {len(database)} vectors", file=sys.stderr)
+    lists, few = factory.own_lists(index), max(FEW, EACH * factory.needed_beside_lists(index))
+    try:
+        if lists is None or count <= few:
+            on_gpus = factory.to_gpus(index, settings)
+            on_gpus.train(vectors.read(np.sort(chosen)))
+            return factory.to_cpu(on_gpus, index)
+        lists.quantizer.add(_centroids(index, lists, vectors, chosen, few, settings))
+        index.train(vectors.read(np.sort(chosen[:few])))  # what is trained already stays
+        return index
+    except RuntimeError as error:
+        raise UserError(
+            f"dataset.index.factory {name!r}: faiss cannot train it on {count} vectors of "
+            f"{vectors.width} dimensions: {' '.join(str(error).split())}. Try auto."
+        ) from None
+
+
+def _centroids(
+    index: faiss.Index, lists: faiss.IndexIVF, vectors: Vectors, chosen: np.ndarray, few: int, settings: IndexSettings
+) -> np.ndarray:
+    """float32 [lists, d]: centroids of the `chosen` rows, as the index rotates them.
+
+    Trains its rotations on the first `few` of them.
+    """
+    codec = faiss.IndexScalarQuantizer(lists.d, faiss.ScalarQuantizer.QT_8bit)
+    transforms, sample = list(factory.transforms(index)), vectors.read(np.sort(chosen[:few]))
+    for transform in transforms:
+        if not transform.is_trained:
+            transform.train(sample)
+        sample = transform.apply(sample)
+    codec.train(sample)
+    del sample  # so that it and the codes are not in memory together
+    chosen, codes = np.sort(chosen), np.empty((len(chosen), codec.sa_code_size()), np.uint8)
+    for start in range(0, len(chosen), PIECE):
+        piece = vectors.read(chosen[start : start + PIECE])
+        for transform in transforms:
+            piece = transform.apply(piece)
+        codes[start : start + PIECE] = codec.sa_encode(piece)
+    clustering = faiss.Clustering(lists.d, lists.nlist, lists.cp)
+    clustering.decode_block_size = PIECE
+    clustering.train_encoded(codes, codec, factory.to_gpus(faiss.IndexFlatIP(lists.d), settings))
+    return faiss.vector_to_array(clustering.centroids).reshape(lists.nlist, lists.d)
+
+
+EMPTY = struct.Struct("<4sQQ4sQ")  # ilar, lists, bytes a code, sprs, 0: how an index without vectors ends
+
+
+class _Part:
+    """The lists of one file, in which they begin at byte `start`; read in the order of their numbers."""
+
+    def __init__(self, path: Path, start: int):
+        self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by `join`)
+        self.file.seek(start)
+        kind, lists, self.code, form, count = EMPTY.unpack(self.file.read(EMPTY.size))
+        assert kind == b"ilar" and form in (b"full", b"sprs"), path
+        numbers = np.fromfile(self.file, "<u8", count).astype(np.int64)
+        self.sizes = numbers
+        if form == b"sprs":
+            self.sizes = np.zeros(lists, np.int64)
+            self.sizes[numbers[::2]] = numbers[1::2]
+
+    def read(self, number: int) -> tuple[bytes, np.ndarray]:
+        """Codes and ids of the next list."""
+        size = int(self.sizes[number])
+        codes = self.file.read(size * self.code)
+        return codes, np.fromfile(self.file, "<i8", size)
+
+
+def join(trained: Path, paths: list[Path], output: Path) -> int:
+    """Write the index of all vectors of the parts; how many. `trained` is the empty index that all parts began as."""
+    index = faiss.read_index(str(trained))
+    start = faiss.serialize_index(index).nbytes - EMPTY.size
+    parts = [_Part(path, start) for path in paths]
+    counts = np.array([part.sizes.sum() for part in parts], np.int64)
+    first, sizes = np.cumsum(counts) - counts, sum((part.sizes for part in parts), np.zeros_like(parts[0].sizes))
+    layer = index
+    while True:
+        layer.ntotal = int(counts.sum())
+        if not isinstance(layer, faiss.IndexPreTransform):
+            break
+        layer = faiss.downcast_index(layer.index)
+    filled = np.flatnonzero(sizes)
+    with replacing(output) as temporary, open(temporary, "wb") as file:
+        file.write(faiss.serialize_index(index)[:start].tobytes())
+        full = len(filled) > len(sizes) // 2
+        table = sizes if full else np.stack([filled, sizes[filled]], axis=1).reshape(-1)
+        file.write(EMPTY.pack(b"ilar", len(sizes), parts[0].code, b"full" if full else b"sprs", len(table)))
+        file.write(table.astype("<u8").tobytes())
+        for number in filled.tolist():
+            read = [part.read(number) for part in parts]
+            file.writelines(codes for codes, _ in read)
+            file.writelines((ids + moved).tobytes() for (_, ids), moved in zip(read, first, strict=True))
+    for part in parts:
+        part.file.close()
+    return int(counts.sum())
+
 
 STAGE = "retro.retrieval.index"
-BLOCK = 1 << 14  # vectors added at a time
+VECTORS_AT_ONCE = 1 << 14  # vectors added at a time
 PART = 1 << 15  # vectors whose inverted lists are in memory together, or
 PARTS = 64  # such a share of a database that has more
 
@@ -35,18 +159,18 @@ def fill(
     index: faiss.Index, vectors: Vectors, database: np.ndarray, wanted: Bounds, settings: IndexSettings
 ) -> faiss.Index:
     """Add the `wanted` blocks of the database's vectors, in order."""
-    on_gpus = gpu.to_gpus(index, settings)
-    with progress.bar(sum(stop - start for start, stop in wanted), "index", "vector") as shown:
+    on_gpus = factory.to_gpus(index, settings)
+    with log.bar(sum(stop - start for start, stop in wanted), "index", "vector") as shown:
         for start, stop in wanted:
             on_gpus.add(vectors.read(database[start:stop]))
             shown.update(stop - start)
-    return gpu.to_cpu(on_gpus, index)
+    return factory.to_cpu(on_gpus, index)
 
 
 def make(name: str, vectors: Vectors, database: np.ndarray, settings: IndexSettings, seed: int) -> faiss.Index:
     """Train and fill the index of factory string `name` with the `database` rows of `vectors`."""
     trained = train(name, vectors, database, settings, seed)
-    return fill(trained, vectors, database, bounds(len(database), BLOCK), settings)
+    return fill(trained, vectors, database, bounds(len(database), VECTORS_AT_ONCE), settings)
 
 
 def write(index: faiss.Index, path: Path) -> None:
@@ -70,7 +194,7 @@ def write_in_parts(
     write(trained, empty)
     for blocks, part in zip(parts, paths, strict=True):
         write(fill(faiss.read_index(str(empty)), vectors, database, blocks, settings), part)
-    inverted.join(empty, paths, path)
+    join(empty, paths, path)
     shutil.rmtree(folder)
 
 
@@ -95,7 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shard", type=shard_name, help="the shard that --part add adds")
     parser.add_argument("--shards", nargs="*", type=Path, help="the files of all shards: join them")
     parser.add_argument("--output", required=True, type=Path, help="manifest (or faiss file) to write")
-    parser.add_argument("--block", type=int, default=BLOCK, help="vectors added at a time")
+    parser.add_argument("--block", type=int, default=VECTORS_AT_ONCE, help="vectors added at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     return parser.parse_args()
 
@@ -121,7 +245,7 @@ def main() -> None:
     if exact and not options.part:
         write_flat(path, vectors, database, wanted)
     elif joinable and options.shards:
-        inverted.join(options.trained[0], options.shards, path)
+        join(options.trained[0], options.shards, path)
     else:
         given = options.trained and faiss.read_index(str(options.trained[0]))
         made = given or train(name, vectors, database, settings, seed)
@@ -149,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

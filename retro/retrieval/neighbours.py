@@ -3,7 +3,7 @@
 Neighbours never share a document with their chunk, nor what else the config excludes. They are ordered by
 the exact score of `retro.retrieval.scores`, ties by id, so ids depend neither on threads nor on block
 sizes. A missing neighbour, −1, means that there are fewer than K admissible chunks in the whole database.
-Several jobs can share the work (`retro.database.shards`).
+Several jobs can share the work (`retro.base.shards`).
 """
 
 import argparse
@@ -15,21 +15,18 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retro import errors, progress, provenance
-from retro.arguments import given
-from retro.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
+from retro.base import log, provenance, shards, stage
+from retro.base.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
+from retro.base.machine import release
+from retro.base.names import LISTED
+from retro.base.shards import Blocks
+from retro.base.stage import given, read_section
 from retro.corpus.tokenizers import Tokenizer
-from retro.database import shards
-from retro.database.blocks import Blocks
-from retro.database.store import open_store
-from retro.database.tables import LISTED
-from retro.paging import release
-from retro.refusals import read_section
+from retro.dataset.store import Vectors, open_store
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
 from retro.retrieval.retrievers import Retriever, open_retriever
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
-from retro.retrieval.vectors import Vectors
 
 STAGE = "retro.retrieval.neighbours"
 BLOCK = 1 << 14  # chunks
@@ -204,7 +201,7 @@ def main() -> None:
     wanted = shards.bounds(len(search.rows), options.block, options.shard)
     folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
     with Blocks(folder, made_from, (search.k,), FOUND) as blocks:
-        with progress.bar(sum(b - a for a, b in wanted), f"neighbours {options.split}", "chunk") as shown:
+        with log.bar(sum(b - a for a, b in wanted), f"neighbours {options.split}", "chunk") as shown:
             shards.compute(blocks, wanted, lambda start, stop: search.block(start, stop, shown.update), shown)
         if search.retriever.fallen_back:
             told = f"the index gave too few for {search.retriever.fallen_back} chunks, searched exactly"
@@ -216,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retro.settings import Settings
+from retro.base.stage import Settings
 
 Retriever = Literal["dense", "bm25", "random", "shuffled"]
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retro import errors
-from retro.arguments import given
-from retro.artifacts import read_manifest, write_array, write_manifest
-from retro.database.hashing import mix
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.artifacts import read_manifest, write_array, write_manifest
+from retro.base.hashing import mix
+from retro.base.stage import UserError, given
 
 STAGE = "retro.retrieval.subsample"
 
@@ -71,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from retro.errors import UserError
-from retro.recorded import Dataset
-from retro.training import counter
+from retro.base import hashing
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 
 Source = Literal["stored", "none", "random"]
 
@@ -132,9 +132,9 @@ class Batcher:
         if self.ids is not None:
             ids = self.ids[np.maximum(positions, 0), : self.used].astype(np.int64)  # (b, l, k)
         else:
-            drawn = counter.words(
+            drawn = hashing.words(
                 self.seed,
-                counter.RANDOM_NEIGHBOUR,
+                hashing.RANDOM_NEIGHBOUR,
                 np.maximum(positions, 0)[..., None],
                 np.arange(self.used),
             )
@@ -156,5 +156,5 @@ def hidden_chunks(
     if not (chance or sample_chance):
         return None
     numbers = np.asarray(numbers)[:, None]
-    single = counter.uniform(seed, counter.HIDE_CHUNK, numbers, np.arange(chunks)) < chance
-    return single | (counter.uniform(seed, counter.HIDE_SAMPLE, numbers) < sample_chance)
+    single = hashing.uniform(seed, hashing.HIDE_CHUNK, numbers, np.arange(chunks)) < chance
+    return single | (hashing.uniform(seed, hashing.HIDE_SAMPLE, numbers) < sample_chance)

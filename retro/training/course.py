@@ -1,11 +1,19 @@
-"""What a training reads, and for how long: the one thing in which training on a stream and on questions differ."""
+"""What a training reads, and for how long: the one thing in which training on a stream and on questions differ.
 
+`Pretraining` reads samples of a dataset's stream of chunks, each with its stored neighbours.
+"""
+
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from retro.training.batches import Batch
-from retro.training.validation import Validation
+from retro.base import hashing
+from retro.dataset.dataset import Dataset
+from retro.training.batches import Batch, Batcher, Source, hidden_chunks
+from retro.training.metrics import Validation
+from retro.training.samples import Blend, Samples, describe, open_samples
+from retro.training.settings import Run, SampleSettings, TrainSettings
 
 
 class Course(Protocol):
@@ -56,3 +64,93 @@ class Course(Protocol):
 def shortened(names: list[str], most: int) -> str:
     """The first `most` of some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The training split's samples, as `retro.training.course.Course` has them; `seed` is the run's."""
+
+    dataset: Dataset
+    train: TrainSettings
+    fixed: SampleSettings
+    stream: Samples | Blend
+    batcher: Batcher
+    validation: Validation
+    seed: int
+    section: str = "train"
+
+    @classmethod
+    def open(cls, dataset: Dataset, run: Run, fixed: SampleSettings) -> "Pretraining":
+        """The course of a run. Raises UserError where the dataset has too little for it."""
+        train = run.train
+
+        def batcher(split: str, ids: Source) -> Batcher:
+            return Batcher(
+                dataset,
+                split,
+                neighbours_used=train.neighbours_used,
+                retrieved_chunks=train.retrieved_chunks,
+                ids=ids,
+            )
+
+        modes: dict[str, Source] = {"on": "stored", "off": "none"} if run.retrieves else {"none": "none"}
+        validation = Validation.of(
+            dataset,
+            {name: batcher("valid", ids) for name, ids in modes.items()},
+            fixed.eval_iterations * fixed.global_batch_size,
+            train.micro_batch_size or fixed.global_batch_size,
+            interval=fixed.eval_interval,
+        )
+        # Of both seeds: twins (one run seed) read the same samples in the same order, other seeds another order.
+        data_seed = hashing.derive(dataset.facts["seed"], hashing.DATA, run.seed)
+        read = batcher("train", "stored" if run.retrieves else "none")
+        return cls(dataset, train, fixed, open_samples(dataset, data_seed), read, validation, run.seed)
+
+    @property
+    def samples(self) -> int:
+        return self.fixed.train_samples
+
+    @property
+    def batch_size(self) -> int:
+        return self.fixed.global_batch_size
+
+    def positions(self, numbers: np.ndarray) -> np.ndarray:
+        """Positions in the training split, int64 [b, l + 1]; of a number −1 all are −1."""
+        return np.where((numbers >= 0)[:, None], self.stream.samples(np.maximum(numbers, 0)), -1)
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The samples with their neighbours, of which dropout hides some."""
+        train, chunks = self.train, self.stream.seq_chunks
+        hidden = hidden_chunks(self.seed, numbers, chunks, train.neighbour_dropout, train.sample_dropout)
+        return self.batcher.batch(self.positions(numbers), hidden)
+
+    def tokens(self, numbers: np.ndarray) -> int:
+        """All samples have one length."""
+        return len(numbers) * self.dataset.seq_length
+
+    def named(self, numbers: np.ndarray) -> str:
+        """The samples' numbers, and the documents that they are cut from."""
+        chunks = self.positions(numbers)[:, :-1]
+        store, documents = self.dataset.store, []
+        for row in self.dataset.rows("train")[np.unique(chunks[chunks >= 0])]:
+            document = store.document(int(row))
+            name = f"{document['source']}:{document.get('id', document['number'])}"
+            if name not in documents:
+                documents.append(name)
+        samples = shortened([str(number) for number in numbers if number >= 0], 8)
+        return f"samples {samples} (documents {shortened(documents, 5)})"
+
+    def described(self) -> list[str]:
+        """Samples and epochs, the blend if it is one, neighbours, validation."""
+        fixed, train, stream = self.fixed, self.train, self.stream
+        epochs = fixed.train_samples * stream.seq_chunks / stream.count
+        lines = [
+            f"samples    {fixed.train_samples:,} of {self.dataset.seq_length} tokens ({epochs:.2f} epochs)",
+            *describe(stream, fixed.train_samples),
+        ]
+        if self.batcher.source != "none":
+            hidden = f", hidden: {train.neighbour_dropout:.0%} of chunks, {train.sample_dropout:.0%} of samples"
+            lines.append(f"neighbours {train.neighbours_used} of {train.retrieved_chunks} chunks each{hidden}")
+        else:
+            lines.append("neighbours none")
+        return [*lines, f"validation {len(self.validation.positions)} samples every {fixed.eval_interval} steps"]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 
 Result = TypeVar("Result")
 

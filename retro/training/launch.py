@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retro import errors
-from retro.errors import UserError
+from retro.base import stage
+from retro.base.log import say
+from retro.base.stage import UserError
+from retro.training.loop import TRY_AGAIN
 from retro.training.rank import LAUNCHER, TRAINER, follow
-from retro.training.say import say
-from retro.training.stop import TRY_AGAIN
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 STOPPED = {TRY_AGAIN, *(128 + signum for signum in SIGNALS)}  # exit statuses of a trainer that has saved
@@ -164,4 +164,4 @@ def told(failures: dict[int, Any], logs: Path, size: int) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

@@ -1,7 +1,7 @@
 """Parallelism, laid on a model from outside: its files know nothing of it, and its tensors keep their names.
 
 Tensor parallel (Shoeybi et al. 2019) cuts heads, hidden units and vocabulary into as many parts as the mesh has tensor
-ranks; FSDP2 then cuts what each of them holds over the data ranks, layer by layer. `Parts` (`retro.training.parts`)
+ranks; FSDP2 then cuts what each of them holds over the data ranks, layer by layer. `Parts` (`retro.training.sharding`)
 remembers how; so optimizer, clipping and checkpoints need no notion of either.
 """
 
@@ -15,14 +15,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
-from retro.errors import UserError
-from retro.model.attention import CrossAttention, SelfAttention
+from retro.base.stage import UserError
 from retro.model.cca import ChunkedCrossAttention
 from retro.model.language_model import LanguageModel
-from retro.model.layers import MLP
+from retro.model.layers import MLP, CrossAttention, SelfAttention
 from retro.training.distribution import World
-from retro.training.parts import Cut, Parts
 from retro.training.settings import ParallelSettings
+from retro.training.sharding import Cut, Parts
 
 
 def parallelize(

@@ -1,24 +1,161 @@
-"""Train a model on a recorded dataset: weights, manifest, metrics. Resumes exactly where it was cut off."""
+"""Train a model on a recorded dataset: weights, manifest, metrics. Resumes exactly where it was cut off.
+
+`setup` opens, checks and builds everything. `begin` finds where training left off, and `write_model` ends it, whatever
+was read.
+"""
 
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retro import errors
-from retro.durations import duration
-from retro.lock import locked
-from retro.training.blend import blend_facts
-from retro.training.distribution import own_rank
-from retro.training.finish import write_model
-from retro.training.initial import tokenizer_files
+from retro.base import provenance, stage
+from retro.base.artifacts import replacing, sha256, write_manifest
+from retro.base.log import duration, say, warn
+from retro.base.shards import locked
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.model.build import build_model
+from retro.model.count import flops_per_token
+from retro.training.checkpoints import Checkpoints, run_facts
+from retro.training.course import Pretraining
+from retro.training.distribution import World, own_rank
 from retro.training.loop import fit
-from retro.training.pretraining import Pretraining
-from retro.training.run import TrainedRun
-from retro.training.say import say
+from retro.training.metrics import Metrics
+from retro.training.samples import blend_facts
 from retro.training.session import Session
-from retro.training.setup import setup
+from retro.training.settings import Run, SampleSettings, TrainedRun
+from retro.training.weights import start_from, tokenizer_files, write_tensors
+
+
+def begin(session: Session, board: Path, checked: str = "") -> None:
+    """Go on from the newest checkpoint if there is one, and open the metrics; `checked`: what of the dataset was."""
+    world = session.world
+    stale = session.checkpoints.stale() if world.first else []
+    resumed = world.first_alone(session.resume)  # it sets broken checkpoints aside
+    if world.first:
+        session.checkpoints.open()
+        session.metrics = Metrics(session.checkpoints.folder / "metrics.jsonl", board, session.step)
+        describe(session, checked, resumed, stale)
+
+
+def describe(session: Session, checked: str, resumed: str | None, stale: list[str]) -> None:
+    """Say what is about to be done."""
+    run, train, dataset, parts = session.run, session.train, session.dataset, session.parts
+    say(f"run        {run.name}: {run.architecture}, {parts.count:,} parameters")
+    say(f"dataset    {dataset.path}{checked and ': '}{checked}")
+    for line in session.course.described():
+        say(line)
+    say(f"steps      {session.steps:,} of {session.course.batch_size} samples")
+    say(
+        f"machine    {session.world.place}, {train.threads} threads, {train.precision}, "
+        f"matrix product {session.peak / 1e9:,.0f} GFLOP/s"
+    )
+    if parts.spread or train.recompute != "none":
+        cut = f"FSDP over {session.world.data}" if parts.fsdp else f"{session.world.data} whole copies"
+        say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
+    say(f"start      {resumed or 'afresh'}")
+    for line in stale:
+        warn(f"checkpoints of another run are not used, and go when the first new one is written: {line}")
+
+
+def write_model(
+    session: Session,
+    weights: dict[str, torch.Tensor],
+    output: Path,
+    *,
+    stage: str,
+    inputs: list[Path],
+    run: TrainedRun,
+    counts: dict[str, Any],
+) -> None:
+    """model.safetensors, metrics.jsonl and `output`, the model.json of `run`. For the first process."""
+    folder = output.parent
+    write_tensors(folder / "model.safetensors", weights)
+    metrics = session.metrics
+    assert metrics is not None  # the first process
+    metrics.sync()
+    with replacing(folder / "metrics.jsonl") as temporary:
+        temporary.write_bytes(metrics.path.read_bytes())
+    write_manifest(
+        output,
+        kind="model",
+        stage=stage,
+        files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
+        inputs=inputs,
+        settings=run.facts(),
+        counts=counts,
+        seed=run.seed,
+        threads=session.train.threads,
+    )
+
+
+def read_artifacts(dataset: Dataset, retrieves: bool) -> list[str]:
+    """Manifest names of the artifacts that training reads."""
+    names = ["tokenizer/manifest.json", "database/manifest.json"]
+    names += [f"{room}/{source}/manifest.json" for room in ("tokens", "chunks") for source in dataset.sources]
+    if retrieves:
+        names += ["neighbours/train/manifest.json", "neighbours/valid/manifest.json"]
+    return names
+
+
+def check_artifacts(dataset: Dataset, names: list[str]) -> int:
+    """Compare every byte with what was recorded and return how many bytes that were."""
+    total = 0
+    for name in names:
+        if name not in dataset.facts["manifests"]:
+            raise UserError(f"{dataset.path}: records no {name}. Delete it and run snakemake again.")
+        manifest = dataset.manifest(name)
+        manifest.check()
+        total += sum(file["bytes"] for file in manifest.facts["files"].values())
+    return total
+
+
+def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Session:
+    """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
+    run = Run.parse(run_text, "--run")
+    dataset, train = Dataset.open(config), run.train
+    fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
+    world = World.start(train.threads, train.parallel.tensor)
+    checked = check_artifacts(dataset, read_artifacts(dataset, run.retrieves)) if world.first else 0
+    world.barrier()
+
+    shape: dict[str, Any] = {
+        "architecture": run.architecture,
+        "vocab_size": dataset.vocab_size,
+        "seq_length": dataset.seq_length,
+        "chunk_length": dataset.chunk_length,
+        "retrieved_length": train.retrieved_chunks * dataset.chunk_length,
+    }
+    with torch.device(world.device):
+        model = build_model(run.model, seed=run.seed, **shape)
+    initial = start_from(model, run, dataset)
+    facts = run_facts(
+        sha256(config),
+        run.facts(),
+        provenance.digest("retro.training.train"),
+        {"torch": torch.__version__},
+        world.kind,
+        initial,
+    )
+    neighbours = train.neighbours_used if run.retrieves else 0
+    course = Pretraining.open(dataset, run, fixed)
+    session = Session.of(
+        run,
+        train,
+        course,
+        dataset,
+        world,
+        model,
+        Checkpoints(checkpoints, facts),
+        flops_per_token(run.model, neighbours=neighbours, **shape),
+    )
+    size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
+    begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
+    return session
+
 
 STAGE = "retro.training.train"
 
@@ -79,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    stage.run(main)

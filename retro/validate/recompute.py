@@ -3,7 +3,7 @@
     python -m retro.validate.recompute --manifests results/open-book/chunks/*/manifest.json --output report.json
 
 What is recomputed is what the manifest records: its settings, its inputs. Nothing but the report is written. Exit
-status 0 also where something differs: `retro.validate.tell` judges the reports of all stages.
+status 0 also where something differs: `retro.validate.summary` judges the reports of all stages.
 """
 
 import argparse
@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from retro import errors, provenance
-from retro.artifacts import Manifest, read_manifest, sha256, write_json
-from retro.errors import UserError
-from retro.validate import chunks, embeddings, index, neighbours, tokens
+from retro.base import provenance
+from retro.base.artifacts import Manifest, read_manifest, sha256, write_json
+from retro.base.stage import UserError, run
+from retro.validate import database, tokens
 from retro.validate.sample import Difference, Sample
 
 CHECKS: dict[str, Callable[[Manifest, Sample, int], Iterator[Difference | None]]] = {
     "retro.corpus.tokenize": tokens.differences,
-    "retro.database.chunk": chunks.differences,
-    "retro.database.assemble": chunks.lists,
-    "retro.database.embed": embeddings.differences,
-    "retro.retrieval.index": index.differences,
-    "retro.retrieval.neighbours": neighbours.differences,
+    "retro.database.chunk": database.chunk_differences,
+    "retro.database.assemble": database.lists,
+    "retro.database.embed": database.embedding_differences,
+    "retro.retrieval.index": database.index_differences,
+    "retro.retrieval.neighbours": database.neighbour_differences,
 }
 
 
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run(main)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.artifacts import Manifest, read_manifest
-from retro.database.shards import Bounds
+from retro.base.artifacts import Manifest, read_manifest
+from retro.base.shards import Bounds
 
 
 @dataclass(frozen=True)

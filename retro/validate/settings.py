@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from retro.settings import Settings
+from retro.base.stage import Settings
 
 
 class ValidationSettings(Settings):

@@ -7,14 +7,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from retro.artifacts import Manifest
-from retro.corpus.document_table import Table
+from retro.base.artifacts import Manifest
+from retro.base.shards import Bounds, bounds
+from retro.corpus.documents import Table
 from retro.corpus.megatron import MegatronReader, filled, open_reader
 from retro.corpus.mmididx import TokenStore, token_dtype
 from retro.corpus.readers import Document, Reader
 from retro.corpus.tokenize import TokenizeSettings, tokenize
 from retro.corpus.tokenizers import Tokenizer, use_threads
-from retro.database.shards import Bounds, bounds
 from retro.validate.sample import Difference, Sample, compare, inputs
 
 DOCUMENTS = 64  # a block

@@ -53,7 +53,7 @@ def docker(place):
 
 
 def test_both_images_hold_what_the_locks_say_and_nothing_else(place, sif, docker):
-    audit = "-m retro.audit --strict"
+    audit = "-m retro.tools.audit --strict"
     inside = "cd /opt/retro && /opt/venv/bin/python"
     apptainer = place.shell(f"apptainer exec {sif} sh -c '{inside} {audit}'")
     place.shell("buildah from --pull-never --name audited retro")

@@ -10,12 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.corpus import tokenize, train_tokenizer
+from retro.corpus.checks import Readings
 from retro.corpus.readers import Reader
-from retro.corpus.readings import Readings
 from retro.corpus.settings import SourceSettings
-from retro.errors import UserError
 from tests.corpus.test_corpus_stages import TINY, call, tokenize_settings, train_settings
 
 RECORDS = [{"text": f"the page of number {number:04} " + "words of it " * 40} for number in range(400)]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.names import DOCUMENT, SPLITS
+from retro.base.stage import UserError, run
 from retro.corpus import tokenize, train_tokenizer
+from retro.corpus.documents import TEST, TRAIN, key_hash, split_of
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.settings import SplitSettings
-from retro.corpus.split import TEST, TRAIN, key_hash, split_of
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.tables import DOCUMENT, SPLITS
-from retro.errors import UserError, run
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "data" / "tiny.jsonl"

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.corpus import minhash
-from retro.recorded import ChunkStore
+from retro.base.artifacts import read_manifest
+from retro.corpus import duplicates
+from retro.dataset.dataset import ChunkStore
 from tests.database.stages import Corpus, stage
 
 PLANTED = {"copy": 0, "near": 1}  # documents of `open` that repeat documents of `main`
@@ -123,15 +123,15 @@ def test_the_estimate_is_the_jaccard_similarity_of_shingles():
     first = rng.integers(0, 5000, 2000)
     second = np.concatenate([first[:1500], rng.integers(0, 5000, 500)])
     tokens, offsets = np.concatenate([first, second]), np.array([0, 2000, 4000])
-    whole, flat, at = minhash.hashes(tokens, offsets, 5)
+    whole, flat, at = duplicates.hashes(tokens, offsets, 5)
     sets = [set(flat[at[i] : at[i + 1]].tolist()) for i in range(2)]
     exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-    found = minhash.rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, at, 1024, 1).to_rows()
+    found = duplicates.rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, at, 1024, 1).to_rows()
     assert whole[0] != whole[1]
     assert abs(np.mean(np.array(found[0]) == np.array(found[1])) - exact) < 0.06
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95, 1.0])
 def test_a_pair_at_the_threshold_is_a_candidate_almost_surely(threshold):
-    rows = minhash.rows_of(128, threshold)
+    rows = duplicates.rows_of(128, threshold)
     assert 1 - (1 - threshold**rows) ** (128 // rows) >= 0.99

@@ -9,12 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from retro import config
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.config import schema
 from retro.corpus import tokenize, train_tokenizer
 from retro.corpus.readers import Malformed, Reader
 from retro.corpus.settings import SourceSettings
-from retro.errors import UserError
 from tests.corpus.test_corpus_stages import TINY, call, tokenize_settings, train_settings, write
 
 PAGES = [{"id": f"p{number}", "country": f"c{number % 4}", "text": f"page {number}"} for number in range(12)]
@@ -135,7 +135,7 @@ def test_a_field_whose_own_name_has_a_dot_comes_first(tmp_path):
 def test_fields_of_tokens_are_refused():
     with pytest.raises(UserError, match="tokens of type megatron have none"):
         raw = {"path": "x", "type": "megatron", "fields": {"group": "country"}}
-        config.parse({"preset": "tiny", "dataset": {"sources": {"a": raw}, "tokenizer": {"type": "gpt2"}}})
+        schema.parse({"preset": "tiny", "dataset": {"sources": {"a": raw}, "tokenizer": {"type": "gpt2"}}})
 
 
 WHOLE = {"id": 7.0, "group": 2003.0, "title": -0.0, "text": "t"}

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from retro import progress
-from retro.artifacts import read_manifest
-from retro.corpus import learning_text, train_tokenizer
-from retro.corpus.learning_text import WORD, LearningText, cut_long_words
+from retro.base import log
+from retro.base.artifacts import read_manifest
+from retro.corpus import train_tokenizer
+from retro.corpus.documents import TRAIN, split_of
 from retro.corpus.readers import Reader
 from retro.corpus.settings import SourceSettings, SplitSettings
-from retro.corpus.split import TRAIN, split_of
+from retro.corpus.train_tokenizer import WORD, LearningText, cut_long_words
 from tests.corpus.test_corpus_stages import TINY, call, train_settings
 
 SPLIT = SplitSettings(valid=0.1, test=0.1)
@@ -166,9 +166,9 @@ def test_long_words_are_cut(case):
 @given(text=st.text(alphabet="ab1-_ \n\té中\x1c²", max_size=60))
 def test_pieces_join_to_the_text_and_hold_no_long_word(text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning_text, "WORD", 5)
-        patch.setattr(learning_text, "SPACES", re.compile(""))
-        patch.setattr(learning_text, "LONG", learning_text.long_words(6))
+        patch.setattr(train_tokenizer, "WORD", 5)
+        patch.setattr(train_tokenizer, "SPACES", re.compile(""))
+        patch.setattr(train_tokenizer, "LONG", train_tokenizer.long_words(6))
         pieces = list(cut_long_words(text))
     assert "".join(pieces) == text
     assert not text or longest(pieces) <= 6
@@ -196,9 +196,9 @@ def test_one_long_word_is_learned_from(tmp_path, monkeypatch, alphabet, size):
 
 
 def test_waiting_is_shown(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "BEAT", 0.01)
+    monkeypatch.setattr(log, "BEAT", 0.01)
     said = ""
-    with progress.waiting("learning the tokenizer"):
+    with log.waiting("learning the tokenizer"):
         while not said:
             said = capsys.readouterr().err
     assert said.startswith("learning the tokenizer: 0 s so far")

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.config import files_of, parse
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.config.schema import files_of, parse
 from retro.corpus.megatron import find, open_reader
 from retro.corpus.mmididx import DTYPES, TokenStore, TokenWriter
 from retro.corpus.settings import SourceSettings
-from retro.errors import UserError
 from retro.planning.counts import sampled
 from tests.database.stages import stage
 

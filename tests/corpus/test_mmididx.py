@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retro.base.stage import UserError
 from retro.corpus.mmididx import DTYPES, TokenStore, TokenWriter, token_dtype
-from retro.errors import UserError
 
 
 def write(prefix: Path, documents, dtype="u2") -> None:

@@ -21,12 +21,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from retro.artifacts import read_manifest
-from retro.config import files_of
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.config.schema import files_of
 from retro.corpus import megatron, tokenize, train_tokenizer
 from retro.corpus.readers import Malformed, Reader
 from retro.corpus.settings import SourceSettings
-from retro.errors import UserError
 from tests.corpus.test_corpus_stages import TINY, call, tokenize_settings, train_settings
 
 NOBODY = 65534

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from retro.base.stage import UserError
 from retro.corpus.readers import Reader
 from retro.corpus.settings import SourceSettings
-from retro.errors import UserError
 
 RECORDS = [
     {"id": "a", "text": "first", "group": "x", "title": "A"},

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retro.corpus.documents import BOOK, TEST, TRAIN, VALID, fraction, key_hash, split_of
 from retro.corpus.settings import SplitSettings
-from retro.corpus.split import BOOK, TEST, TRAIN, VALID, fraction, key_hash, split_of
 
 HALVES = SplitSettings(valid=0.3, test=0.3)
 

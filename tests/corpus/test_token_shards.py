@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.corpus import readers
-from retro.errors import UserError
 from tests.database.stages import SPLIT, TOKENIZER, stage
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retro.base.stage import UserError
 from retro.corpus import tokenizers
 from retro.corpus.tokenizers import Tokenizer
-from retro.errors import UserError
 
 EOD = "<|endoftext|>"
 TEXTS = {

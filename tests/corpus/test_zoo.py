@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro import errors
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import run
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.store import ChunkStore
+from retro.dataset.store import ChunkStore
 from tests.database.stages import Corpus, M, stage, write_corpus
 
 LONG_WORDS = [
@@ -156,7 +156,7 @@ def test_what_cannot_pass_is_refused_with_one_message(zoo, tmp_path, monkeypatch
     output = tmp_path / "tokens" / "manifest.json"
     with pytest.raises(SystemExit) as caught:
         tokenizer = zoo.manifest("tokenizer")
-        errors.run(lambda: stage("retro.corpus.tokenize", settings=settings, tokenizer=tokenizer, output=output))
+        run(lambda: stage("retro.corpus.tokenize", settings=settings, tokenizer=tokenizer, output=output))
     assert caught.value.code == 1
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(message) == 1

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.names import CHUNK, SPLITS
+from retro.base.stage import UserError
 from retro.database import assemble
 from retro.database.assemble import LISTS, check, select
-from retro.database.tables import CHUNK, SPLITS
-from retro.errors import UserError
 from tests.database.stages import Corpus, stage
 
 TRAIN, VALID, TEST, BOOK = range(4)

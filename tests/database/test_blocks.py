@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from retro.database.blocks import Blocks
-from retro.errors import UserError
+from retro.base.shards import Blocks
+from retro.base.stage import UserError
 
 FACTS = {"encoder": "a", "inputs": ["1", "2"]}
 

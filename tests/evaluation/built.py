@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retro.artifacts import write_manifest, write_text
-from retro.config import parse
+from retro.base.artifacts import write_manifest, write_text
+from retro.config.schema import parse
+from retro.dataset.dataset import Dataset
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
-from retro.recorded import Dataset
 from retro.training.weights import weights, write_tensors
 from tests.evaluation.words import corpus
 from tests.watched import watched
@@ -96,7 +96,7 @@ def build_dataset(folder: Path, given: dict[str, list[dict]] | None = None) -> D
     names = [manifest("tokenizer"), database[1], index[1], *each("tokens"), *each("chunks"), *each("embeddings")]
     names += [manifest("neighbours", split) for split in SPLITS]
     recorded = folder / "config.json"
-    stage("retro.record", "--settings", json.dumps(facts), "--manifests", *names, output, recorded)
+    stage("retro.dataset.dataset", "--settings", json.dumps(facts), "--manifests", *names, output, recorded)
     return Dataset.open(recorded)
 
 

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from retro import api, provenance
+from retro.base import provenance
+from retro.tools import api
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/python.md").read_text(encoding="utf-8")

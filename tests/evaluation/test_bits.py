@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from retro.database.tables import CHUNK
-from retro.evaluation.bits import bits_per_byte, group_documents, perplexity, section
+from retro.base.names import CHUNK
+from retro.evaluation.bits_per_byte import bits_per_byte, group_documents, perplexity, section
 
 
 def chunk_table(documents, lengths, sizes):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from retro.evaluation import bootstrap
-from retro.evaluation.bootstrap import compare
+from retro.evaluation import bits_per_byte
+from retro.evaluation.bits_per_byte import compare
 
 
 def documents(count=200, seed=0):
@@ -46,7 +46,7 @@ def test_blocks_change_nothing_but_memory(monkeypatch):
     twin = documents()
     ours = twin * np.random.default_rng(1).normal(1, 0.05, len(twin))
     whole = compare(ours, twin, 500, 1)
-    monkeypatch.setattr(bootstrap, "BLOCK", 1000)
+    monkeypatch.setattr(bits_per_byte, "BLOCK", 1000)
     assert compare(ours, twin, 500, 1) == whole
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from retro.evaluation.decoding import Decoder, Found, Reading, Sampler
-from retro.evaluation.live import LiveLookup
+from retro.generation.decoding import Decoder, Found, Reading, Sampler
+from retro.generation.live import LiveLookup
 from retro.model.build import build_model
 from retro.model.cache import DecodingCache
 from retro.model.settings import ModelSettings

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro.artifacts import read_manifest, write_array, write_manifest
-from retro.errors import UserError
+from retro.base.artifacts import read_manifest, write_array, write_manifest
+from retro.base.stage import UserError
 from retro.evaluation.conditions import BUILT_IN, Condition, ordered, usual
-from retro.evaluation.scoring import score
+from retro.evaluation.losses import score
 from retro.evaluation.shown import Shown, shuffled
 from tests.evaluation.built import LENGTH, M, make_model, stage
 

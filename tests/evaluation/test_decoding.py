@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from retro.evaluation.decoding import Decoder, Found, Sampler
-from retro.evaluation.live import LiveLookup, excluded_documents
-from retro.evaluation.sample import choose, document_tokens
+from retro.generation.decoding import Decoder, Found, Sampler
+from retro.generation.live import LiveLookup, excluded_documents
+from retro.generation.sample import choose, document_tokens
 from tests.evaluation.built import LENGTH, M, make_model
 
 PROMPT = np.arange(20, 20 + M + 3)

@@ -5,14 +5,13 @@ import json
 
 import pytest
 
-from retro.errors import UserError
-from retro.evaluation.books import open_book
-from retro.evaluation.live import read_lines
+from retro.base.stage import UserError
+from retro.generation.live import open_book, read_lines
 from tests.evaluation.built import M, stage
 
 
 def generate(dataset, *arguments, run="retro-s1"):
-    stage("retro.evaluation.generate", "--run", dataset.folder / "runs" / run, "--tokens", 2 * M, *arguments)
+    stage("retro.generation.generate", "--run", dataset.folder / "runs" / run, "--tokens", 2 * M, *arguments)
 
 
 def test_a_file_of_prompts_gives_json_lines_the_same_each_time(dataset, tmp_path, capsys):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.artifacts import read_manifest, write_text
-from retro.evaluation.overlaps import common_run, ratio
+from retro.base.artifacts import read_manifest, write_text
+from retro.evaluation.leakage import common_run, ratio
 from retro.report.leakage import first, sentence
 from tests.evaluation.built import measure, stage, summarise
 
@@ -64,7 +64,7 @@ def test_blocks_change_nothing(monkeypatch):
     chunks, near = rng.integers(0, 4, (20, 16)), rng.integers(0, 4, (20, 3, 32))
     real, seen = rng.random(chunks.shape) < 0.9, rng.random(near.shape) < 0.9
     whole = common_run(chunks, real, near, seen)
-    monkeypatch.setattr("retro.evaluation.overlaps.CELLS", 1)
+    monkeypatch.setattr("retro.evaluation.leakage.CELLS", 1)
     assert np.array_equal(common_run(chunks, real, near, seen), whole)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retro.corpus.split import split_of
-from retro.database.tables import SPLITS
-from retro.evaluation.decoding import Sampler
-from retro.evaluation.plant import measure
-from retro.evaluation.writer import Writer
+from retro.base.names import SPLITS
+from retro.corpus.documents import split_of
+from retro.generation.decoding import Sampler
+from retro.generation.generate import Writer
+from retro.generation.plant import measure
 from retro.training.batches import Batcher
 from tests.evaluation.built import LENGTH, M, build_dataset, configure, make_model, stage, write_run
 
@@ -70,7 +70,7 @@ def test_a_planted_fact_lowers_the_loss_of_its_continuation(tmp_path, capsys):
     file, output = tmp_path / "documents.jsonl", tmp_path / "figures.json"
     file.write_text(json.dumps({"text": stretch, "fact": FACT}) + "\n")
     given = ("--run", run, "--database", new.path, "--documents", file, "--output", output)
-    stage("retro.evaluation.plant", *given)
+    stage("retro.generation.plant", *given)
     assert json.loads(output.read_text())[0]["new"] == made["new"]
     assert "bits for the fact" in capsys.readouterr().out
     assert list(writers["new"].write(stretch, 3, Sampler()))[-1]["type"] == "end"

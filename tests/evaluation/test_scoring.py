@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retro.evaluation.bits import bits_per_byte, group_documents
-from retro.evaluation.scoring import score
+from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
+from retro.evaluation.losses import score
 from retro.training.batches import Batcher
 from tests.evaluation.built import LENGTH, M, make_model, texts_of
 

@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 import uvicorn
 
-from retro.evaluation.serve import application
-from retro.evaluation.writer import Writer
+from retro.generation.generate import Writer
+from retro.generation.serve import application
 from tests.evaluation.browser import Browser, find_or_install, free_port, wait
 from tests.evaluation.words import HOSTILE
 
@@ -109,6 +109,6 @@ def test_what_the_page_would_not_ask_is_refused(address, path, headers, body, st
 
 
 def test_a_wrong_port_is_one_line(dataset, warm):
-    command = [warm.python, "-m", "retro.evaluation.serve", "--run", str(dataset.folder / "runs/retro-s1")]
+    command = [warm.python, "-m", "retro.generation.serve", "--run", str(dataset.folder / "runs/retro-s1")]
     made = subprocess.run([*command, "--port", "0"], capture_output=True, text=True)
     assert made.returncode and "--port 0: wanted 1 to 65535" in made.stderr and "Traceback" not in made.stderr

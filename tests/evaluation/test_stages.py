@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from retro.artifacts import read_json, read_manifest
-from retro.errors import UserError
+from retro.base.artifacts import read_json, read_manifest
+from retro.base.stage import UserError
 from retro.evaluation import tables
 from tests.evaluation.built import M, measure, stage, summarise
 
@@ -92,7 +92,7 @@ def test_more_neighbours_than_were_saved_are_refused(dataset):
 
 
 def test_an_empty_split_is_refused(dataset, monkeypatch):
-    from retro.recorded import Dataset
+    from retro.dataset.dataset import Dataset
 
     monkeypatch.setattr(Dataset, "rows", lambda self, split: np.zeros(0, np.int64))
     refused(dataset, "valid", "empty", split="valid")
@@ -149,7 +149,7 @@ def test_sample_shows_both_ways_and_what_was_looked_up(dataset):
     output = dataset.folder / "runs/retro-s1/sample.json"
     settings = {"prompts": 2, "prompt_tokens": M, "new_tokens": M + 4}
     given = ("--config", dataset.path, "--settings", json.dumps(settings), "--output", output)
-    stage("retro.evaluation.sample", *given, "--model", dataset.folder / "runs/retro-s1/model.json")
+    stage("retro.generation.sample", *given, "--model", dataset.folder / "runs/retro-s1/model.json")
     found = read_json(output)
     assert found["run"] == "retro-s1" and len(found["samples"]) == 2
     for sample in found["samples"]:
@@ -158,21 +158,21 @@ def test_sample_shows_both_ways_and_what_was_looked_up(dataset):
         assert sample["on"]["lookups"][0]["neighbours"][0]["document"]["id"] != sample["document"]["id"]
         assert "lookups" not in sample["off"]
     first = output.read_bytes()
-    stage("retro.evaluation.sample", *given, "--model", dataset.folder / "runs/retro-s1/model.json")
+    stage("retro.generation.sample", *given, "--model", dataset.folder / "runs/retro-s1/model.json")
     assert output.read_bytes() == first
 
 
 def test_generate_writes_to_the_terminal(dataset, capsys):
     run = dataset.folder / "runs/retro-s1"
-    stage("retro.evaluation.generate", "--run", run, "--prompt", "Total area", "--tokens", 8, "--show")
+    stage("retro.generation.generate", "--run", run, "--prompt", "Total area", "--tokens", 8, "--show")
     out, told = capsys.readouterr()
     assert out.startswith("Total area") and len(out) > len("Total area\n")
     assert "chunk 1 looked up" in told and "score" in told
-    stage("retro.evaluation.generate", "--run", run, "--prompt", "Total area", "--tokens", 8, "--no-retrieval")
+    stage("retro.generation.generate", "--run", run, "--prompt", "Total area", "--tokens", 8, "--no-retrieval")
     assert capsys.readouterr().out.startswith("Total area")
 
 
 @pytest.mark.parametrize(("name", "value"), [("--tokens", 0), ("--top-p", 0), ("--temperature", -1)])
 def test_generate_refuses_senseless_wishes(dataset, name, value):
     with pytest.raises(UserError, match=name):
-        stage("retro.evaluation.generate", "--run", dataset.folder / "runs/retro-s1", "--prompt", "x", name, value)
+        stage("retro.generation.generate", "--run", dataset.folder / "runs/retro-s1", "--prompt", "x", name, value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from retro.evaluation import tables
-from retro.evaluation.bits import Documents
+from retro.evaluation.bits_per_byte import Documents
 
 RUNS = {
     f"{name}-s{seed}": {

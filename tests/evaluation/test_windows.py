@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.errors import UserError
-from retro.evaluation.windows import plan
+from retro.base.stage import UserError
+from retro.evaluation.losses import plan
 
 M = 4
 

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.artifacts import read_manifest
-from retro.config import load
-from retro.errors import UserError
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.config.schema import load
 from retro.evaluation.conditions import Condition, fraction_name
-from retro.experiments import figures
+from retro.experiments import draw
 from retro.experiments.catalogue import CATALOGUE, rows_of
 from retro.experiments.draw import recalls
 from retro.experiments.settings import ExperimentSettings
-from retro.report.parts import read_parts
 from retro.report.read import Run
+from retro.report.report_page import read_parts
 from retro.retrieval.subsample import first_kept, kept
-from retro.training.run import TrainedRun
+from retro.training.settings import TrainedRun
 from tests.evaluation.built import build_dataset, measure, stage, write_run
 from tests.training.toy import run_json
 
@@ -139,9 +139,9 @@ def test_a_very_small_database_is_one_too(made):
 def test_every_experiment_says_how_its_figure_is_drawn():
     for name, experiment in CATALOGUE.items():
         if experiment.kind == "bars":
-            assert experiment.against in figures.AGAINST and not experiment.x, name
+            assert experiment.against in draw.AGAINST and not experiment.x, name
         else:
-            assert experiment.axis in figures.AXES and experiment.x, name
+            assert experiment.axis in draw.AXES and experiment.x, name
 
 
 def test_the_docs_say_how_to_read_every_experiment():
@@ -184,7 +184,7 @@ def test_the_section_shows_each_experiment_and_a_page_takes_it(made):
     for name in ("seeds", "cost"):
         table_of(made, name)
     tables = [folder / f"experiments/{name}.csv" for name in ("seeds", "cost")]
-    stage("retro.experiments.part", "--tables", *tables, "--output", folder / "parts/experiments.html")
+    stage("retro.experiments.section", "--tables", *tables, "--output", folder / "parts/experiments.html")
     parts = {part.name: part for part in read_parts([folder / "parts/experiments.html"])}
     html = parts["experiments"].html
     ids = re.findall(r'\bid="([^"]+)"', html)

@@ -25,7 +25,7 @@ def differing(project, undisturbed) -> list[str]:
 
 def go_on(project, *targets: str):
     """What a user does after a fault: run again."""
-    return project.run("python", "-m", "retro.run", "--config", "config/tiny.yaml", "--cores", "2", *targets)
+    return project.run("python", "-m", "retro.tools.run", "--config", "config/tiny.yaml", "--cores", "2", *targets)
 
 
 def pytest_terminal_summary(terminalreporter):

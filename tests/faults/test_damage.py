@@ -32,13 +32,13 @@ def test_every_artifact_truncated_and_flipped(finished, tmp_path):
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         for damaged in (content[: len(content) - 1], flipped):
             path.write_bytes(damaged)
-            done = project.run("python", "-m", "retro.verify", "results/tiny")
+            done = project.run("python", "-m", "retro.tools.verify", "results/tiny")
             assert done.returncode == 1 and path.name in done.stdout, f"{name}: {done.stdout[-1500:]}"
             assert "Traceback" not in done.stdout
             damages += 1
         path.write_bytes(content)
-    assert project.run("python", "-m", "retro.verify", "results/tiny").returncode == 0
-    tell(f"{damages} damages to {len(names)} artifacts: each named by python -m retro.verify")
+    assert project.run("python", "-m", "retro.tools.verify", "results/tiny").returncode == 0
+    tell(f"{damages} damages to {len(names)} artifacts: each named by python -m retro.tools.verify")
 
 
 def test_training_refuses_what_is_damaged(finished, tmp_path):
@@ -82,7 +82,7 @@ def test_a_failed_upstream_does_not_present_an_old_report(finished, tmp_path):
     done = go_on(project)
     assert done.returncode != 0
     assert "tiny.jsonl, line 52" in done.stdout and "Open in a browser" not in done.stdout, done.stdout[-3000:]
-    assert project.run("python", "-m", "retro.verify", "results/tiny").returncode == 1
+    assert project.run("python", "-m", "retro.tools.verify", "results/tiny").returncode == 1
     tell("a corpus broken after a good run: the old report is not shown, verify says that it is stale")
 
 
@@ -95,7 +95,7 @@ def test_a_failed_training_does_not_leave_its_old_evaluation_standing(finished, 
         assert "Open in a browser" not in done.stdout
         said = done.stdout.partition("What went wrong:")[2]
         assert "Lower train.lr" in said and "docs/troubleshooting.md" in said, done.stdout[-3000:]
-    assert project.run("python", "-m", "retro.verify", "results/tiny").returncode == 1
+    assert project.run("python", "-m", "retro.tools.verify", "results/tiny").returncode == 1
     project.edit("config/tiny.yaml", "lr: 1.0e+30, warmup_samples: 8", "warmup_samples: 8")
     assert go_on(project).returncode == 0
     assert differing(project, finished) == []

@@ -24,7 +24,7 @@ def stages(folder) -> list[psutil.Process]:
             inside = process.cwd() == str(folder)
         except psutil.Error:
             continue
-        if inside and any(word.startswith("retro.") and word != "retro.run" for word in words[1:4]):
+        if inside and any(word.startswith("retro.") and word != "retro.tools.run" for word in words[1:4]):
             found.append(process)
     return found
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retro.artifacts import write_manifest
+from retro.base.artifacts import write_manifest
+from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
-from retro.errors import UserError
 from retro.interop.huggingface import export
 from retro.interop.megatron import load
 from retro.interop.names import to_megatron

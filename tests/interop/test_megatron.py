@@ -8,13 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
-from retro.interop.infer import flatten, infer
-from retro.interop.megatron import check, load, save
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.interop.infer import flatten, infer, read_state
+from retro.interop.megatron import check, compare, load, save
 from retro.interop.names import entries, from_megatron, to_megatron
-from retro.interop.parity import compare
-from retro.interop.states import read_state
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from tests.interop.dumps import VARIANTS, variant, write_dump

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from retro.model import cca, encoder, language_model
-from retro.model.attention import SelfAttention
-from retro.model.chunks import ChunkGrid
+from retro.model.cca import ChunkGrid
+from retro.model.layers import SelfAttention
 from retro.model.settings import ModelSettings
 from tests.model.reference import Reference
 from tests.model.shapes import VOCAB, inputs, small_model

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from retro.model.build import build_model
-from retro.model.layers import RMSNorm, rope_table, rotate
-from retro.model.loss import token_losses
+from retro.model.layers import RMSNorm, rope_table, rotate, token_losses
 from retro.model.settings import ModelSettings
 from tests.model.shapes import inputs, small_model
 

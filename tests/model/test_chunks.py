@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro.model.chunks import ChunkGrid
-from retro.model.copying import MASKED, NOTHING, before, matches, recent
+from retro.model.cca import MASKED, NOTHING, ChunkGrid, before, matches, recent
 
 lengths = given(n=st.integers(1, 40), m=st.integers(1, 9), alignment=st.sampled_from(["start", "end"]))
 

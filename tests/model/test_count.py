@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from retro import config
+from retro.config import schema
 from retro.model.build import build_model
 from retro.model.count import MEGATRON_SHAPES, flops_per_token, parameters
 from retro.model.settings import ModelSettings
@@ -83,7 +83,7 @@ def test_operations_are_those_that_torch_counts(architecture, fields):
 @pytest.mark.parametrize("architecture", ["gpt", "retro"])
 def test_a_preset_of_full_size_takes_the_operations_of_the_formula(name, architecture):
     dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
-    preset = config.parse({"preset": name, "dataset": dataset}, name)
+    preset = schema.parse({"preset": name, "dataset": dataset}, name)
     settings = next(iter(preset.models().values())).model
     assert (settings.layers, settings.width, settings.heads) == MEGATRON_SHAPES[name]
     n, m = preset.dataset.samples.seq_length, preset.dataset.chunk_length
@@ -107,7 +107,7 @@ def test_presets_train_as_megatron_s_script_does():
     """The values of its train_retro_2b_distributed.sh, and of the arguments that it leaves at their defaults."""
     for name in MEGATRON_SHAPES:
         dataset = {"name": name, "sources": {"corpus": {"path": "corpus"}}}
-        preset = config.parse({"preset": name, "dataset": dataset}, name)
+        preset = schema.parse({"preset": name, "dataset": dataset}, name)
         run = next(run for run in preset.models().values() if run.retro)
         train, model, samples = run.train, run.model, preset.dataset.samples
         assert (train.lr, train.min_lr, train.schedule) == (6e-4, 6e-5, "cosine")

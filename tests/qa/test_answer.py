@@ -7,16 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retro.artifacts import write_text
-from retro.errors import UserError
+from retro.base.artifacts import write_text
+from retro.base.stage import UserError
 from retro.qa import score
-from retro.qa.answer import shown_first
-from retro.qa.decode import answers
-from retro.qa.files import Example, read
-from retro.qa.lookup import QuestionLookup
-from retro.qa.prompts import given, padded, question_of, stack
+from retro.qa.answer import answers, shown_first
+from retro.qa.questions import Example, QuestionLookup, given, padded, question_of, read, stack
 from retro.report.read import read_csv
-from retro.training.load import load_model
+from retro.training.weights import load_model
 from tests.evaluation.built import stage
 
 SETTINGS = {"splits": ["test"], "answer_tokens": 8, "candidates": 8, "neighbours_used": 2, "batch_size": 4}

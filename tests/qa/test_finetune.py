@@ -12,13 +12,12 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
-from retro.qa import course
-from retro.qa.files import read
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.qa import finetune
+from retro.qa.questions import read
 from retro.qa.settings import QuestionSettings
-from retro.training.load import load_model
-from retro.training.weights import read_tensors
+from retro.training.weights import load_model, read_tensors
 from tests.evaluation.built import stage
 
 SETTINGS = {"examples": 48, "batch_size": 4, "lr": 3e-3, "warmup_samples": 4, "answer_tokens": 12, "candidates": 8}
@@ -57,8 +56,8 @@ def variant(dataset):
 
 def laid_out(dataset, questions, retrieves=True):
     settings = QuestionSettings(**{**SETTINGS, "instructions": [str(questions)]})
-    examples = course.examples_of(settings.instructions, dataset)
-    return settings, examples, course.lay_out(examples, dataset, settings, 2, retrieves, 1)
+    examples = finetune.examples_of(settings.instructions, dataset)
+    return settings, examples, finetune.lay_out(examples, dataset, settings, 2, retrieves, 1)
 
 
 def tensors(batch):
@@ -93,7 +92,7 @@ def test_the_own_page_is_never_shown_in_training(dataset, questions):
 
 def test_the_loss_is_of_answer_tokens_only(dataset, questions):
     _, examples, laid = laid_out(dataset, questions)
-    tokens, targets, neighbours, mask = tensors(course.collate(laid[:4], np.zeros(4, bool), dataset))
+    tokens, targets, neighbours, mask = tensors(finetune.collate(laid[:4], np.zeros(4, bool), dataset))
     assert neighbours.shape == mask.shape and neighbours.shape[:2] == (4, tokens.shape[1] // 16)
     for row, (example, each) in enumerate(zip(examples[:4], laid[:4], strict=True)):
         kept = targets[row][targets[row] >= 0]
@@ -109,17 +108,17 @@ def test_the_loss_is_of_answer_tokens_only(dataset, questions):
 def test_hidden_neighbours_are_retrieval_off(dataset, questions):
     _, _, laid = laid_out(dataset, questions)
     model, _ = load_model(dataset.folder / "runs/retro-s1/model.json", dataset)
-    tokens, targets, neighbours, mask = tensors(course.collate(laid[:3], np.array([True, False, False]), dataset))
+    tokens, targets, neighbours, mask = tensors(finetune.collate(laid[:3], np.array([True, False, False]), dataset))
     off = model(tokens, None, None, targets)
     on = model(tokens, neighbours, mask, targets)
     assert torch.allclose(on[0], off[0], atol=1e-5) and not torch.allclose(on[1], off[1], atol=1e-3)
-    assert course.collate(laid[:3], np.ones(3, bool), dataset).neighbours is None
+    assert finetune.collate(laid[:3], np.ones(3, bool), dataset).neighbours is None
 
 
 def test_an_epoch_reads_every_example_once(dataset, questions):
     settings, examples, laid = laid_out(dataset, questions, retrieves=False)
     settings = settings.model_copy(update={"examples": 2 * len(laid), "batch_size": len(laid)})
-    read = course.Questions(examples, laid, dataset, settings, 7)
+    read = finetune.Questions(examples, laid, dataset, settings, 7)
     answers = sorted(each.answer.tolist() for each in laid)
     orders = []
     for step in range(2):
@@ -132,7 +131,7 @@ def test_an_epoch_reads_every_example_once(dataset, questions):
 def test_a_sample_depends_on_its_number_alone(dataset, questions):
     settings, examples, laid = laid_out(dataset, questions)
     settings = settings.model_copy(update={"neighbour_dropout": 0.5})
-    read = course.Questions(examples, laid, dataset, settings, 7)
+    read = finetune.Questions(examples, laid, dataset, settings, 7)
     together = read.hidden(np.arange(48))
     assert 0 < together.sum() < 48
     for number in (47, 3, 11):
@@ -148,7 +147,7 @@ def test_it_learns_and_loads_as_a_model(dataset, questions, tune, name):
     after, run = load_model(tune(name, "made") / "model.json", dataset)
     assert run.name == f"{name}-qa" and run.qa["examples"] == 48
     _, _, laid = laid_out(dataset, questions, retrieves=name == "retro-s1")
-    tokens, targets, neighbours, mask = tensors(course.collate(laid, np.zeros(len(laid), bool), dataset))
+    tokens, targets, neighbours, mask = tensors(finetune.collate(laid, np.zeros(len(laid), bool), dataset))
     with torch.no_grad():
         losses = [float(model(tokens, neighbours, mask, targets).sum()) for model in (before, after)]
     assert losses[1] < 0.7 * losses[0]
@@ -272,4 +271,4 @@ def test_no_example_to_train_on_is_said(dataset, tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text(json.dumps({"question": "Where?", "answers": ["Here"], "doc_id": "unknown", "group": "x"}) + "\n")
     with pytest.raises(UserError, match="no example of the training split"):
-        course.examples_of([str(path)], dataset)
+        finetune.examples_of([str(path)], dataset)

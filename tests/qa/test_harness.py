@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
-from retro.evaluation.bits import bits_per_byte, group_documents
-from retro.evaluation.decoding import Sampler
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
+from retro.generation.decoding import Sampler
 from retro.qa import harness
-from retro.qa.files import Example
+from retro.qa.questions import Example
 from retro.qa.reading import Lookups, Reader, Text, windows
 from retro.qa.tasks import kind_of, pages
-from retro.training.load import load_model
+from retro.training.weights import load_model
 from tests.evaluation.built import M, measure, stage
 
 harness.find()

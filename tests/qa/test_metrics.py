@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro.qa.metrics import exact_match, f1, match, normalise, rank
+from retro.qa.score import exact_match, f1, match, normalise, rank
 
 
 @pytest.mark.parametrize(

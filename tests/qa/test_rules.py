@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retro.config import load
+from retro.config.schema import load
 from retro.qa.finetune import name_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from retro.artifacts import write_text
-from retro.recorded import Dataset
+from retro.base.artifacts import write_text
+from retro.dataset.dataset import Dataset
 from tests.evaluation.built import build_dataset, measure, stage, summarise, write_run
 
 
@@ -43,7 +43,7 @@ class Report:
         given = ("--config", self.dataset.path, "--models", *[run / "model.json" for run in runs], *tables)
         more = ("--figures", *figures, "--samples", runs[1] / "sample.json")
         last = ("--explorer", self.folder / "neighbours.html", "--output", self.folder / "report.html")
-        stage("retro.report.page", *given, *more, *last)
+        stage("retro.report.report_page", *given, *more, *last)
         return (self.folder / "report.html").read_text()
 
 
@@ -59,7 +59,7 @@ def report(tmp_path_factory):
     settings = {"prompts": 2, "prompt_tokens": 16, "new_tokens": 20}
     run = dataset.folder / "runs/retro-s1"
     given = ("--config", dataset.path, "--settings", json.dumps(settings), "--output", run / "sample.json")
-    stage("retro.evaluation.sample", *given, "--model", run / "model.json")
+    stage("retro.generation.sample", *given, "--model", run / "model.json")
     made = Report(dataset, losses)
     made.draw(dataset.folder / "figures")
     return made

@@ -4,12 +4,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from retro.durations import duration
-from retro.report.costs import draw_cost
-from retro.report.curves import draw_loss
+from retro.base.log import duration
+from retro.report.figures import draw_cost, draw_loss
 from retro.report.gains import draw_bpb, draw_sections
+from retro.report.html import interval, percent, short
 from retro.report.read import read_benchmarks, read_csv, read_runs
-from retro.report.words import interval, percent, short
 
 NAMES = ["loss", "bpb", "sections", "cost", "neighbours"]
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
 from retro.report.indexes import sentence
 from tests.database.stages import stage
 from tests.retrieval.conftest import SAVED, corpus, dataset  # noqa: F401

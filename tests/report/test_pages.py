@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from retro.report import explorer
-from retro.report.pages import embedded
-from retro.report.pieces import split_pieces
+from retro.report.explorer import split_pieces
+from retro.report.html import embedded
 from tests.evaluation.words import HOSTILE
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}

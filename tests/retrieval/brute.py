@@ -8,7 +8,7 @@ from retro.retrieval.exclusion import Barred, Rule
 
 
 class Plain:
-    """Vectors in memory, as `retro.retrieval.vectors.Vectors` offers them."""
+    """Vectors in memory, as `retro.dataset.store.Vectors` offers them."""
 
     def __init__(self, array: np.ndarray):
         self.array, self.width = array, array.shape[1]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from retro.artifacts import canonical
-from retro.config import DatasetSettings
-from retro.recorded import Dataset
+from retro.base.artifacts import canonical
+from retro.config.schema import DatasetSettings
+from retro.dataset.dataset import Dataset
 from tests.database.stages import SPLIT, STATIC, TOKENIZER, Corpus, M, stage
 
 SAVED = 6
@@ -38,5 +38,5 @@ def dataset(corpus) -> Dataset:
     )
     output = corpus.folder / "D" / "config.json"
     facts = json.loads(canonical(settings.facts()))
-    stage("retro.record", settings=facts, manifests=manifests, output=output)
+    stage("retro.dataset.dataset", settings=facts, manifests=manifests, output=output)
     return Dataset.open(output)

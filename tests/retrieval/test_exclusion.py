@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
 from retro.retrieval.exclusion import Exclusion, Rule, read_keys, rules_of
 
 KEYS = st.lists(st.integers(0, 6).map(lambda key: key * 2**61), min_size=1, max_size=40)

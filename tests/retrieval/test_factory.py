@@ -9,8 +9,9 @@ import faiss
 import numpy as np
 import pytest
 
-from retro.errors import UserError
-from retro.retrieval import approximate, factory, training
+from retro.base.stage import UserError
+from retro.retrieval import approximate, factory
+from retro.retrieval import index as training
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.index import make

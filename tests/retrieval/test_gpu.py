@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from retro.retrieval import gpu, training
+from retro.retrieval import factory
+from retro.retrieval import index as training
 from retro.retrieval.index import make
 from retro.retrieval.settings import IndexSettings
 from tests.retrieval.brute import Plain, units
@@ -30,7 +31,7 @@ def two_gpus(monkeypatch):
 
 def test_without_a_device_the_index_stays_as_it_is():
     index = faiss.IndexFlatIP(4)
-    assert gpu.to_gpus(index, IndexSettings()) is index and gpu.to_cpu(index, index) is index
+    assert factory.to_gpus(index, IndexSettings()) is index and factory.to_cpu(index, index) is index
 
 
 @pytest.mark.parametrize("how", ["replicate", "shard"])
@@ -59,5 +60,5 @@ def test_a_kind_that_gpus_cannot_hold_stays_on_the_cpu(two_gpus, monkeypatch, ca
 
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", refuse, raising=False)
     index = faiss.IndexHNSWFlat(4, 8, faiss.METRIC_INNER_PRODUCT)
-    assert gpu.to_gpus(index, IndexSettings()) is index
+    assert factory.to_gpus(index, IndexSettings()) is index
     assert "index stays on the CPU: not a kind for GPUs" in capsys.readouterr().err

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.database.blocks import Blocks
-from retro.errors import UserError
+from retro.base.artifacts import read_manifest
+from retro.base.shards import Blocks
+from retro.base.stage import UserError
+from retro.dataset.store import Vectors
 from retro.retrieval.exclusion import read_keys
 from retro.retrieval.neighbours import recall
-from retro.retrieval.vectors import Vectors
 from tests.database.stages import stage
 from tests.retrieval.brute import Case
 
@@ -122,7 +122,7 @@ def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path):
     for name in source.facts["files"]:
         (folder / name).write_bytes((source.folder / name).read_bytes())
     np.save(folder / "valid.npy", np.empty(0, np.int64))
-    from retro.artifacts import write_manifest
+    from retro.base.artifacts import write_manifest
 
     names = [folder / name for name in source.facts["files"]]
     write_manifest(folder / "manifest.json", kind="database", stage="retro.database.assemble", files=names)

@@ -6,13 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.database.store import open_store, texts
-from retro.errors import UserError
-from retro.retrieval.bm25 import FILES, Bm25Search, build, first, words
-from retro.retrieval.bm25_index import check
-from retro.retrieval.controls import draw, others
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.dataset.store import open_store, texts
+from retro.retrieval.bm25 import FILES, Bm25Search, build, check, first, words
 from retro.retrieval.exclusion import Barred, Rule, read_keys
+from retro.retrieval.retrievers import draw, others
 from tests.database.stages import stage
 from tests.retrieval.test_neighbours import bytes_of, case_of
 
@@ -29,7 +28,7 @@ def bm25(corpus, tmp_path_factory):
 
 def index_bm25(corpus, output, **more):
     stage(
-        "retro.retrieval.bm25_index",
+        "retro.retrieval.bm25",
         settings={"index": {"bm25_k1": K1, "bm25_b": B}},
         database=corpus.manifest("database"),
         tokenizer=corpus.manifest("tokenizer"),

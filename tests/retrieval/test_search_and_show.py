@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.retrieval.search import Searcher
 from tests.database.stages import stage
 from tests.retrieval.conftest import SAVED
@@ -49,7 +49,7 @@ def test_excluded_documents_are_not_found(dataset, searcher):
 
 
 def test_another_encoder_than_the_recorded_one_is_refused(dataset):
-    from retro.recorded import Dataset
+    from retro.dataset.dataset import Dataset
 
     facts = {**dataset.facts, "encoder": {**dataset.facts["encoder"], "width": 32}}
     with pytest.raises(UserError, match="embedded by an encoder of sha256"):
@@ -57,7 +57,7 @@ def test_another_encoder_than_the_recorded_one_is_refused(dataset):
 
 
 def show(dataset, capsys, **options) -> str:
-    stage("retro.retrieval.show", config=dataset.path, **options)
+    stage("retro.retrieval.search", config=dataset.path, **options)
     return capsys.readouterr().out
 
 
@@ -99,7 +99,7 @@ def test_show_searches_for_any_text(dataset, capsys):
 )
 def test_what_does_not_exist_is_told(dataset, options, message):
     with pytest.raises(UserError, match=message):
-        stage("retro.retrieval.show", config=dataset.path, split="test", **options)
+        stage("retro.retrieval.search", config=dataset.path, split="test", **options)
 
 
 def test_recorded_neighbours_are_the_ones_shown(dataset):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.shards import bounds, shard_name
+from retro.base.stage import UserError
 from retro.corpus import readers
-from retro.database.shards import bounds, shard_name
-from retro.errors import UserError
 from retro.retrieval import index
 from tests.database.stages import Corpus, stage
 

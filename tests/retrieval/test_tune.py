@@ -5,12 +5,11 @@ import csv
 import numpy as np
 import pytest
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.retrieval import factory
-from retro.retrieval.costs import Sample
-from retro.retrieval.search import Searcher
-from retro.retrieval.show import neighbours_of
-from retro.retrieval.tune import cheapest, settings_of, suggestion
+from retro.retrieval.approximate import Sample
+from retro.retrieval.search import Searcher, neighbours_of
+from retro.tools.tune_index import cheapest, settings_of, suggestion
 from tests.database.stages import stage
 from tests.retrieval.test_retrievers import index_bm25, neighbours
 
@@ -36,13 +35,13 @@ def test_where_there_is_nothing_to_find_exact_search_is_suggested():
 @pytest.mark.parametrize("recall", [95, -0.5])
 def test_a_recall_that_is_no_share_is_refused_before_anything_is_measured(dataset, tmp_path, recall):
     with pytest.raises(UserError, match=f"--recall {recall}: wanted a share from 0 to 1"):
-        stage("retro.retrieval.tune", config=dataset.path, recall=recall, **{"output-folder": tmp_path / "tune"})
+        stage("retro.tools.tune_index", config=dataset.path, recall=recall, **{"output-folder": tmp_path / "tune"})
     assert not (tmp_path / "tune").exists()
 
 
 def test_tune_writes_a_table_and_a_figure(dataset, tmp_path, capsys):
     stage(
-        "retro.retrieval.tune",
+        "retro.tools.tune_index",
         config=dataset.path,
         factory="IVF8,Flat",
         k=5,
@@ -86,10 +85,10 @@ def test_a_live_query_of_a_retrieval_finds_what_the_retrieval_stored(dataset, wo
 
 
 def test_show_prints_a_named_retrieval(dataset, words, capsys):
-    stage("retro.retrieval.show", config=dataset.path, split="test", chunk=3, k=2, retrieval="words")
+    stage("retro.retrieval.search", config=dataset.path, split="test", chunk=3, k=2, retrieval="words")
     out = capsys.readouterr().out
     assert all(f"id {identity} " in out for identity in words.array("ids.npy")[3, :2].tolist())
-    stage("retro.retrieval.show", config=dataset.path, text="kalo", k=2, retrieval="words", split="test")
+    stage("retro.retrieval.search", config=dataset.path, text="kalo", k=2, retrieval="words", split="test")
     assert "1. score" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--retrieval nobody: no file .* made for test: words"):
         neighbours_of(dataset, "nobody", "test")

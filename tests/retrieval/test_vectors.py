@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
-from retro.retrieval.vectors import Vectors
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
+from retro.dataset.store import Vectors
 from tests.database.stages import STATIC, stage
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro.recorded import Dataset
+from retro.dataset.dataset import Dataset
 from tests.training.toy import make_dataset
 
 

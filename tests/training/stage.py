@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from retro import errors
+from retro.base import stage
 from retro.training import train
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -21,7 +21,7 @@ def work(arguments: list[str], log: str | int, environment: dict[str, str]) -> N
     os.dup2(handle, 2)
     os.environ.update(environment)
     sys.argv = ["retro.training.train", *arguments]
-    errors.run(train.main)
+    stage.run(train.main)
 
 
 class Stage:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.training.batches import Batcher, hidden_chunks
 from retro.training.samples import Samples, documents_of
 from tests.training.toy import EOD, SEQ, M

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.artifacts import read_json
-from retro.config import parse
-from retro.errors import UserError
-from retro.recorded import Dataset
-from retro.training.blend import PERIOD, Blend, assignment, open_samples, shares
-from retro.training.samples import Samples, documents_of
+from retro.base.artifacts import read_json
+from retro.base.stage import UserError
+from retro.config.schema import parse
+from retro.dataset.dataset import Dataset
+from retro.training.samples import PERIOD, Blend, Samples, assignment, documents_of, open_samples, shares
 from tests.training.toy import make_dataset, record
 
 WEIGHTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from retro.errors import UserError
-from retro.training import fingerprint
-from retro.training.checkpoints import Checkpoints
+from retro.base.stage import UserError
+from retro.training.checkpoints import Checkpoints, name_of, run_facts
 from retro.training.weights import assign, read_tensors, weights, write_tensors
 
 RUN = {
@@ -18,7 +17,7 @@ RUN = {
 
 
 def facts(**changed):
-    return fingerprint.facts("c0", {**RUN, **changed}, "code", {"torch": "2"}, "cpu")
+    return run_facts("c0", {**RUN, **changed}, "code", {"torch": "2"}, "cpu")
 
 
 def write(checkpoints, step):
@@ -85,7 +84,7 @@ def test_those_of_another_run_are_named_and_go_with_the_first_new_one(checkpoint
 
 def test_what_changes_no_weight_changes_no_fingerprint():
     assert facts() == facts(name="x", twin="y", train={"lr": 0.1, "log_interval": 9, "checkpoint_minutes": 1})
-    assert fingerprint.name_of(facts()) != fingerprint.name_of(facts(seed=2))
+    assert name_of(facts()) != name_of(facts(seed=2))
 
 
 def test_tensors_give_the_same_bytes_in_any_order_and_come_back(tmp_path):

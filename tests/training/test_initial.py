@@ -5,13 +5,12 @@ import json
 import pytest
 import torch
 
-from retro.artifacts import read_manifest
-from retro.errors import UserError
+from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
-from retro.training.initial import retrieves, start_from
-from retro.training.load import load_model
-from retro.training.run import Run
+from retro.training.settings import Run
+from retro.training.weights import load_model, retrieves, start_from
 from tests.training.stage import Stage
 from tests.training.toy import run_json
 

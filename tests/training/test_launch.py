@@ -13,10 +13,9 @@ import psutil
 import pytest
 import torch
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.training import launch
-from retro.training.initial import retrieves
-from retro.training.weights import read_tensors
+from retro.training.weights import read_tensors, retrieves
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 

@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-from retro.errors import UserError
-from retro.recorded import Dataset
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 from retro.training.batches import Batcher
-from retro.training.load import load_model
-from retro.training.validation import Validation
+from retro.training.metrics import Validation
+from retro.training.weights import load_model
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from retro.training.optimizer import build_optimizer, learning_rate
+from retro.training.session import build_optimizer, learning_rate
 from retro.training.settings import TrainSettings
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from retro.training.parts import Cut, chunk_sizes
+from retro.training.sharding import Cut, chunk_sizes
 from retro.training.weights import read_tensors
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json

@@ -5,10 +5,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from retro.artifacts import canonical
-from retro.config import parse
-from retro.errors import UserError
-from retro.training.run import ImportedModel, Recorded, Run, TrainedRun, described
+from retro.base.artifacts import canonical
+from retro.base.stage import UserError
+from retro.config.schema import parse
+from retro.training.settings import ImportedModel, Recorded, Run, TrainedRun, described
 from tests.training.toy import run_json
 
 LENGTHS = {"chunk_length": 8, "retrieved_length": 16, "seq_length": 32, "vocab_size": 257}

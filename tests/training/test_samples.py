@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro.errors import UserError
+from retro.base.stage import UserError
 from retro.training.samples import Samples, documents_of
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=20)

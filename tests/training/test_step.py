@@ -6,10 +6,8 @@ import socket
 import pytest
 import torch
 
-from retro.training.loop import fit
-from retro.training.setup import setup
-from retro.training.step import train_step
-from retro.training.stop import Stop
+from retro.training.loop import Stop, fit, train_step
+from retro.training.train import setup
 from retro.training.weights import read_tensors
 from tests.training.stage import Stage, ended
 from tests.training.toy import make_dataset, run_json

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
 from tests.training.stage import Stage, ended
 from tests.training.toy import make_dataset, run_json
 

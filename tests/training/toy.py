@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from retro.artifacts import sha256, write_array, write_json, write_manifest
+from retro.base.artifacts import sha256, write_array, write_json, write_manifest
+from retro.base.names import CHUNK, DOCUMENT, SPLITS
 from retro.corpus.mmididx import TokenWriter
-from retro.database.tables import CHUNK, DOCUMENT, SPLITS
 
 M = 8  # chunk length
 SEQ = 32
 VOCAB = 257
 EOD = 256
 SOURCES = ("almanac", "letters")
-STAGE = "retro.record"
+STAGE = "retro.dataset.dataset"
 
 
 def make_dataset(folder: Path, *, documents: int = 40, saved: int = 4, **samples) -> Path:

@@ -8,8 +8,8 @@ from unittest.mock import patch
 
 import pytest
 
-from retro import verify
-from retro.artifacts import canonical, sha256, write_json
+from retro.base.artifacts import canonical, sha256, write_json
+from retro.tools import verify
 from tests.database.stages import Corpus
 from tests.retrieval.conftest import corpus, dataset  # noqa: F401
 
@@ -41,7 +41,7 @@ class Copy:
         write_json(self.folder / "config.json", config)
 
     def verify(self) -> None:
-        """`python -m retro.verify`; raises `UserError` if it finds anything."""
+        """`python -m retro.tools.verify`; raises `UserError` if it finds anything."""
         with patch.object(sys, "argv", ["verify", str(self.folder)]):
             verify.main()
 

@@ -8,11 +8,14 @@ import faiss
 import numpy as np
 import pytest
 
-from retro.artifacts import read_manifest
+from retro.base.artifacts import read_manifest
+from retro.base.shards import bounds
+from retro.base.stage import UserError
 from retro.database import assemble, chunk
-from retro.database.shards import bounds
-from retro.errors import UserError
-from retro.validate import embeddings, index, neighbours, sample, tell, tokens
+from retro.validate import database as embeddings
+from retro.validate import database as index
+from retro.validate import database as neighbours
+from retro.validate import sample, summary, tokens
 from retro.validate.recompute import recompute
 from tests.database.stages import SPLIT, stage
 from tests.retrieval.test_retrievers import index_bm25
@@ -245,12 +248,12 @@ def test_the_reports_are_told_as_a_table_and_judged(copy, tmp_path, capsys):
         patch.object(sys, "argv", ["tell", "--reports", *reports]),
         pytest.raises(UserError, match="1 of 3 artifacts are not what is recomputed"),
     ):
-        tell.main()
+        summary.main()
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in told[:3]] == ["equal", "equal", "DIFFERS"]
     assert told[4].endswith("database.npy, row 5: stored 6, recomputed 5")
     with patch.object(sys, "argv", ["tell", "--reports", reports[0]]):
-        tell.main()
+        summary.main()
     assert "2 artifacts: what was recomputed equals what is stored" in capsys.readouterr().out
 
 

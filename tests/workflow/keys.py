@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from retro.config import Config, parse
-from retro.config_layers import merged
-from retro.refusals import settings_in
+from retro.base.stage import settings_in
+from retro.config.layers import merged
+from retro.config.schema import Config, parse
 from tests.workflow.conftest import ROOT
 
 TARGETS = {"all", "experiments", "qa"}

@@ -11,7 +11,9 @@ def test_an_archive_rebuilds_the_same_bytes(finished, tmp_path):
         shutil.copy2(ROOT / name, project.folder / name)
     for name in ["envs", "docs"]:
         shutil.copytree(ROOT / name, project.folder / name, dirs_exist_ok=True)
-    done = project.run("python", "-m", "retro.archive", "pack", "--config", "config/tiny.yaml", "--output", "packed")
+    done = project.run(
+        "python", "-m", "retro.tools.archive", "pack", "--config", "config/tiny.yaml", "--output", "packed"
+    )
     assert done.returncode == 0, done.stdout
     elsewhere = tmp_path / "elsewhere" / "archive"
     shutil.move(project.folder / "packed", elsewhere)
@@ -19,19 +21,23 @@ def test_an_archive_rebuilds_the_same_bytes(finished, tmp_path):
     archive = Project(elsewhere)
     made = archive.snakemake("all", config="config/archived.yaml")
     assert made.returncode == 0, made.stdout[-4000:]
-    checked = archive.run("python", "-m", "retro.archive", "check", "expected.json", "results/tiny")
+    checked = archive.run("python", "-m", "retro.tools.archive", "check", "expected.json", "results/tiny")
     assert checked.returncode == 0, checked.stdout
     assert (
         archive.results("neighbours/train/ids.npy").read_bytes()
         == finished.results("neighbours/train/ids.npy").read_bytes()
     )
     archive.results("neighbours/train/ids.npy").write_bytes(b"other")
-    again = archive.run("python", "-m", "retro.archive", "pack", "--config", "config/tiny.yaml", "--output", "results")
+    again = archive.run(
+        "python", "-m", "retro.tools.archive", "pack", "--config", "config/tiny.yaml", "--output", "results"
+    )
     assert again.returncode == 1 and "exists already" in again.stdout
 
 
 def test_only_a_finished_run_is_archived(tmp_path):
     project = Project.create(tmp_path / "project")
-    done = project.run("python", "-m", "retro.archive", "pack", "--config", "config/tiny.yaml", "--output", "packed")
+    done = project.run(
+        "python", "-m", "retro.tools.archive", "pack", "--config", "config/tiny.yaml", "--output", "packed"
+    )
     assert done.returncode == 1 and "no finished run" in done.stdout
     assert not (project.folder / "packed").exists()

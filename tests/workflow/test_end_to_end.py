@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retro.recorded import Dataset
+from retro.dataset.dataset import Dataset
 from tests.workflow.conftest import ROOT
 
 
@@ -79,13 +79,13 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 
 def test_verify_finds_all_in_order_and_names_a_flipped_byte(finished, tmp_path):
-    assert finished.run("python", "-m", "retro.verify", "results/tiny").returncode == 0
+    assert finished.run("python", "-m", "retro.tools.verify", "results/tiny").returncode == 0
     copy = finished.clone(tmp_path / "copy")
     path = copy.results("neighbours/train/ids.npy")
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    done = copy.run("python", "-m", "retro.verify", "results/tiny")
+    done = copy.run("python", "-m", "retro.tools.verify", "results/tiny")
     assert done.returncode == 1
     assert "neighbours/train/ids.npy: content changed" in done.stdout
     assert "Traceback" not in done.stdout

@@ -16,6 +16,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, tmp_path, see
     process = project.start("--until", "train")
     time.sleep(random.Random(seed).uniform(3, 25))
     kill_group(process)
-    done = project.run("python", "-m", "retro.run", "--config", "config/tiny.yaml", "--cores", "2", "train_all")
+    done = project.run("python", "-m", "retro.tools.run", "--config", "config/tiny.yaml", "--cores", "2", "train_all")
     assert done.returncode == 0, done.stdout[-4000:]
     assert project.results(WEIGHTS).read_bytes() == finished.results(WEIGHTS).read_bytes()

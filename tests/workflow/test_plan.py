@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.parametrize("words", [[], ["--sample"]], ids=["recorded", "sampled"])
 def test_the_disk_is_foreseen(finished, words):
-    done = finished.run(sys.executable, "-m", "retro.plan", "config/tiny.yaml", "--check", "--json", *words)
+    done = finished.run(sys.executable, "-m", "retro.planning.plan", "config/tiny.yaml", "--check", "--json", *words)
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout[done.stdout.index("{") :])
     rows = {row["what"]: row for row in found["check"]}

@@ -1,6 +1,6 @@
 """What stages really run is what their digests cover."""
 
-from retro import provenance
+from retro.base import provenance
 from tests.workflow.test_rerun_code import STARTS
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from retro import provenance
-from retro.definitions import Module
-from retro.reachable import Package
+from retro.base import provenance
+from retro.base.definitions import Module
+from retro.base.provenance import Package
 from tests.workflow.conftest import ROOT
 from tests.workflow.test_rerun_keys import base, folder  # noqa: F401
 

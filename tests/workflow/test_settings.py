@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from retro.config_layers import merged
+from retro.config.layers import merged
 from tests.workflow.conftest import ROOT
 from tests.workflow.keys import BASE
 from tests.workflow.plan import Plan

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from retro.artifacts import sha256, write_json
+from retro.base.artifacts import sha256, write_json
 
 ARTIFACTS = ["tokens/tiny", "chunks/tiny", "database", "embeddings/tiny", "index", "neighbours/train"]
 

@@ -1,0 +1,119 @@
+"""The machine a stage runs on: mapped memory, the device of a model, and how fast a matrix product is.
+
+Pages of a mapped file stay in a process once they were touched, and count as its memory, until the system needs them
+elsewhere: a job that reads a whole file that way looks, to a scheduler with a memory limit, as big as the file.
+
+The rate of a plain matrix product is the yardstick that speed is told by.
+"""
+
+import ctypes
+import mmap
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def release(*arrays: np.ndarray) -> None:
+    """Hand back the pages of mapped arrays; the next access reads them again. What was written stays written.
+
+    Arrays in memory are left alone. Without effect where the system cannot do it.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for array in arrays:
+        owner: np.ndarray | None = array
+        while isinstance(owner, np.ndarray):
+            if isinstance(mapped := getattr(owner, "_mmap", None), mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                break
+            owner = owner.base
+
+
+class MappedFile:
+    """A file that a library has mapped, wherever it did, and keeps mapped."""
+
+    def __init__(self, path: Path):
+        self.size, self._places = path.stat().st_size, []
+        maps, name = Path("/proc/self/maps"), str(path.resolve())
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else []
+        for line in lines:
+            place, *_, mapped = line.split(maxsplit=5)
+            if mapped == name:
+                start, stop = (int(part, 16) for part in place.split("-"))
+                self._places.append((ctypes.c_void_p(start), ctypes.c_size_t(stop - start)))
+
+    def release(self) -> None:
+        """Hand back its pages, as `release` does."""
+        for start, size in self._places:
+            ctypes.CDLL(None).madvise(start, size, mmap.MADV_DONTNEED)
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+CPU_SIZE, GPU_SIZE, BENCH_SIZE = 1024, 8192, 1536
+
+
+def gemm_rate(
+    device: torch.device,
+    precision: str = "fp32",
+    *,
+    size: int | None = None,
+    repeats: int = 3,
+    clock: Callable[[], float] | None = None,
+) -> float:
+    """Floating-point operations a second of square `torch.mm`, best of `repeats`, by `clock`.
+
+    By default the clock is this thread's processor time, so that a busy machine does not look slow; on a GPU wall
+    time. Runs with this process's threads, takes about a tenth of a second and draws no random numbers.
+    """
+    kind = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    clock = clock or (time.perf_counter if device.type == "cuda" else time.thread_time)
+    size = size or (GPU_SIZE if device.type == "cuda" else CPU_SIZE)
+    left, right = _operands(size, device, kind)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    (best,) = _fastest(lambda: torch.mm(left, right), repeats, now)
+    return 2 * size**3 / best
+
+
+def calibrate(threads: int, size: int = BENCH_SIZE) -> dict[str, float]:
+    """Gigaflops per CPU-second, and per second of wall clock, of one product on each of `threads` threads at once.
+
+    For work that is spread so: embedding and search, a batch a thread. Give it as many threads as that has.
+    """
+    torch.set_num_threads(1)
+    left, right = _operands(size, torch.device("cpu"), torch.float32)
+    with ThreadPoolExecutor(threads) as pool:
+
+        def work() -> None:
+            list(pool.map(lambda _: torch.mm(left, right), range(threads)))
+
+        cpu, wall = _fastest(work, 3, time.process_time, time.perf_counter)
+    done = 2 * size**3 * threads / 1e9
+    return {"gflops_per_cpu_second": round(done / cpu, 1), "gflops": round(done / wall, 1)}
+
+
+def _operands(size: int, device: torch.device, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    left = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(kind)
+    return left, left.t().contiguous()
+
+
+def _fastest(work: Callable[[], object], repeats: int, *clocks: Callable[[], float]) -> list[float]:
+    """The least time that `work` takes by each clock: what the machine can do when nothing disturbs it."""
+    best = [float("inf")] * len(clocks)
+    for _ in range(repeats + 1):  # one more, as the first also warms up
+        start = [clock() for clock in clocks]
+        work()
+        best = [min(least, clock() - then) for least, clock, then in zip(best, clocks, start, strict=True)]
+    return best

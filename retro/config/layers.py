@@ -1,0 +1,138 @@
+"""What a config file says before it is validated: read, laid on its presets, and free of what preprocessing decides."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retro.base.artifacts import read_json
+from retro.base.stage import UserError
+from retro.corpus.records import DECODER, Repeated
+from retro.training.settings import SampleSettings
+
+PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
+# Keys that a training section may not set.
+RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
+
+
+def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """`raw` laid on its preset, and that on its own, as far as they go."""
+    name = raw.get("preset")
+    if name is None:
+        return raw
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        raise UserError(
+            f"{where}: preset: no file {path}. Give the path of a config, or one of the presets: {', '.join(known)}"
+        )
+    if path in seen:
+        raise UserError(f"{where}: preset: {path} leads back to itself. Give another preset in one of them.")
+    return merged(with_presets(read(path), str(path), (*seen, path)), raw)
+
+
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which what it would change without a word is an error: a key that stands twice in a mapping, of which the
+    first would be lost, and numbers that YAML 1.1 reads to the base of 8 or 60.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for name, _ in node.value:
+            if name.value in seen and name.tag != "tag:yaml.org,2002:merge":
+                line = name.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"line {line}: {name.value} stands here a second time"
+                )
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """An int or a float, as it is written."""
+        whole = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        base = 60 if ":" in node.value else 8 if whole and OCTAL.fullmatch(node.value) else 10
+        if base != 10:
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"line {line}: {node.value} would become {value}, as YAML 1.1 reads it to the base of {base}. "
+                f"Write the number without zeros and colons, or put it in quotes if it is text",
+            )
+        return value
+
+
+for tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{tag}", _Loader.number)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A config file as it is written. Raises `UserError` for what is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        try:  # first as JSON, as Snakemake does, whatever the file's name
+            raw = DECODER.decode(text)
+        except json.JSONDecodeError:
+            raw = _Loader(text).get_single_data()
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(str(file.name) for file in PRESETS.parent.glob("*.yaml")))
+        raise UserError(
+            f"{path}: no such config file (working folder {Path.cwd()}). Give one, or one of config/: {shipped}."
+        ) from None
+    except Repeated as error:
+        raise UserError(f"{path}: {error} stands there a second time; one value would be lost. Remove one.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it.") from None
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else type(raw).__name__
+        raise UserError(f"{path}: wanted a mapping of sections, found {found}. See config/tiny.yaml for an example.")
+    return raw
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping."""
+    result = copy.deepcopy(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def refuse_recorded(raw: dict[str, Any], where: str) -> None:
+    """A training section may not set what preprocessing decided: name both values and the two ways out."""
+    runs = raw.get("runs")
+    places = [("train", raw.get("train")), ("model", raw.get("model"))]
+    for name, run in runs.items() if isinstance(runs, dict) else ():
+        if isinstance(run, dict):
+            places += [(f"runs.{name}.{key}", run.get(key)) for key in ("train", "model")]
+    for place, section in places:
+        if not isinstance(section, dict):
+            continue
+        for key in sorted(RECORDED_KEYS & section.keys()):
+            decided = _decided(raw, key)
+            raise UserError(
+                f"{where}: {place}.{key} is decided by preprocessing: {decided}, wanted {section[key]!r}. Either "
+                f"remove it from {place}, or change it in the dataset section and let what depends on it be "
+                f"made again."
+            )
+
+
+def _decided(raw: dict[str, Any], key: str) -> str:
+    """Where and as what a key that training must not set is decided."""
+    found = raw.get("dataset")
+    dataset = found if isinstance(found, dict) else {}
+    recorded = Path(str(raw.get("results", "results"))) / str(dataset.get("name", "dataset")) / "config.json"
+    if recorded.is_file():
+        facts = read_json(recorded)
+        value = {**facts, **facts.get("samples", {}), **facts.get("tokenizer", {})}.get(key)
+        return f"recorded as {value!r} in {recorded}"
+    section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
+    value = section.get(key, "its default") if isinstance(section, dict) else "its default"
+    return f"{value!r} in the dataset section"

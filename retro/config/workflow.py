@@ -1,0 +1,262 @@
+"""What a config asks of Snakemake: the targets, and what a rule reads where the config decides it.
+
+The rules are its only user; it knows nothing of Snakemake. Paths are those of `retro.base.names`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from retro.base.names import (
+    ANSWERS,
+    BM25,
+    CHUNKS,
+    DATABASE,
+    DUPLICATES,
+    EMBEDDINGS,
+    FIGURE,
+    INDEX,
+    LISTED,
+    LOSSES,
+    NEIGHBOURS,
+    PART,
+    RUN,
+    TOKENIZER,
+    TOKENS,
+    prefix,
+    seeded,
+    tuned,
+    unseeded,
+)
+from retro.base.stage import UserError
+from retro.config.retrievals import Retrievals
+from retro.config.schema import Config
+from retro.evaluation.conditions import NONE, ON, Condition, usual
+from retro.experiments.catalogue import CATALOGUE
+
+FIGURES = ("loss", "bpb", "sections", "cost", "neighbours")
+
+
+class Workflow:
+    """What a config asks for. Methods that raise `UserError` say what the config lacks."""
+
+    def __init__(self, config: Config):
+        self.config, self.dataset = config, config.dataset
+        self.facts, self.runs = config.dataset.facts(), config.models()
+        self.folder = f"{config.results}/{config.dataset.name}"
+        self.sources = sorted(config.dataset.sources)
+        self.splits = config.evaluate.splits  # those evaluated
+        self.retrievals = Retrievals(self.facts, config.retrievals, self.folder)
+        self.dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
+        count = self.dataset.shards
+        self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
+        self.retro_runs = [name for name, run in self.runs.items() if run.retro]
+        # The run that the report is about: the first RETRO run that has a twin.
+        self.first = next((name for name in self.retro_runs if self.runs[name].twin), None)
+
+    def path(self, pattern: str, **names: str) -> str:
+        """A file below the dataset's folder, by a pattern of `retro.base.names`."""
+        return f"{self.folder}/{pattern.format(**names)}"
+
+    def manifest(self, pattern: str, **names: str) -> str:
+        """The manifest of an artifact."""
+        return f"{self.path(pattern, **names)}/manifest.json"
+
+    # Preprocessing
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """What is read of each source; `weight` and `database` only say what is done with it."""
+        unread = ("weight", "database")
+        return {
+            name: {key: value for key, value in source.items() if key not in unread}
+            for name, source in self.facts["sources"].items()
+        }
+
+    def settings(self, *keys: str) -> dict[str, Any]:
+        """Some of the dataset's facts."""
+        return {key: self.facts[key] for key in keys}
+
+    def uses(self, *keys: str) -> dict[str, dict[str, bool]]:
+        """What is done with each source: `train`, `database` or both."""
+        return {name: {key: source[key] for key in keys} for name, source in self.facts["sources"].items()}
+
+    def learned_from(self) -> dict[str, dict[str, Any]]:
+        """Sources that the tokenizer is trained on: none where it is given, so that a new one changes no other."""
+        learned = self.dataset.tokenizer.type == "bpe"
+        return {name: each for name, each in self.read().items() if each["train"] and learned}
+
+    def duplicates(self, *actions: str) -> list[str]:
+        """The manifest of duplicate documents, if the config's action is one of these."""
+        return [self.manifest(DUPLICATES)] if self.dataset.duplicates.action in actions else []
+
+    def embeddings(self, retrieval: str, file: str) -> list[str]:
+        """A file of the embeddings of every source that a retrieval searches."""
+        folder = self.retrievals.source(retrieval, "embeddings")
+        return [f"{folder}/{source}/{file}" for source in self.sources]
+
+    def neighbours(self, retrieval: str, split: str) -> str:
+        """The manifest of a retrieval's neighbours."""
+        return self.manifest(NEIGHBOURS, retrieval=prefix(retrieval), split=split)
+
+    def retrieved(self) -> list[str]:
+        """Neighbours of the evaluated splits by every retrieval of the config."""
+        return [self.neighbours(name, split) for name in self.retrievals.named for split in self.splits]
+
+    def drawn(self) -> list[str]:
+        """Names of the retrievals whose indexes are drawn."""
+        if not self.dense:
+            raise UserError("retrievals: the config names none with an index. Take config/indexes.yaml, or name some.")
+        return self.dense
+
+    def preprocessed(self) -> list[str]:
+        """Every durable artifact of preprocessing, arrays and manifests."""
+        tokens = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
+        per_source = [*(f"{TOKENS}/{file}" for file in tokens), f"{CHUNKS}/chunks.npy"]
+        per_source += [f"{EMBEDDINGS}/embeddings.npy"]
+        per_split = [f"{NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
+        files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
+        files += [self.path(pattern, split=split, retrieval="") for split in LISTED for pattern in per_split]
+        files += [self.path(f"{DATABASE}/{name}.npy") for name in ("database", *LISTED)]
+        index = self.path(f"{INDEX}/index.faiss", retrieval="")
+        return [f"{self.folder}/config.json", index, *files, *self.manifests()]
+
+    def manifests(self) -> list[str]:
+        """Manifests of every artifact of preprocessing; the recorded config names their sha256."""
+        own = [TOKENIZER, DATABASE, INDEX]
+        own += [BM25] if self.dataset.retriever == "bm25" else []
+        found = [self.manifest(pattern, retrieval="") for pattern in own]
+        per_source = (TOKENS, CHUNKS, EMBEDDINGS)
+        found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]
+        return found + [self.neighbours("", split) for split in LISTED] + self.duplicates("report", "exclude", "drop")
+
+    def stored(self, stage: str) -> list[str]:
+        """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
+        own = [path for path in self.manifests() if path.startswith(f"{self.folder}/{stage}/")]
+        folders = [Path(self.retrievals.folder(name), stage) for name in self.retrievals.named]
+        return own + [path.as_posix() for folder in folders for path in sorted(folder.glob("**/manifest.json"))]
+
+    def validated(self) -> dict[str, int]:
+        """Stages that `snakemake validate` recomputes, each with its number of threads."""
+        threads = self.config.resources
+        found = {"tokens": threads.tokenize_threads, "chunks": 1, "database": 1, "embeddings": threads.embed_threads}
+        return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
+
+    # Models and their evaluation
+
+    def twins(self) -> dict[str, dict[str, Any]]:
+        """Twin and seed of each run, in the config's order: the report is about the first RETRO run."""
+        return {name: {"twin": run.twin, "seed": run.seed} for name, run in self.runs.items()}
+
+    def models(self) -> list[str]:
+        """Every trained model."""
+        names = ("model.safetensors", "model.json", "metrics.jsonl")
+        return [self.path(f"{RUN}/{name}", run=run) for run in self.runs for name in names]
+
+    def modes(self, run: str) -> list[str]:
+        """Ways a run is evaluated: GPT has none, RETRO has retrieval on, off and, as a control, random."""
+        return usual(self.runs[run].architecture, controls=self.config.evaluate.random_neighbours)
+
+    def losses(self, runs: list[str] | None = None) -> list[str]:
+        """Manifests of the per-token losses that every evaluation has, of all runs or of these."""
+        return [
+            self.manifest(LOSSES, run=run, split=split, mode=mode)
+            for run in self.runs
+            if runs is None or run in runs
+            for split in self.splits
+            for mode in self.modes(run)
+        ]
+
+    def shown(self, mode: str, split: str) -> list[str]:
+        """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
+        manifest = Condition.parse(mode).manifest(split, self.retrievals.named)
+        return [f"{self.folder}/{manifest}"] if manifest else []
+
+    def overlap(self) -> dict[str, Any]:
+        """How overlap is measured: with how many nearest chunks, and with how many neighbours of how many chunks."""
+        evaluate, train = self.config.evaluate, self.config.train
+        used = evaluate.neighbours_used
+        return {
+            "nearest": 10,
+            "shown": train.neighbours_used if used is None else used,
+            "retrieved_chunks": evaluate.retrieved_chunks or train.retrieved_chunks,
+        }
+
+    def explored(self) -> list[str]:
+        """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
+        if self.first is None:
+            raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
+        pairs = [(self.runs[self.first].twin, NONE), (self.first, ON)]
+        return [self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs if run]
+
+    def reports(self) -> list[str]:
+        """What a reader opens; without a RETRO run that has a twin, tables only."""
+        tables = [f"{self.folder}/{name}.csv" for name in ("summary", "comparison", "leakage")]
+        if self.first is None:
+            return tables
+        figures = [self.path(FIGURE, name=name) for name in (*FIGURES, "leakage")]
+        pages = [f"{self.folder}/{name}.html" for name in ("report", "neighbours")]
+        return [*tables, *pages, *(f"{figure}.{kind}" for figure in figures for kind in ("svg", "png"))]
+
+    def parts(self) -> list[str]:
+        """Sections of the report that other stages write: leakage always, the others once they were made."""
+        made = {path.as_posix() for path in Path(self.folder).glob(PART.format(name="*"))}
+        return sorted(made | {self.path(PART, name="leakage")})
+
+    # Experiments
+
+    def _seeds_of(self, run: str) -> list[str]:
+        """The runs, one a seed, of which this is one."""
+        return [seeded(unseeded(run), seed) for seed in self.config.seeds]
+
+    def measured(self) -> list[str]:
+        """The runs, one a seed, that experiments on one model measure: those of `experiments.of`, or the first."""
+        name = self.config.experiments.of
+        first = seeded(name, self.config.seeds[0]) if name else self.first
+        return self._seeds_of(first) if first else []
+
+    def compared(self, experiment: str) -> list[str]:
+        """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
+        if not CATALOGUE[experiment].one_run:
+            return self.losses()
+        runs, saved = self.measured(), self.dataset.neighbours.saved
+        return self.losses([*runs, *(twin for run in runs if (twin := self.runs[run].twin))]) + [
+            self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode)
+            for run in runs
+            for mode in CATALOGUE[experiment].conditions(
+                self.config.experiments.offered(
+                    self.retrievals.named, used=self.runs[run].train.neighbours_used, saved=saved
+                )
+            )
+        ]
+
+    def kept(self, fraction: str) -> dict[str, Any]:
+        """What a smaller database keeps: its share and seed, and how many of the candidates of each chunk."""
+        saved = min(self.dataset.neighbours.saved, self.config.experiments.candidates)
+        kept = Condition.parse(fraction).fraction
+        if kept is None:
+            raise UserError(f"condition {fraction!r}: wanted a smaller database, such as database-0.05-s1.")
+        return {"share": kept[0], "seed": kept[1], "saved": saved}
+
+    def described(self, experiment: str) -> list[str]:
+        """Manifests of the neighbours that an experiment tells of: where it compares retrievers, those of each."""
+        names = ["", *self.retrievals.named] if CATALOGUE[experiment].recall else []
+        return [self.neighbours(name, self.splits[0]) for name in names]
+
+    # Questions
+
+    def questions(self) -> str:
+        """The file of questions."""
+        if self.config.qa.questions is None:
+            raise UserError("qa.questions: the config names no questions. Take config/qa.yaml, or give a file.")
+        return self.config.qa.questions
+
+    def answered(self) -> list[str]:
+        """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
+        self.questions()
+        first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
+        runs = [run for name in (first.name, first.twin) if name for run in self._seeds_of(name)]
+        return [
+            self.path(ANSWERS, name=tuning, answering=answering, retrieved=mode)
+            for run in runs
+            for answering in (tuned(run, tuning), run)
+            for mode in usual(self.runs[run].architecture)
+        ]

@@ -1,0 +1,171 @@
+"""The documents of a source: the split each belongs to, their table, and the stores of shards, joined.
+
+The split is a function of seed and group (or id), so adding documents moves none. The table is documents.npy, which
+points into the lines of documents.jsonl.
+
+Shard i of N tokenizes every N-th block of records, so its store lacks what lies between. A ledger, one row a block,
+says how much of each of its files belongs to the block; joining takes the blocks of all shards in turn, and makes the
+store that a single job would have made.
+"""
+
+import json
+from array import array
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from retro.base.machine import release
+from retro.base.names import BOOK, DOCUMENT, SPLITS, TEST, TRAIN, VALID
+from retro.base.shards import read_notes
+from retro.base.stage import UserError
+from retro.corpus.mmididx import TokenStore, TokenWriter
+from retro.corpus.readers import Document
+from retro.corpus.settings import SplitSettings
+
+
+def key_hash(key: str) -> int:
+    """64-bit hash of a group or id, as stored in DOCUMENT.group: blake2b, little-endian."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def fraction(key: str, seed: int) -> float:
+    """A number in [0, 1) that looks drawn at random, always the same for a key and a seed."""
+    digest = blake2b(key.encode(), digest_size=8, key=f"split {seed}".encode()).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def split_of(group: str, document: str, train: bool, settings: SplitSettings, seed: int) -> int:
+    """Index into SPLITS. A group (or id) falls into the same split in every source; `train: false` is book.
+
+    Test is cut from one end and validation from the other: changing one share leaves the other as it was.
+    """
+    if not train:
+        return BOOK
+    where = fraction(group if settings.by == "group" else document, seed)
+    if where < settings.test:
+        return TEST
+    return VALID if where >= 1 - settings.valid else TRAIN
+
+
+class Table:
+    """Collects documents.npy and documents.jsonl; holds some forty bytes a document in memory."""
+
+    def __init__(self, lines: BinaryIO):
+        self.lines, self.offset = lines, 0
+        self.columns = {"group": array("Q"), "bytes": array("q"), "split": array("B"), "offset": array("q")}
+        self.ids, self.lengths = array("Q"), array("q")
+
+    def add(self, document: Document, split: int, tokens: int) -> None:
+        facts = {"id": document.id, "group": document.group, "title": document.title}
+        line = (json.dumps(facts, ensure_ascii=False) + "\n").encode()
+        row = {
+            "group": key_hash(document.group),
+            "bytes": document.bytes,
+            "split": split,
+            "offset": self.offset,
+        }
+        for name, value in row.items():
+            self.columns[name].append(value)
+        self.ids.append(key_hash(document.id))
+        self.lengths.append(tokens)
+        self.lines.write(line)
+        self.offset += len(line)
+
+    def extend(self, rows: np.ndarray, ids: np.ndarray, lengths: np.ndarray, lines: bytes) -> None:
+        """Append rows (DOCUMENT) of another table, with their documents' hashed ids, tokens and lines."""
+        for name, values in self.columns.items():
+            column = rows[name] + (self.offset - rows[name][:1]) if name == "offset" else rows[name]
+            values.frombytes(np.ascontiguousarray(column).tobytes())
+        self.ids.frombytes(ids.tobytes())
+        self.lengths.frombytes(lengths.tobytes())
+        self.lines.write(lines)
+        self.offset += len(lines)
+
+    def array(self) -> np.ndarray:
+        """The table, dtype DOCUMENT, one row a document."""
+        table = np.empty(len(self.ids), DOCUMENT)
+        for name, values in self.columns.items():
+            table[name] = values
+        return table
+
+    def counts(self) -> dict:
+        """documents, tokens, bytes and duplicate ids, in all and by split."""
+        table, lengths = self.array(), np.array(self.lengths, np.int64)
+
+        def of(rows: np.ndarray) -> dict:
+            return {
+                "documents": int(rows.sum()),
+                "tokens": int(lengths[rows].sum()),
+                "bytes": int(table["bytes"][rows].sum()),
+            }
+
+        return {
+            **of(np.ones(len(table), bool)),
+            "duplicate_ids": len(table) - len(np.unique(np.array(self.ids, np.uint64))),
+            "by_split": {name: of(table["split"] == number) for number, name in enumerate(SPLITS)},
+        }
+
+
+COLUMNS = ("documents", "lines", "remarks")  # documents; bytes of documents.jsonl; bytes of skipped.jsonl
+
+
+class Ledger:
+    """Collects what each block of records came to."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, list[int]] = {}
+
+    def add(self, block: int, **more: int) -> None:
+        row = self._rows.setdefault(block, [0] * len(COLUMNS))
+        for name, count in more.items():
+            row[COLUMNS.index(name)] += count
+
+    def array(self) -> np.ndarray:
+        """int64 [blocks, 1 + COLUMNS]: number of the block, and the columns."""
+        rows = [[block, *row] for block, row in sorted(self._rows.items())]
+        return np.array(rows, np.int64).reshape(-1, 1 + len(COLUMNS))
+
+
+class _Shard:
+    """The files of one shard, read from beginning to end."""
+
+    def __init__(self, note: Path):
+        folder = note.with_suffix("")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: missing. Delete {note} and run snakemake again: the shard makes it again.")
+        self.store, self.documents = TokenStore(folder / "tokens"), np.load(folder / "documents.npy")
+        self.ids, self.ledger = np.load(folder / "ids.npy"), np.load(folder / "ledger.npy")
+        self.lengths = np.diff(self.store.offsets)
+        self.lines = open(folder / "documents.jsonl", "rb")  # noqa: SIM115 (closed by `close`)
+        self.remarks = open(folder / "skipped.jsonl", "rb")  # noqa: SIM115
+        self.at = 0
+
+    def take(
+        self, documents: int, lines: int, remarks: int, writer: TokenWriter, table: Table, notes: BinaryIO
+    ) -> None:
+        """Append the next block's share of each file."""
+        here = slice(self.at, self.at + documents)
+        self.at += documents
+        for number in range(here.start, here.stop):
+            writer.add(self.store[number])
+        table.extend(self.documents[here], self.ids[here], self.lengths[here], self.lines.read(lines))
+        notes.write(self.remarks.read(remarks))
+        release(self.store.tokens)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.remarks.close()
+
+
+def join(notes: list[Path], writer: TokenWriter, table: Table, remarks: BinaryIO) -> dict[str, int]:
+    """Append all blocks of all shards in order; what the shards counted, summed up."""
+    counts = [found["counts"] for found in read_notes(notes, but=("counts", "fields", "files"))]
+    shards = [_Shard(note) for note in notes]
+    order = sorted((*row, number) for number, shard in enumerate(shards) for row in shard.ledger.tolist())
+    for _, *shares, number in order:
+        shards[number].take(*shares, writer, table, remarks)
+    for shard in shards:
+        shard.close()
+    return {name: sum(found[name] for found in counts) for name in counts[0]}

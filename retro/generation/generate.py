@@ -1,0 +1,224 @@
+"""Write text with a trained model, looking things up while writing.
+
+python -m retro.generation.generate --run results/<dataset>/runs/retro-s1 --prompt "Algeria: Geography" --show
+
+`Writer` is a trained run, opened for writing: prompts in, events out. The terminal, the page and the bench share it.
+"""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retro.base import stage
+from retro.base.artifacts import write_text
+from retro.base.machine import best_device
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.generation.decoding import Decoder, Sampler
+from retro.generation.live import GivenPassages, LiveLookup, open_book, read_lines
+from retro.training.weights import load_model
+
+BROKEN = "\ufffd"
+
+
+class Unfolding:
+    """The text of a growing list of tokens, as it becomes certain: a character cut in two is held back."""
+
+    def __init__(self, dataset: Dataset):
+        self.decode, self.shown = dataset.tokenizer.decode, 0
+        self.tokens: list[int] = []
+
+    def add(self, tokens: list[int], last: bool = False) -> str:
+        """What these tokens add to the text."""
+        self.tokens += tokens
+        text = self.decode(self.tokens)
+        if text.endswith(BROKEN) and not last:
+            return ""
+        new, self.shown = text[self.shown :], len(text)
+        return new
+
+
+class Writer:
+    """Writes with a run, D/runs/<run>, and looks things up in the dataset's database or in another.
+
+    `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval. Raises
+    `UserError` where the run cannot do what is wanted.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        database: Path | None = None,
+        given: Path | None = None,
+        neighbours: int | None = None,
+        step: int | None = None,
+        threads: int = 1,
+    ):
+        self.dataset = Dataset.open(run.resolve().parent.parent / "config.json")
+        self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
+        torch.set_num_threads(threads)
+        self.book = open_book(database, self.dataset) if database else self.dataset
+        train, m = self.run.train, self.dataset.chunk_length
+        k = train.neighbours_used if neighbours is None else neighbours
+        if not self.run.retro and (database or given or step):
+            raise UserError(f"{run}: run {self.run.name!r} is a gpt, which retrieves nothing. Take a retro run.")
+        if step is not None and not 1 <= step <= m:
+            raise UserError(f"--retrieval-step {step}: wanted 1 to {m}, the chunk length.")
+        self.step = step
+        self.lookup: GivenPassages | LiveLookup | None = None
+        if given:
+            self.lookup = GivenPassages.read(given, self.dataset, m * train.retrieved_chunks)
+        elif self.run.retro and k:
+            self.lookup = LiveLookup(self.book, k, threads)
+
+    def write(
+        self, prompt: str, count: int, sampler: Sampler, *, retrieval: bool = True, pad: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Events, in order: `text` (chunk, text, prompt: whether it is the prompt's), `lookup` (chunk, query,
+        neighbours) before the text written with it, and at last `end` (tokens, ended: by an end of document).
+
+        `pad`: pad a prompt shorter than a chunk on its left, so that it is looked up before anything is written.
+        """
+        m, lookup = self.dataset.chunk_length, self.lookup if retrieval else None
+        tokens = self.dataset.tokenizer.encode_batch([prompt])[0].tolist()
+        # After the end of a document one begins.
+        start = tokens or [self.dataset.tokenizer.eod_id]
+        padding = max(0, m - len(start)) if pad and lookup else 0
+        decoder = Decoder(
+            self.model,
+            self.book.store,
+            seq_length=self.dataset.seq_length,
+            eod_id=self.dataset.tokenizer.eod_id,
+            retrieved_chunks=self.run.train.retrieved_chunks,
+            lookup=lookup,
+            retrieval_step=self.step,
+        )
+        text, at = Unfolding(self.dataset), padding  # at: tokens so far, padding included
+        while at < padding + len(start):
+            high = min((at // m + 1) * m, padding + len(start))
+            new = text.add(start[at - padding : high - padding], last=high == padding + len(start))
+            yield {"type": "text", "chunk": at // m, "text": new, "prompt": True}
+            at = high
+        written, token = 0, None
+        for step in decoder.write(np.array(start, np.int64), count, sampler, padding):
+            for chunk, found in step.looked_up:
+                end = at if self.step and chunk == (at - 1) // m else (chunk + 1) * m
+                asked = text.tokens[max(0, end - m - padding) : end - padding]
+                assert lookup is not None
+                shown = lookup.describe(found)
+                query = self.dataset.tokenizer.decode(asked)
+                yield {"type": "lookup", "chunk": chunk, "query": query, "neighbours": shown}
+            token, written = step.token, written + 1
+            new = text.add([token], last=written == count)
+            yield {"type": "text", "chunk": at // m, "text": new, "prompt": False}
+            at += 1
+        yield {"type": "end", "tokens": written, "ended": token == self.dataset.tokenizer.eod_id}
+
+
+LEAST = {"tokens": 1, "temperature": 0, "top_k": 0, "neighbours": 0, "threads": 1, "seed": 0}
+
+
+def show(event: dict[str, Any]) -> None:
+    """Print on stderr what was looked up."""
+    print(f"\n── chunk {event['chunk'] + 1} looked up " + "─" * 40, file=sys.stderr)
+    for rank, neighbour in enumerate(event["neighbours"], start=1):
+        document = neighbour["document"]
+        name = document.get("title") or document["id"]
+        score = "" if neighbour["score"] is None else f", score {neighbour['score']:.3f}"
+        print(f"{rank}. {name} ({document['source']}{score})", file=sys.stderr)
+        for part, mark in ((neighbour["text"], "  "), (neighbour["continuation"], "▸ ")):
+            if part:
+                words = " ".join(part.split())
+                print(textwrap.fill(words, 96, initial_indent=mark, subsequent_indent="  "), file=sys.stderr)
+    print("─" * 60, file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="A prompt shorter than a chunk is padded on its left, so that it is looked up before anything "
+        "is written; --no-padding begins the chunk grid with the prompt, as documents do in training.",
+    )
+    parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", help="text to continue; default: standard input")
+    prompts.add_argument("--prompts", type=Path, help='a file of prompts, a line each: text, or JSON {"prompt": …}')
+    parser.add_argument("--output", type=Path, help="also write JSON lines: prompt, seed, text, what was looked up")
+    parser.add_argument("--tokens", type=int, default=192, help="tokens to write at most (192)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (0)")
+    parser.add_argument("--top-k", type=int, default=0, help="choose among so many likeliest tokens; 0: all (0)")
+    parser.add_argument("--top-p", type=float, default=0.9, help="choose among the likeliest that sum to this (0.9)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choices, the same for each prompt (0)")
+    parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument("--no-retrieval", action="store_true", help="write without looking anything up")
+    sources.add_argument("--neighbours-from", type=Path, help="passages to read in place of what is found, a line each")
+    sources.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
+    parser.add_argument("--retrieval-step", type=int, help="look up the last chunk's worth every so many tokens")
+    parser.add_argument("--no-padding", action="store_true", help="do not pad a short prompt")
+    parser.add_argument("--show", action="store_true", help="print what is looked up, on stderr")
+    options = parser.parse_args()
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: wanted at least {least}.")
+    if not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p {options.top_p}: wanted more than 0 and at most 1.")
+    return options
+
+
+def prompts(options: argparse.Namespace) -> list[str]:
+    """The prompts that the command line gives."""
+    if options.prompts:
+        lines = read_lines(options.prompts, "prompt")
+        return [line if isinstance(line, str) else line["prompt"] for line in lines]
+    return [sys.stdin.read() if options.prompt is None else options.prompt]
+
+
+def main() -> None:
+    options = parse()
+    given = prompts(options)
+    writer = Writer(
+        options.run,
+        database=options.database,
+        given=options.neighbours_from,
+        neighbours=options.neighbours,
+        step=options.retrieval_step,
+        threads=options.threads,
+    )
+    made = []
+    for number, prompt in enumerate(given):
+        if len(given) > 1:
+            print(f"\n══ prompt {number + 1} of {len(given)} ══", file=sys.stderr, flush=True)
+        print(prompt, end="", flush=True)
+        sampler = Sampler(options.temperature, options.top_p, options.seed, options.top_k)
+        pieces, lookups = [], []
+        pad, retrieval = not options.no_padding, not options.no_retrieval
+        for event in writer.write(prompt, options.tokens, sampler, pad=pad, retrieval=retrieval):
+            if event["type"] == "lookup":
+                lookups.append({key: value for key, value in event.items() if key != "type"})
+                if options.show:
+                    show(event)
+            elif event["type"] == "text" and not event["prompt"]:
+                pieces.append(event["text"])
+                print(event["text"], end="", flush=True)
+        print(flush=True)
+        facts = {"tokens": event["tokens"], "ended": event["ended"], "lookups": lookups}
+        made.append({"prompt": prompt, "seed": options.seed, "text": "".join(pieces), **facts})
+    if options.output:
+        write_text(options.output, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in made))
+        print(f"{len(made)} prompts continued → {options.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,171 @@
+"""Live retrieval while text is written: a chunk's tokens to the neighbours a dataset has for them.
+
+`open_book` takes another book for a trained model: a dataset with the same tokenizer and chunks, whatever its documents
+are.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.generation.decoding import Found
+from retro.retrieval.search import Searcher
+
+
+class LiveLookup:
+    """Decodes, embeds and searches; `k` neighbours a chunk.
+
+    `excluded`: (source, document number) pairs that are never found.
+    """
+
+    def __init__(self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[tuple[str, int]] = ()):
+        self.dataset, self.k, self.excluded = dataset, k, excluded
+        self.searcher = Searcher(dataset, threads)
+
+    def __call__(self, tokens: np.ndarray) -> Found:
+        text = self.dataset.tokenizer.decode(tokens)
+        if not text.strip():  # nothing to look up
+            return Found(np.full(self.k, -1, np.int64), np.full(self.k, -np.inf))
+        ids, scores = self.searcher.search([text], self.k, self.excluded)
+        return Found(self.dataset.neighbour_rows(ids[0]), scores[0])
+
+    def describe(self, found: Found) -> list[dict]:
+        """What was found, best first: score, text, the text that follows it, and its document."""
+        store, described = self.dataset.store, []
+        for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True):
+            if row >= 0:
+                following = int(store.following(np.array([row]))[0])
+                described.append(
+                    {
+                        "row": row,
+                        "score": round(score, 4),
+                        "text": chunk_text(self.dataset, row),
+                        "continuation": chunk_text(self.dataset, following),
+                        "document": store.document(row),
+                    }
+                )
+        return described
+
+
+class GivenPassages:
+    """The same passages for every chunk, in place of retrieval; each cut to the `length` tokens of a neighbour.
+
+    `passages`: text, or {text, title}. Raises `UserError` where there is none with text.
+    """
+
+    def __init__(self, dataset: Dataset, passages: list[str | dict], length: int):
+        self.dataset = dataset
+        records = [{"text": each} if isinstance(each, str) else each for each in passages]
+        self.titles = [each.get("title") or f"passage {number}" for number, each in enumerate(records, start=1)]
+        encoded = dataset.tokenizer.encode_batch([each["text"] for each in records])
+        tokens = np.full((len(encoded), length), dataset.store.pad_id, np.int64)
+        mask = np.zeros(tokens.shape, bool)
+        for number, each in enumerate(encoded):
+            tokens[number, : len(each)] = each[:length]
+            mask[number, : len(each)] = True
+        nowhere, unscored = np.full(len(encoded), -1, np.int64), np.full(len(encoded), np.nan)
+        self.found = Found(nowhere, unscored, tokens, mask)
+
+    @classmethod
+    def read(cls, path: Path, dataset: Dataset, length: int) -> "GivenPassages":
+        """From a file of one passage a line: text, or JSON with a `text` and perhaps a `title`."""
+        return cls(dataset, read_lines(path, "text"), length)
+
+    def __call__(self, tokens: np.ndarray) -> Found:
+        return self.found
+
+    def describe(self, found: Found) -> list[dict]:
+        """As `LiveLookup.describe`; a given passage has no score and no row."""
+        decode, m = self.dataset.tokenizer.decode, self.dataset.chunk_length
+        assert found.tokens is not None and found.mask is not None
+        return [
+            {
+                "row": None,
+                "score": None,
+                "text": decode(tokens[:m][mask[:m]]),
+                "continuation": decode(tokens[m:][mask[m:]]),
+                "document": {"id": title, "title": title, "source": "given"},
+            }
+            for tokens, mask, title in zip(found.tokens, found.mask, self.titles, strict=True)
+        ]
+
+
+def read_lines(path: Path, key: str) -> list[str | dict]:
+    """Lines of a file as text, or as JSON where they begin with { or "; a JSON object must have text under `key`.
+
+    Raises `UserError`, naming the line, for what is neither; empty lines are passed over, a file of nothing else
+    refused.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). Give a file that can.") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line) if line.lstrip()[0] in '{"' else line
+        except json.JSONDecodeError:
+            value = None if line.lstrip()[0] == "{" else line  # a line of prose may begin with a quotation mark
+        text = value.get(key) if isinstance(value, dict) else value
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f'{path}: line {number}: wanted a line of text or JSON like {{"{key}": "…"}}.')
+        found.append(value)
+    if not found:
+        raise UserError(f"{path}: no lines. Write one {key} a line.")
+    return found
+
+
+def chunk_text(dataset: Dataset, row: int) -> str:
+    """The text of the chunk at a global row; nothing for −1."""
+    tokens, mask = dataset.store.tokens(np.array(row))
+    return dataset.tokenizer.decode(tokens[mask])
+
+
+def excluded_documents(dataset: Dataset, row: int) -> list[tuple[str, int]]:
+    """Documents that the dataset's rules keep from a held-out document, given by one of its global rows.
+
+    The document itself is in no database; what its rules can bar is what shares its group, for instance an
+    older edition of the same page.
+    """
+    rules = dataset.facts["neighbours"]["exclude"]
+    mine = int(dataset.store.source(np.array(row)))
+    group = dataset.store.chunks(np.array([row]))["group"][0]
+    found = []
+    for number, name in enumerate(dataset.sources):
+        if "group_of_any_source" in rules or ("group" in rules and number == mine):
+            table = dataset.store.tables[number]
+            found += [(name, int(each)) for each in np.unique(table["document"][table["group"] == group])]
+    return found
+
+
+def open_book(path: Path, trained: Dataset) -> Dataset:
+    """The dataset at `path` (its config.json), to be searched by a model of the dataset `trained`.
+
+    Raises `UserError` unless both have the same tokenizer, byte for byte, and the same chunk length. Its encoder, index
+    and documents are its own: queries are embedded with the encoder that its database was embedded with.
+    """
+    book = Dataset.open(path)
+    for what, mine, wanted in (
+        ("tokenizer", _tokenizer(book), _tokenizer(trained)),
+        ("chunk_length", book.chunk_length, trained.chunk_length),
+    ):
+        if mine != wanted:
+            raise UserError(
+                f"{path}: its {what} is {mine}, the model's ({trained.path}) is {wanted}. Make the dataset with "
+                f"dataset.tokenizer: {{type: tokenizer.json, path: {trained.folder / 'tokenizer/tokenizer.json'}}} and "
+                f"dataset.chunk_length: {trained.chunk_length}; config/swap-book.yaml is an example."
+            )
+    return book
+
+
+def _tokenizer(dataset: Dataset) -> str:
+    """What tells one tokenizer from another, as text."""
+    files = dataset.manifest("tokenizer/manifest.json", "tokenizer").facts["files"]
+    known = [f"{name} sha256 {facts['sha256'][:16]}…" for name, facts in sorted(files.items())]
+    return ", ".join([*known, f"end {dataset.tokenizer.eod_id}", f"padding {dataset.tokenizer.pad_id}"])

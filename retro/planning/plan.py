@@ -1,0 +1,189 @@
+"""What a config will take: chunks, disk, memory, floating-point operations and hours.
+
+    python -m retro.planning.plan config/config.yaml
+    python -m retro.planning.plan --preset 4b --database-tokens 300e9 --gpus 256
+    python -m retro.planning.plan config/config.yaml --check
+
+Counts come from the recorded artifacts where they exist, else from the sources. `--check` sets the estimates beside the
+files and the memory of the finished run in the config's results folder.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from retro.base import stage
+from retro.base.stage import UserError
+from retro.config import schema
+from retro.config.schema import Config
+from retro.planning import counts, estimates
+from retro.planning.estimates import compare
+
+LARGE = 100_000_000  # parameters from which it is worth telling how a model fits into GPUs
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    raise AssertionError
+
+
+def hours(flops: float, speed: float) -> str:
+    """Hours at a speed in operations a second."""
+    return f"{flops / speed / 3600:,.3g}" if speed else "-"
+
+
+def speeds(options: argparse.Namespace, work: str = "training") -> dict[str, float]:
+    """Operations a second that are reached at a kind of work, on all CPU cores and on all GPUs."""
+    each = options.gpu_search_tflops if work == "search" else options.gpu_tflops * options.utilisation
+    return {"cpu": options.cores * options.core_gflops * 1e9, "gpu": options.gpus * each * 1e12}
+
+
+def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
+    """Everything the table says, as numbers in bytes, operations and hours."""
+    return {
+        "counts": {**vars(plan.counts), "chunks": plan.counts.chunks, "padding_share": plan.padding},
+        "index": plan.factory,
+        "disk_bytes": {**plan.disk, "total": sum(plan.disk.values())},
+        "memory_bytes": {**plan.memory, **{f"train/{model.name}": model.memory for model in plan.models}},
+        "flops": plan.flops,
+        "hours": {
+            name: {kind: flops / value / 3600 for kind, value in speeds(options, name).items() if value}
+            for name, flops in plan.flops.items()
+        },
+        "models": [asdict(model) for model in plan.models],
+    }
+
+
+def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
+    """The plan for a reader."""
+    found, speed = plan.counts, speeds(options)
+    splits = ", ".join(f"{name} {chunks:,.0f}" for name, chunks in found.splits.items() if chunks)
+    lines = [
+        f"Counts, {found.told}",
+        f"  {found.documents:,.0f} documents, {found.tokens:,.0f} tokens, vocabulary {found.vocab_size:,}",
+        f"  {found.chunks:,.0f} chunks ({splits}), {plan.padding:.1%} padding; {found.database:,.0f} in the database",
+        f"  index {plan.factory} over {plan.width} dimensions",
+        "",
+        table([["Disk", ""], *([name, size(count)] for name, count in plan.disk.items()),
+               ["total", size(sum(plan.disk.values()))]]),
+        "",
+        table([["Memory of a job", ""], *([name, size(count)] for name, count in plan.memory.items()),
+               *([f"train {model.name}", size(model.memory)] for model in plan.models)]),
+        "",
+        table([["Work", "operations", "hours, CPU", "hours, GPU"],
+               *([name, f"{flops:.3g}", *(hours(flops, each) for each in speeds(options, name).values())]
+                 for name, flops in plan.flops.items())]),
+        "",
+        table([["Run", "parameters", "operations a token", "tokens", "hours, CPU", "hours, GPU"],
+               *([each.name, f"{each.parameters:,}", f"{each.flops_per_token:.4g}", f"{each.tokens:.3g}",
+                  hours(each.flops_per_token * each.tokens, speed["cpu"]),
+                  hours(each.flops_per_token * each.tokens, speed["gpu"])] for each in plan.models)]),
+        "",
+        f"CPU: {options.cores} cores x {options.core_gflops:g} GFLOP/s. GPU: {options.gpus} x {options.gpu_tflops:g} "
+        f"TFLOP/s x {options.utilisation:g} reached, in search {options.gpu_search_tflops:g} TFLOP/s each.",
+        "Memory of training: one process that holds the whole model and one micro batch.",
+    ]  # fmt: skip
+    large = [model for model in plan.models if model.parameters >= LARGE]
+    if options.gpus and large:
+        lines += [
+            "",
+            f"A training step on GPUs of {options.gpu_memory:g} GB that share the model (FSDP):",
+            fitting(large),
+        ]
+    return "\n".join(lines)
+
+
+def fitting(models: list[estimates.Model]) -> str:
+    """What a GPU holds, for each number of GPUs."""
+    rows = [["Bytes of a GPU", "micro batch", "state", "gathered", "activations", "total"]]
+    for model in models:
+        for fit in model.fits:
+            again = ", layers recomputed" if fit.recompute == "layers" else ""
+            parts = [fit.step.state, fit.step.gathered, fit.step.activations, fit.step.total]
+            size_of = str(fit.micro_batch or "none fits")
+            rows.append([f"{model.name}, {fit.gpus} GPUs{again}", size_of, *map(size, parts)])
+    return table(rows)
+
+
+def open_config(options: argparse.Namespace) -> Config:
+    """The config named, or that of a preset alone, whose source is then only a name."""
+    if options.config and options.preset:
+        raise UserError("a config and --preset: give one of them; a config names its preset itself.")
+    if options.config:
+        return schema.load(options.config)
+    if not options.preset or not options.database_tokens:
+        raise UserError("nothing to plan: name a config, or --preset together with --database-tokens.")
+    dataset = {"name": options.preset, "sources": {"corpus": {"path": "corpus"}}}
+    return schema.parse({"preset": options.preset, "dataset": dataset}, f"--preset {options.preset}")
+
+
+def count(settings: Config, options: argparse.Namespace) -> counts.Counts:
+    """The best counts there are."""
+    if options.database_tokens:
+        dataset = settings.dataset
+        return counts.assumed(
+            options.database_tokens, dataset.chunk_length, options.vocab_size, options.document_tokens
+        )
+    path = Path(settings.results) / settings.dataset.name / "config.json"
+    return counts.recorded(path) if path.is_file() and not options.sample else counts.sampled(settings)
+
+
+def arguments() -> argparse.ArgumentParser:
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=shown)
+    parser.add_argument("config", nargs="?", help="config file")
+    parser.add_argument("--preset", help="plan a file of config/models alone, such as 857m, 2b or 4b")
+    parser.add_argument("--database-tokens", type=float, help="assume a corpus of so many tokens, such as 300e9")
+    parser.add_argument("--document-tokens", type=float, default=1000, help="tokens a document of that corpus")
+    parser.add_argument("--vocab-size", type=int, default=50304, help="vocabulary of that corpus")
+    parser.add_argument("--sample", action="store_true", help="count from the sources even if artifacts exist")
+    parser.add_argument("--cores", type=int, default=2, help="CPU cores")
+    parser.add_argument("--core-gflops", "--cores-gflops", type=float, default=20, help="GFLOP/s a core reaches")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs")
+    parser.add_argument("--gpu-tflops", type=float, default=989, help="peak TFLOP/s of a GPU (H100, bf16, dense)")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
+    parser.add_argument("--gpu-memory", type=float, default=80, help="GB of a GPU, of which nine tenths are planned")
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[8, 16], help="GPUs that share a model")
+    parser.add_argument(
+        "--gpu-search-tflops",
+        type=float,
+        default=1.3,
+        help="TFLOP/s, or look-ups, a GPU reaches in search (memory-bound)",
+    )
+    parser.add_argument("--json", action="store_true", help="numbers as JSON")
+    parser.add_argument("--check", action="store_true", help="compare with the finished run of the config")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    settings = open_config(options)
+    plan = estimates.make(settings, count(settings, options), options.fsdp, options.gpu_memory * 1e9)
+    rows = compare(plan, Path(settings.results) / settings.dataset.name) if options.check else []
+    if options.json:
+        print(json.dumps({**facts(plan, options), **({"check": rows} if rows else {})}, indent=1))
+        return
+    print(text(plan, options))
+    if rows:
+        head = ["Check", "estimated", "found", "ratio"]
+        cells = [[row["what"], size(row["estimated"]), size(row["found"]), f"{row['ratio']:.2f}"] for row in rows]
+        print("\n" + table([head, *cells]))
+
+
+if __name__ == "__main__":
+    stage.run(main)

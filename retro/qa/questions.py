@@ -1,0 +1,253 @@
+"""Questions and instructions: read, looked up, and laid out for a model.
+
+Files are JSON lines, plain or gzip; each question belongs to a split.
+
+Neighbours are chunks that resemble the question, of pages whose title does. A chunk from the middle of a page often
+does not say what the page is about; its title does. So the candidates that the index finds are put in the order of
+their own similarity plus `title_weight` times their title's.
+
+A prompt is padded on its left to whole chunks, as in Wang et al. 2023 and InstructRetro: the question ends with a
+chunk, whose neighbours are read from its last token on, where the answer begins. All chunks of a long prompt see the
+same neighbours.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retro.base.names import SPLITS
+from retro.base.stage import UserError
+from retro.corpus.documents import split_of
+from retro.corpus.settings import SplitSettings
+from retro.dataset.dataset import Dataset
+from retro.retrieval.search import Searcher
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question or an instruction. `document`: the page it was made from; `contexts`: passages given with it."""
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    split: str
+    group: str
+    document: str | None
+    contexts: tuple[str, ...]
+
+
+def records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and content of each line; raises UserError, naming it, for one that is no JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give qa.questions and qa.instructions files that exist.")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not valid JSON ({error}). Correct or remove the line.") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: wanted a JSON object, found {type(record).__name__}.")
+            yield where, record
+
+
+def read(path: str | Path, dataset: Dataset) -> list[Example]:
+    """The examples of a file, each in the split of its group (or document, as the dataset is split).
+
+    A question has `question` and `answers`; an instruction has `instruction`, `output` and, it may be, `input`.
+    """
+    split, found = SplitSettings(**dataset.facts["split"]), []
+    for where, record in records(path):
+        if "question" in record:
+            prompt, answers = f"Question: {_text(record, 'question', where)}\nAnswer:", record.get("answers")
+            contexts = record.get("contexts") or []
+        elif "instruction" in record:
+            prompt, answers = f"{_text(record, 'instruction', where)}\nAnswer:", [record.get("output")]
+            contexts = [record["input"]] if record.get("input") else []
+        else:
+            raise UserError(f"{where}: has neither question nor instruction, only {', '.join(sorted(record))}.")
+        if not (isinstance(answers, list) and answers and all(isinstance(a, str) and a for a in answers)):
+            raise UserError(f"{where}: answers (of an instruction: output) is {answers!r}, wanted texts.")
+        document = record.get("doc_id")
+        key = str(record.get("id") or where)
+        group = str(record.get("group") or document or key)
+        number = split_of(group, str(document or key), True, split, dataset.facts["seed"])
+        found.append(Example(key, prompt, tuple(answers), SPLITS[number], group, document, tuple(contexts)))
+    return found
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    if not isinstance(record[key], str) or not record[key].strip():
+        raise UserError(f"{where}: {key} is {record[key]!r}, wanted a text.")
+    return record[key].strip()
+
+
+def pages(dataset: Dataset) -> set[str]:
+    """Ids of every document of the dataset, held-out ones included."""
+    found = set()
+    for manifest in dataset.store.documents:
+        with open(manifest.file("documents.jsonl"), encoding="utf-8") as file:
+            found |= {json.loads(line)["id"] for line in file}
+    return found
+
+
+def answerable(examples: list[Example], dataset: Dataset) -> list[Example]:
+    """Those whose page is part of the dataset, in whatever split, or is not known."""
+    known = pages(dataset)
+    return [example for example in examples if example.document is None or example.document in known]
+
+
+class QuestionLookup:
+    """Finds `k` database chunks a text; opened on first use."""
+
+    def __init__(self, dataset: Dataset, k: int, candidates: int, title_weight: float, threads: int = 1):
+        self.dataset, self.k, self.weight = dataset, k, title_weight
+        self.candidates = min(max(candidates, k), len(dataset.database))
+        self.searcher = Searcher(dataset, threads)
+        self._titles: dict[tuple[int, int], tuple[str, str, str | None]] = {}  # (source, document) → id, title, group
+        self._trained = [dataset.facts["sources"][name]["train"] for name in dataset.sources]
+        self._vectors: dict[str, np.ndarray] = {"": np.zeros(0)}
+
+    def __call__(self, texts: list[str], own: list[Example] | None = None) -> np.ndarray:
+        """Global rows int64 [n, k], best first, ties by id, −1 for holes.
+
+        `own`, the examples that ask: never a chunk of the page that one was made from, or, where that is not known, of
+        its group's pages in sources that are trained on. For held-out groups these are in no database.
+        """
+        vectors = self.searcher.encoder.encode(list(texts))
+        ids, scores = self.searcher.search_vectors(vectors, self.candidates)
+        rows = self.dataset.neighbour_rows(ids)
+        pages = self._pages(rows)
+        found = np.full((len(texts), self.k), -1, np.int64)
+        for i, vector in enumerate(vectors):
+            mine = pages[i]
+            bonus = np.array([self._similarity(vector, title) for _, title, _ in mine])
+            total = scores[i] + self.weight * bonus
+            barred = np.array([own is not None and self._owns(own[i], name, group) for name, _, group in mine])
+            total[barred | (rows[i] < 0)] = -np.inf
+            order = np.lexsort((ids[i], -total))[: self.k]
+            order = order[np.isfinite(total[order])]
+            found[i, : len(order)] = rows[i, order]
+        return found
+
+    @staticmethod
+    def _owns(example: Example, page: str, group: str | None) -> bool:
+        return page == example.document if example.document is not None else group == example.group
+
+    def _similarity(self, vector: np.ndarray, title: str) -> float:
+        return float(vector.astype(np.float64) @ self._vectors[title]) if title else 0.0
+
+    def _pages(self, rows: np.ndarray) -> list[list[tuple[str, str, str | None]]]:
+        """Id, title and, in a source trained on, group of the document of each row; the titles embedded, each once."""
+        store, flat = self.dataset.store, np.maximum(rows, 0)
+        source, number = store.source(flat), store.chunks(flat)["document"]
+        for row, key in zip(
+            flat.ravel(), zip(source.ravel().tolist(), number.ravel().tolist(), strict=True), strict=True
+        ):
+            if key not in self._titles:
+                document = store.document(int(row))
+                group = document.get("group") if self._trained[key[0]] else None
+                self._titles[key] = document["id"], document.get("title") or "", group
+        new = sorted({title for _, title, _ in self._titles.values()} - self._vectors.keys())
+        if new and self.weight:
+            found = self.searcher.encoder.encode(new).astype(np.float64)
+            self._vectors |= dict(zip(new, found, strict=True))
+        elif new:
+            self._vectors |= dict.fromkeys(new, np.zeros(self.searcher.encoder.width))
+        keys = zip(source.tolist(), number.tolist(), strict=True)
+        return [[self._titles[key] for key in zip(*pair, strict=True)] for pair in keys]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Retrieved or given passages of one example: tokens int64 [k, r] and mask bool [k, r] of real ones."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """What each says, best first; holes left out."""
+        pairs = zip(self.tokens, self.mask, strict=True)
+        return [dataset.tokenizer.decode(tokens[mask]) for tokens, mask in pairs if mask.any()]
+
+
+def neighbours_of(
+    examples: list[Example], dataset: Dataset, lookup: QuestionLookup, retrieved: int, without_own: bool
+) -> list[Neighbours]:
+    """Each example's neighbours: its contexts where some are given, else what a search for its prompt finds.
+
+    `retrieved`: chunks a neighbour brings. `without_own`: never of the page that a question was made from, so that in
+    training it is as for held-out questions, whose pages are in no database.
+    """
+    searched = [i for i, example in enumerate(examples) if not example.contexts]
+    found: dict[int, Neighbours] = {}
+    if searched:
+        asking = [examples[i] for i in searched]
+        rows = lookup([question_of(each.prompt) for each in asking], asking if without_own else None)
+        for i, tokens, mask in zip(searched, *dataset.store.retrieved(rows, retrieved), strict=True):
+            found[i] = Neighbours(tokens, mask)
+    for i, example in enumerate(examples):
+        if example.contexts:
+            found[i] = given(example.contexts, dataset, lookup.k, retrieved)
+    return [found[i] for i in range(len(examples))]
+
+
+def question_of(prompt: str) -> str:
+    """What is searched for: the prompt without its frame."""
+    return prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def given(contexts: tuple[str, ...], dataset: Dataset, k: int, retrieved: int) -> Neighbours:
+    """Passages as neighbours: cut into chunks, each with what follows it, the first `k`."""
+    m, pieces = dataset.chunk_length, []
+    for tokens in dataset.tokenizer.encode_batch(list(contexts)):
+        pieces += [tokens[start : start + retrieved * m] for start in range(0, len(tokens), m)]
+    tokens = np.full((k, retrieved * m), dataset.tokenizer.pad_id, np.int64)
+    mask = np.zeros(tokens.shape, bool)
+    for i, piece in enumerate(pieces[:k]):
+        tokens[i, : len(piece)], mask[i, : len(piece)] = piece, True
+    return Neighbours(tokens, mask)
+
+
+def padded(prompt: str, dataset: Dataset, room: int) -> np.ndarray:
+    """A prompt's tokens int64, padded on the left to whole chunks; the end of one too long to leave `room` tokens."""
+    m = dataset.chunk_length
+    tokens = dataset.tokenizer.encode_batch([prompt])[0]
+    most = max(m, (dataset.seq_length - room) // m * m)
+    tokens = tokens[-most:]
+    return np.concatenate([np.full(-len(tokens) % m, dataset.tokenizer.pad_id, np.int64), tokens])
+
+
+def answer_tokens(answer: str, seen: Neighbours | None, dataset: Dataset, most: int) -> np.ndarray:
+    """An answer's tokens and the end of document, spelled as in a neighbour that holds it: with a space or without."""
+    spellings = dataset.tokenizer.encode_batch([f" {answer}", answer])
+    chosen = spellings[0]
+    if seen is not None:
+        text = [row[mask].tolist() for row, mask in zip(seen.tokens, seen.mask, strict=True)]
+        chosen = next((s for s in spellings if any(_holds(row, s.tolist()) for row in text)), chosen)
+    return np.append(chosen[: most - 1], dataset.tokenizer.eod_id).astype(np.int64)
+
+
+def _holds(row: list[int], part: list[int]) -> bool:
+    return any(row[i : i + len(part)] == part for i in range(len(row) - len(part) + 1))
+
+
+def stack(seen: Sequence[Neighbours | None], chunks: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Neighbours and mask [b, l, k, r], the same for every chunk; None: hidden from that example."""
+    real = next((each for each in seen if each is not None), None)
+    if real is None:
+        return None, None
+    tokens = np.stack([real.tokens if each is None else each.tokens for each in seen])  # (b, k, r)
+    mask = np.stack([np.zeros_like(real.mask) if each is None else each.mask for each in seen])  # (b, k, r)
+    shape = (len(seen), chunks, *real.tokens.shape)
+    repeated = [np.broadcast_to(x[:, None], shape).copy() for x in (tokens, mask)]
+    return torch.from_numpy(repeated[0]), torch.from_numpy(repeated[1])

@@ -1,0 +1,228 @@
+"""The report: one self-contained page that tells what was made, how, and what retrieval bought.
+
+Sections that stages of other rooms write are HTML fragments, D/parts/<name>.html. The page shows every one it is
+given, in the order of `PARTS`. A fragment is trusted HTML: who writes one escapes what comes from a corpus
+(`markupsafe.Markup.format`, or a template of `retro.report.html`).
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from retro.base import stage
+from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_text
+from retro.base.names import ALL
+from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
+from retro.evaluation.bits_per_byte import group_documents
+from retro.evaluation.conditions import LABELS, usual
+from retro.report import story
+from retro.report.gains import by_split
+from retro.report.html import inline_svg, interval, percent, render
+from retro.report.read import Row, Run, read_csv, read_runs, where
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section: its title, the built-in section it stands before, and the command that makes it.
+
+    `html` is empty where it was not made: the page then says how to make it.
+    """
+
+    name: str
+    title: str
+    before: str
+    target: str
+    html: Markup | str = ""
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part("indexes", "Indexes", "training", "snakemake indexes --configfile config/indexes.yaml"),
+        Part("leakage", "Leakage", "generation", "snakemake leakage"),
+        Part("experiments", "Experiments", "generation", "snakemake experiments"),
+        Part("qa", "Question answering", "cost", "snakemake qa --configfile config/qa.yaml"),
+        Part("instruct", "Instructions", "cost", "snakemake qa --configfile config/instruct.yaml"),
+    )
+}
+
+
+def read_parts(paths: list[Path]) -> list[Part]:
+    """All parts in order, those of `paths` with their HTML. Raises `UserError` for a name that is no part's."""
+    given = {path.stem: Markup(path.read_text(encoding="utf-8")) for path in paths}
+    unknown = sorted(given.keys() - PARTS.keys())
+    if unknown:
+        raise UserError(f"parts {', '.join(unknown)}: the report has only {', '.join(PARTS)}. Leave the others out.")
+    return [replace(part, html=given.get(name, "")) for name, part in PARTS.items()]
+
+
+STAGE = "retro.report.report_page"
+
+
+def corpus(dataset: Dataset) -> list[dict[str, Any]]:
+    """A row for each source: what it is for, and how much of it there is."""
+    counts, rows = dataset.facts["counts"], []
+    for name in dataset.sources:
+        tokens, chunks = counts[f"tokens/{name}/manifest.json"], counts[f"chunks/{name}/manifest.json"]
+        source = dataset.facts["sources"][name]
+        roles = [role for role, on in (("trained on", source["train"]), ("in the database", source["database"])) if on]
+        rows.append(
+            {
+                "name": name,
+                "role": ", ".join(roles) if source["train"] else "open book: in the database only",
+                "book": not source["train"],
+                "chunks": chunks["chunks"],
+                "padding": chunks["padding_share"],
+                "by_split": chunks["by_split"],
+                **{key: tokens[key] for key in ("documents", "tokens", "bytes", "empty", "filtered", "skipped")},
+            }
+        )
+    return rows
+
+
+def held_out(dataset: Dataset, split: str) -> tuple[int, int]:
+    """Documents and groups of a split."""
+    rows = dataset.rows(split)
+    records = dataset.store.chunks(rows)
+    documents = group_documents(rows, dataset.store.source(rows), records)
+    return len(documents), len(set(records["group"].tolist()))
+
+
+def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
+    """What was searched, how, and how well."""
+    manifest = dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours")
+    name = "index/manifest.json"
+    index = dataset.manifest(name).settings if name in dataset.facts["manifests"] else {}
+    return {
+        "database": len(dataset.database),
+        "encoder": dataset.facts["encoder"],
+        "why": index.get("why"),
+        "factory": index.get("factory", dataset.facts["index"]["factory"]),
+        "neighbours": dataset.facts["neighbours"],
+        "excluded": story.excluded(dataset.facts["neighbours"]["exclude"]),
+        "holes": manifest.counts["holes"],
+        "recall": dict(sorted(manifest.counts.get("recall", {}).items(), key=lambda item: int(item[0]))),
+        "recall_of": manifest.counts.get("recall_of"),
+        "scores": manifest.counts.get("first_score_quantiles", {}),
+        "shares": by_split(dataset) if len(dataset.sources) > 1 else {},
+    }
+
+
+def training(runs: list[Run]) -> list[dict[str, Any]]:
+    """A row for each run, in their order."""
+    rows = []
+    for run in runs:
+        facts, counts = run.settings.facts(), run.counts
+        losses = counts.get("losses", {})
+        rows.append(
+            {
+                **{key: facts[key] for key in ("name", "architecture", "model", "train")},
+                "parameters": counts["parameters"],
+                "tokens": counts["tokens"],
+                "steps": counts["steps"],
+                "flops_per_token": counts["flops_per_token"],
+                "validation": {key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses},
+            }
+        )
+    return rows
+
+
+def differing(rows: list[dict[str, Any]], section: str) -> dict[str, str]:
+    """Settings of all runs: the value they share, or every run's own."""
+    found = {}
+    for key in rows[0][section]:
+        values = {row["name"]: row[section].get(key) for row in rows}
+        same = len({repr(value) for value in values.values()}) == 1
+        found[key] = (
+            str(next(iter(values.values())))
+            if same
+            else "; ".join(f"{name}: {value}" for name, value in values.items())
+        )
+    return found
+
+
+def provenance(dataset: Dataset, models: list[Manifest]) -> dict[str, Any]:
+    """What made this: versions, code, seeds, and every artifact's sha256."""
+    return {
+        "config": sha256(dataset.path),
+        "seed": dataset.facts["seed"],
+        "seeds": sorted({manifest.settings["seed"] for manifest in models}),
+        "versions": models[0].facts["versions"],
+        "code": models[0].facts["fingerprint"],
+        "manifests": dataset.facts["manifests"],
+        "models": {
+            manifest.settings["name"]: manifest.facts["files"]["model.safetensors"]["sha256"] for manifest in models
+        },
+    }
+
+
+def compared(comparison: list[Row]) -> list[Row]:
+    """The rows over all seeds; those over all sources left out where there is one source only."""
+    rows = where(comparison, seed=ALL)
+    several = len({row["source"] for row in rows}) > 2
+    return [row for row in rows if several or row["source"] != ALL]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
+    parser.add_argument("--models", required=True, nargs="+", type=Path, help="model.json of every run")
+    parser.add_argument("--summary", required=True, type=Path, help="summary.csv")
+    parser.add_argument("--comparison", required=True, type=Path, help="comparison.csv")
+    parser.add_argument("--sections", required=True, type=Path, help="sections.csv")
+    parser.add_argument("--figures", nargs="*", default=[], type=Path, help="figures, .svg")
+    parser.add_argument("--samples", nargs="*", default=[], type=Path, help="sample.json of RETRO runs")
+    parser.add_argument("--parts", nargs="*", default=[], type=Path, help="sections that other stages wrote, .html")
+    parser.add_argument("--explorer", type=Path, help="neighbours.html, to link to")
+    parser.add_argument("--output", required=True, type=Path, help="report.html to write")
+    options = parser.parse_args()
+    dataset = Dataset.open(options.config)
+    models = [read_manifest(path, "model") for path in options.models]
+    runs = read_runs(options.models)
+    summary, comparison = read_csv(options.summary), read_csv(options.comparison)
+    split = summary[0]["split"] if summary else "test"
+    first, second = story.headline(comparison, *held_out(dataset, split))
+    rows = training(runs)
+    explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
+    page = render(
+        "report.html.j2",
+        name=dataset.facts["name"],
+        facts=dataset.facts,
+        split=split,
+        headline=first,
+        controls=second,
+        seeds=story.seeds_sentence(comparison),
+        main=story.main_rows(comparison),
+        labels=LABELS,
+        modes=usual("retro", controls=True),
+        book=story.book(dataset.facts["sources"]),
+        warnings=story.warnings(dataset.facts),
+        flavour=story.flavour(runs, comparison),
+        corpus=corpus(dataset),
+        retrieval=retrieval(dataset, split),
+        training=rows,
+        train_settings=differing(rows, "train"),
+        model_settings=differing(rows, "model"),
+        summary=summary,
+        comparison=compared(comparison),
+        sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["low"] is not None],
+        figures={path.stem: inline_svg(path, path.stem) for path in options.figures},
+        samples=[sample for path in options.samples for sample in read_json(path)["samples"]],
+        parts=read_parts(options.parts),
+        explorer=explorer,
+        provenance=provenance(dataset, models),
+        percent=percent,
+        interval=interval,
+    )
+    write_text(options.output, page)
+    print(f"{len(page.encode()) / 1e6:.1f} MB → {options.output}\n{first}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    stage.run(main)
