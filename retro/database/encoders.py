@@ -1,7 +1,7 @@
 """Encoders: chunk text to a vector of unit length. `open_encoder` finds the one that the config names.
 
-`BertEncoder`: word pieces, hidden states, pooling. `StaticEncoder` is a cheap one without weights: hashed counts of words
-and word pairs, projected at random. It is for smoke tests and for corpora of millions of chunks on a laptop; its
+`BertEncoder`: word pieces, hidden states, pooling. `StaticEncoder` is a cheap one without weights: hashed counts of
+words and word pairs, projected at random. It is for smoke tests and for corpora of millions of chunks on a laptop; its
 neighbours share words, not meaning. A chunk's features are its lower-cased words and its pairs of adjacent words, each
 with weight log(1 + count). Every feature has `SIGNS` coordinates of ±1 derived from its hash (a sparse random
 projection), so vectors of texts with common words point in similar directions. There is no document frequency: a text's

@@ -206,5 +206,10 @@ def write_config_docs() -> None:
     (FOLDER / "schema.json").write_text(schema(), encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
     write_config_docs()
+    write_messages()
+
+
+if __name__ == "__main__":
+    main()

@@ -161,7 +161,8 @@ def entries(index: faiss.Index, ids: np.ndarray) -> Entries:
         yield "code, decoded,", layer.reconstruct_batch(ids)
     else:
         raise UserError(
-            f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part; use python -m retro.tools.verify."
+            f"an index of faiss's kind {type(layer).__name__} cannot be recomputed in part; "
+            f"use python -m retro.tools.verify."
         )
 
 

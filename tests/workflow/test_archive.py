@@ -4,6 +4,8 @@ import shutil
 
 from tests.workflow.conftest import ROOT, Project
 
+PACK = ["python", "-m", "retro.tools.archive", "pack", "--config", "config/tiny.yaml", "--output"]
+
 
 def test_an_archive_rebuilds_the_same_bytes(finished, tmp_path):
     project = finished.clone(tmp_path / "project")
