@@ -49,15 +49,15 @@ audit: .venv/installed .venv/audit/installed  ## packages against the locks, lic
 	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip $(addprefix -r ,$(wildcard envs/*.lock))
 
 bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
-	@$(ACTIVE) python -m retro.bench.embedding
-	@$(ACTIVE) python -m retro.bench.search
-	@$(ACTIVE) python -m retro.bench.training
+	@$(ACTIVE) python -m retro.bench.preprocessing embed
+	@$(ACTIVE) python -m retro.bench.preprocessing search
+	@$(ACTIVE) python -m retro.bench.model step
 
 bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
-	@$(ACTIVE) python -m retro.bench.step_beside_peer
+	@$(ACTIVE) python -m retro.bench.beside_peer step
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
-	@$(ACTIVE) python -m retro.bench.index_beside_peer
+	@$(ACTIVE) python -m retro.bench.beside_peer index
 
 bench-corpus: .venv/installed  ## memory and cost of preprocessing 25 and 100 MB of installed text (half an hour)
 	@$(ACTIVE) python -m retro.bench.corpus

@@ -1,8 +1,8 @@
 """The config, and the few helpers that rules use.
 
 `section` hands a stage its own settings as canonical JSON; `code` is a digest of the Python code the stage can run.
-Both are params, so Snakemake reruns a rule when either changes. What the config asks for says `retro.config.workflow`, where
-artifacts lie `retro.base.names`; everything else lives in the package, too.
+Both are params, so Snakemake reruns a rule when either changes. What the config asks for says
+`retro.config.workflow`, where artifacts lie `retro.base.names`; everything else lives in the package, too.
 """
 
 import json
@@ -14,19 +14,18 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 import retro.config.schema
-import retro.report
 import retro.config.workflow  # by its full name: a Snakefile's names are Snakemake's own, which has a Workflow
-from retro import paths
+import retro.report
+from retro.base import names
 from retro.base.artifacts import canonical
-from retro.corpus.settings import TOKENIZER_FILES
-from retro.base.names import LISTED
+from retro.base.names import LISTED, tuned
+from retro.base.provenance import digest
 from retro.base.stage import UserError
+from retro.config.workflow import FIGURES
+from retro.corpus.settings import TOKENIZER_FILES
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
-from retro.base.names import tuned
-from retro.base.provenance import digest
 from retro.retrieval.bm25 import FILES as BM25_FILES
-from retro.config.workflow import FIGURES
 
 try:
     CONFIG = retro.config.schema.from_snakemake(config, workflow.configfiles)
@@ -46,7 +45,7 @@ TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__
 wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(LISTED),
-    retrieval="|".join(["()", *(re.escape(paths.prefix(name)) for name in RETRIEVALS.named)]),
+    retrieval="|".join(["()", *(re.escape(names.prefix(name)) for name in RETRIEVALS.named)]),
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
     mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*",  # a condition: retro.evaluation.conditions
@@ -70,7 +69,7 @@ def arrays(*files):
 
 def named(wildcards):
     """The retrieval that a job is part of; '' is the dataset's own."""
-    return paths.retrieval(wildcards.retrieval)
+    return names.retrieval(wildcards.retrieval)
 
 
 def shards(folder, suffix="json"):

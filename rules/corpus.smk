@@ -15,8 +15,8 @@ rule train_tokenizer:
         sources=[file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]],
         given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
     output:
-        files=[f"{D}/{paths.TOKENIZER}/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
-        manifest=f"{D}/{paths.TOKENIZER}/manifest.json",
+        files=[f"{D}/{names.TOKENIZER}/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
+        manifest=f"{D}/{names.TOKENIZER}/manifest.json",
     log:
         f"{D}/logs/train_tokenizer.log",
     benchmark:
@@ -41,14 +41,14 @@ rule tokenize:
     input:
         sources=lambda wildcards: SOURCE_FILES[wildcards.source],
         tokenizer=rules.train_tokenizer.output.manifest,
-        shards=shards(f"{D}/{paths.TOKENS}"),
+        shards=shards(f"{D}/{names.TOKENS}"),
     output:
-        bin=f"{D}/{paths.TOKENS}/tokens.bin",
-        idx=f"{D}/{paths.TOKENS}/tokens.idx",
-        documents=f"{D}/{paths.TOKENS}/documents.npy",
-        titles=f"{D}/{paths.TOKENS}/documents.jsonl",
-        skipped=f"{D}/{paths.TOKENS}/skipped.jsonl",
-        manifest=f"{D}/{paths.TOKENS}/manifest.json",
+        bin=f"{D}/{names.TOKENS}/tokens.bin",
+        idx=f"{D}/{names.TOKENS}/tokens.idx",
+        documents=f"{D}/{names.TOKENS}/documents.npy",
+        titles=f"{D}/{names.TOKENS}/documents.jsonl",
+        skipped=f"{D}/{names.TOKENS}/skipped.jsonl",
+        manifest=f"{D}/{names.TOKENS}/manifest.json",
     log:
         f"{D}/logs/tokenize/{{source}}.log",
     benchmark:
@@ -78,7 +78,7 @@ use rule tokenize as tokenize_shard with:
     """Tokenizing shard {wildcards.shard} of {wildcards.source}."""
     output:
         # Its own token store lies beside it, undeclared, until it is joined.
-        shard=temp(f"{D}/{paths.TOKENS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{names.TOKENS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/tokenize/{{source}}.{{shard}}.log",
     benchmark:
@@ -93,10 +93,10 @@ rule duplicates:
             *(expand(rules.tokenize.output[name], source=SOURCES) for name in ["bin", "idx", "documents", "titles"])
         ),
     output:
-        clusters=f"{D}/{paths.DUPLICATES}/clusters.npy",
-        listed=f"{D}/{paths.DUPLICATES}/clusters.jsonl",
-        dropped=f"{D}/{paths.DUPLICATES}/dropped.npy",
-        manifest=f"{D}/{paths.DUPLICATES}/manifest.json",
+        clusters=f"{D}/{names.DUPLICATES}/clusters.npy",
+        listed=f"{D}/{names.DUPLICATES}/clusters.jsonl",
+        dropped=f"{D}/{names.DUPLICATES}/dropped.npy",
+        manifest=f"{D}/{names.DUPLICATES}/manifest.json",
     log:
         f"{D}/logs/duplicates.log",
     benchmark:

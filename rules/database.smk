@@ -14,8 +14,8 @@ rule chunk:
         tokens=rules.tokenize.output.manifest,
         arrays=arrays(rules.tokenize.output.bin, rules.tokenize.output.idx, rules.tokenize.output.documents),
     output:
-        chunks=f"{D}/{paths.CHUNKS}/chunks.npy",
-        manifest=f"{D}/{paths.CHUNKS}/manifest.json",
+        chunks=f"{D}/{names.CHUNKS}/chunks.npy",
+        manifest=f"{D}/{names.CHUNKS}/manifest.json",
     log:
         f"{D}/logs/chunk/{{source}}.log",
     benchmark:
@@ -42,11 +42,11 @@ rule embed:
         tokens=rules.tokenize.output.manifest,
         chunks=rules.chunk.output.manifest,
         arrays=arrays(rules.tokenize.output.bin, rules.chunk.output.chunks),
-        shards=shards(f"{D}/{paths.EMBEDDINGS}"),
+        shards=shards(f"{D}/{names.EMBEDDINGS}"),
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
-        embeddings=f"{D}/{paths.EMBEDDINGS}/embeddings.npy",
-        manifest=f"{D}/{paths.EMBEDDINGS}/manifest.json",
+        embeddings=f"{D}/{names.EMBEDDINGS}/embeddings.npy",
+        manifest=f"{D}/{names.EMBEDDINGS}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}embed/{{source}}.log",
     benchmark:
@@ -76,7 +76,7 @@ rule embed:
 use rule embed as embed_shard with:
     """Embedding shard {wildcards.shard} of {wildcards.source} for {wildcards.retrieval}embeddings."""
     output:
-        shard=temp(f"{D}/{paths.EMBEDDINGS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{names.EMBEDDINGS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/{{retrieval}}embed/{{source}}.{{shard}}.log",
     benchmark:
@@ -90,8 +90,8 @@ rule assemble:
         arrays=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
         duplicates=WORKFLOW.duplicates("drop"),
     output:
-        rows=[f"{D}/{paths.DATABASE}/{name}.npy" for name in ["database", *LISTED]],
-        manifest=f"{D}/{paths.DATABASE}/manifest.json",
+        rows=[f"{D}/{names.DATABASE}/{name}.npy" for name in ["database", *LISTED]],
+        manifest=f"{D}/{names.DATABASE}/manifest.json",
     log:
         f"{D}/logs/assemble.log",
     benchmark:

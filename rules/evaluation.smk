@@ -14,8 +14,8 @@ rule losses:
         weights=arrays(rules.train.output.weights),
         neighbours=lambda wildcards: WORKFLOW.shown(wildcards.mode, wildcards.split),
     output:
-        losses=f"{D}/{paths.LOSSES}/losses.npy",
-        manifest=f"{D}/{paths.LOSSES}/manifest.json",
+        losses=f"{D}/{names.LOSSES}/losses.npy",
+        manifest=f"{D}/{names.LOSSES}/manifest.json",
     log:
         f"{D}/logs/losses/{{run}}.{{split}}.{{mode}}.log",
     benchmark:
@@ -49,6 +49,7 @@ rule summarise:
         summary=report(f"{D}/summary.csv", caption="../docs/captions/summary.rst", category="Tables"),
         comparison=report(f"{D}/comparison.csv", caption="../docs/captions/comparison.rst", category="Tables"),
         sections=report(f"{D}/sections.csv", caption="../docs/captions/sections.rst", category="Tables"),
+        documents=f"{D}/documents.csv",
     log:
         f"{D}/logs/summarise.log",
     benchmark:
@@ -60,7 +61,7 @@ rule summarise:
         code=code("retro.evaluation.summarise"),
         settings=canonical(CONFIG.evaluate.facts()),
         runs=json.dumps(WORKFLOW.twins()),
-        sections=lambda wildcards, output: ["--sections", output.sections],
+        more=lambda wildcards, output: ["--sections", output.sections, "--documents", output.documents],
     shell:
         "python -m retro.evaluation.summarise"
         " --config {input.config:q}"
@@ -69,31 +70,7 @@ rule summarise:
         " --settings {params.settings:q}"
         " --summary {output.summary:q}"
         " --comparison {output.comparison:q}"
-        " {params.sections:q}"
-        " 2>&1 | tee {log:q}"
-
-
-rule documents:
-    """Listing the bits per byte of every evaluated document."""
-    input:
-        config=rules.record.output.config,
-        losses=WORKFLOW.losses(),
-    output:
-        table=f"{D}/documents.csv",
-    log:
-        f"{D}/logs/documents.log",
-    benchmark:
-        f"{D}/benchmarks/documents.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="4h",
-    params:
-        code=code("retro.evaluation.documents"),
-    shell:
-        "python -m retro.evaluation.documents"
-        " --config {input.config:q}"
-        " --losses {input.losses:q}"
-        " --output {output.table:q}"
+        " {params.more:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -104,8 +81,8 @@ rule overlap:
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         neighbours=arrays(expand(rules.neighbours.output.ids, retrieval="", allow_missing=True)),
     output:
-        runs=[f"{D}/{paths.OVERLAP}/{name}.npy" for name in ["training", "shown"]],
-        manifest=f"{D}/{paths.OVERLAP}/manifest.json",
+        runs=[f"{D}/{names.OVERLAP}/{name}.npy" for name in ["training", "shown"]],
+        manifest=f"{D}/{names.OVERLAP}/manifest.json",
     log:
         f"{D}/logs/overlap/{{split}}.log",
     benchmark:
@@ -165,7 +142,7 @@ rule sample:
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
     output:
-        sample=f"{D}/{paths.RUN}/sample.json",
+        sample=f"{D}/{names.RUN}/sample.json",
     log:
         f"{D}/logs/sample/{{run}}.log",
     benchmark:

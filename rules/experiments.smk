@@ -16,9 +16,9 @@ use rule neighbours as candidates with:
     input:
         **{name: files for name, files in rules.neighbours.input.items() if name != "shards"},
     output:
-        ids=f"{D}/{paths.CANDIDATES}/ids.npy",
-        scores=f"{D}/{paths.CANDIDATES}/scores.npy",
-        manifest=f"{D}/{paths.CANDIDATES}/manifest.json",
+        ids=f"{D}/{names.CANDIDATES}/ids.npy",
+        scores=f"{D}/{names.CANDIDATES}/scores.npy",
+        manifest=f"{D}/{names.CANDIDATES}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}candidates/{{split}}.log",
     benchmark:
@@ -36,9 +36,9 @@ rule subsample:
         candidates=rules.candidates.output.manifest,
         arrays=arrays(rules.candidates.output.ids, rules.candidates.output.scores),
     output:
-        ids=f"{D}/{paths.FRACTION}/ids.npy",
-        scores=f"{D}/{paths.FRACTION}/scores.npy",
-        manifest=f"{D}/{paths.FRACTION}/manifest.json",
+        ids=f"{D}/{names.SUBSAMPLED}/ids.npy",
+        scores=f"{D}/{names.SUBSAMPLED}/scores.npy",
+        manifest=f"{D}/{names.SUBSAMPLED}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}subsample/{{fraction}}.{{split}}.log",
     benchmark:
@@ -63,14 +63,14 @@ use rule summarise as experiment_comparison with:
         config=rules.record.output.config,
         losses=lambda wildcards: WORKFLOW.compared(wildcards.experiment),
     output:
-        summary=f"{D}/{paths.EXPERIMENT}/summary.csv",
-        comparison=f"{D}/{paths.EXPERIMENT}/comparison.csv",
+        summary=f"{D}/{names.EXPERIMENT}/summary.csv",
+        comparison=f"{D}/{names.EXPERIMENT}/comparison.csv",
     log:
         f"{D}/logs/experiments/{{experiment}}.comparison.log",
     benchmark:
         f"{D}/benchmarks/experiments/{{experiment}}.comparison.jsonl"
     params:
-        sections=[],
+        more=[],
 
 
 rule experiment:
@@ -82,9 +82,9 @@ rule experiment:
         metrics=rules.figures.input.metrics,
         neighbours=lambda wildcards: WORKFLOW.described(wildcards.experiment),
     output:
-        table=report(f"{D}/{paths.EXPERIMENT}.csv", caption="../docs/captions/experiments.rst", category="Experiments"),
-        svg=report(f"{D}/{paths.EXPERIMENT}.svg", caption="../docs/captions/experiments.rst", category="Experiments"),
-        png=f"{D}/{paths.EXPERIMENT}.png",
+        table=report(f"{D}/{names.EXPERIMENT}.csv", caption="../docs/captions/experiments.rst", category="Experiments"),
+        svg=report(f"{D}/{names.EXPERIMENT}.svg", caption="../docs/captions/experiments.rst", category="Experiments"),
+        png=f"{D}/{names.EXPERIMENT}.png",
     log:
         f"{D}/logs/experiments/{{experiment}}.log",
     benchmark:

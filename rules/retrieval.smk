@@ -15,11 +15,11 @@ rule index:
         arrays=lambda wildcards: arrays(
             rules.assemble.output.rows, WORKFLOW.embeddings(named(wildcards), "embeddings.npy")
         ),
-        trained=[f"{D}/{paths.INDEX}/shards/trained.faiss"] if WORKFLOW.shards else [],
-        shards=shards(f"{D}/{paths.INDEX}", "faiss"),
+        trained=[f"{D}/{names.INDEX}/shards/trained.faiss"] if WORKFLOW.shards else [],
+        shards=shards(f"{D}/{names.INDEX}", "faiss"),
     output:
-        index=f"{D}/{paths.INDEX}/index.faiss",
-        manifest=f"{D}/{paths.INDEX}/manifest.json",
+        index=f"{D}/{names.INDEX}/index.faiss",
+        manifest=f"{D}/{names.INDEX}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}index.log",
     benchmark:
@@ -49,7 +49,7 @@ use rule index as index_train with:
     input:
         **{**dict(rules.index.input.items()), "trained": [], "shards": []},
     output:
-        trained=temp(f"{D}/{paths.INDEX}/shards/trained.faiss"),
+        trained=temp(f"{D}/{names.INDEX}/shards/trained.faiss"),
     log:
         f"{D}/logs/{{retrieval}}index.train.log",
     benchmark:
@@ -61,7 +61,7 @@ use rule index as index_train with:
 use rule index as index_shard with:
     """Adding shard {wildcards.shard} of the database to {wildcards.retrieval}index, which is trained."""
     output:
-        shard=temp(f"{D}/{paths.INDEX}/shards/{{shard}}.faiss"),
+        shard=temp(f"{D}/{names.INDEX}/shards/{{shard}}.faiss"),
     log:
         f"{D}/logs/{{retrieval}}index.{{shard}}.log",
     benchmark:
@@ -81,8 +81,8 @@ rule bm25_index:
             rules.assemble.output.rows, rules.assemble.input.arrays, expand(rules.tokenize.output.bin, source=SOURCES)
         ),
     output:
-        files=[f"{D}/{paths.BM25}/{name}" for name in BM25_FILES],
-        manifest=f"{D}/{paths.BM25}/manifest.json",
+        files=[f"{D}/{names.BM25}/{name}" for name in BM25_FILES],
+        manifest=f"{D}/{names.BM25}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}bm25.log",
     benchmark:
@@ -121,11 +121,11 @@ rule neighbours:
             rules.assemble.output.rows,
             rules.assemble.input.arrays,
         ),
-        shards=shards(f"{D}/{paths.NEIGHBOURS}"),
+        shards=shards(f"{D}/{names.NEIGHBOURS}"),
     output:
-        ids=f"{D}/{paths.NEIGHBOURS}/ids.npy",
-        scores=f"{D}/{paths.NEIGHBOURS}/scores.npy",
-        manifest=f"{D}/{paths.NEIGHBOURS}/manifest.json",
+        ids=f"{D}/{names.NEIGHBOURS}/ids.npy",
+        scores=f"{D}/{names.NEIGHBOURS}/scores.npy",
+        manifest=f"{D}/{names.NEIGHBOURS}/manifest.json",
     log:
         f"{D}/logs/{{retrieval}}neighbours/{{split}}.log",
     benchmark:
@@ -159,7 +159,7 @@ use rule neighbours as neighbours_shard with:
     """Finding the {wildcards.retrieval}neighbours of shard {wildcards.shard} of the {wildcards.split} chunks."""
     output:
         # Finished blocks lie beside it, undeclared: they survive a kill.
-        shard=temp(f"{D}/{paths.NEIGHBOURS}/shards/{{shard}}.json"),
+        shard=temp(f"{D}/{names.NEIGHBOURS}/shards/{{shard}}.json"),
     log:
         f"{D}/logs/{{retrieval}}neighbours/{{split}}.{{shard}}.log",
     benchmark:

@@ -18,9 +18,9 @@ rule train:
         neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"], retrieval="")),
         initial=lambda wildcards: RUNS[wildcards.run].start or [],
     output:
-        weights=f"{D}/{paths.RUN}/model.safetensors",
-        model=f"{D}/{paths.RUN}/model.json",
-        metrics=f"{D}/{paths.RUN}/metrics.jsonl",
+        weights=f"{D}/{names.RUN}/model.safetensors",
+        model=f"{D}/{names.RUN}/model.json",
+        metrics=f"{D}/{names.RUN}/metrics.jsonl",
     log:
         f"{D}/logs/train/{{run}}.log",
     benchmark:
@@ -40,7 +40,7 @@ rule train:
     params:
         code=code("retro.training.train"),
         run=lambda wildcards: canonical(RUNS[wildcards.run].facts()),
-        checkpoints=f"{D}/{paths.RUN}/checkpoints",  # undeclared: they survive failures and retries
+        checkpoints=f"{D}/{names.RUN}/checkpoints",  # undeclared: they survive failures and retries
     shell:
         "python -m retro.training.launch {resources.launch} --"
         " --config {input.config:q}"

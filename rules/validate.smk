@@ -9,7 +9,7 @@ out    {D}/validate/<stage>.json
 rule recompute:
     """Recomputing a sample of what is stored: {wildcards.stage}."""
     output:
-        report=f"{D}/{paths.VALIDATED}",
+        report=f"{D}/{names.VALIDATED}",
     log:
         f"{D}/logs/validate/{{stage}}.log",
     wildcard_constraints:
@@ -42,4 +42,4 @@ rule validate:
         f"{D}/logs/validate.log",
     localrule: True
     shell:
-        "python -m retro.validate.summary --reports {input.reports:q} 2> {log:q}"
+        "python -m retro.validate.recompute --reports {input.reports:q} 2> {log:q}"

@@ -188,7 +188,7 @@ def is_entry(statement: Statement) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse
 
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 RECORDED = (
     "numpy", "torch", "faiss", "tokenizers", "sentencepiece", "onnxruntime", "transformers", "pyarrow", "pandas",
     "rensa",

@@ -5,6 +5,7 @@ refused, no truth value taken for a number. What settings refuse is told in the 
 for each key that is wrong.
 """
 
+import argparse
 import difflib
 import errno
 import json
@@ -28,6 +29,15 @@ LESS_MEMORY = (
 
 class UserError(Exception):
     """Something the user can put right: says what was found where, what was wanted and the way out."""
+
+
+def one_of(commands: dict[str, Callable[[], None]]) -> None:
+    """Run the command that the first argument names; it finds its own arguments in those that follow."""
+    parser = argparse.ArgumentParser(add_help=len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"))
+    parser.add_argument("command", choices=list(commands), help="--help after it tells its own arguments")
+    chosen = parser.parse_known_args()[0].command
+    sys.argv = [f"{sys.argv[0]} {chosen}", *sys.argv[2:]]
+    commands[chosen]()
 
 
 def run(main: Callable[[], None]) -> None:
@@ -105,7 +115,7 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true, which YAML reads `yes` and `on` as, where a number is wanted: it would become 1."""
-        if takes_truth_as_a_number(cls.model_fields[info.field_name].annotation, value):
+        if takes_truth_as_a_number(cls.model_fields[str(info.field_name)].annotation, value):
             raise ValueError("wanted a number; true would become 1")
         return value
 

@@ -130,7 +130,8 @@ def refuse_unusable(value: Any, where: str, key: str = "") -> None:
 
 def refuse_truth(raw: dict[str, Any], where: str) -> None:
     """Refuse true and false where the model section wants a number; other sections do so themselves."""
-    runs = raw.get("runs") if isinstance(raw.get("runs"), dict) else {}
+    given = raw.get("runs")
+    runs = given if isinstance(given, dict) else {}
     models = {"model": raw.get("model")}
     models |= {f"runs.{name}.model": run.get("model") for name, run in runs.items() if isinstance(run, dict)}
     for place, model in models.items():

@@ -1,19 +1,31 @@
-"""What a config file says before it is validated: read, laid on its presets, and free of what preprocessing decides."""
+"""What a config file says before it is validated, and what its named retrievals say of the dataset.
+
+A file is read, laid on its presets, and free of what preprocessing decides.
+
+Alternative retrievals of a dataset are other retrievers, encoders, indexes or exclusions over the same chunks. Each
+overrides sections of the dataset, and only what it changes is made again: an equal embedding or index is taken from the
+dataset, or from the first retrieval that has it. Artifacts lie in D/retrievals/<name>, laid out as the dataset's own.
+"""
 
 import copy
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, ValidationError
 
 from retro.base.artifacts import read_json
-from retro.base.stage import UserError
+from retro.base.names import prefix
+from retro.base.stage import Overrides, Settings, UserError, reasons
 from retro.corpus.records import DECODER, Repeated
+from retro.database.settings import EncoderSettings
+from retro.retrieval.bm25 import FILES
+from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.training.settings import SampleSettings
 
-PRESETS = Path(__file__).resolve().parent.parent / "config" / "models"
+PRESETS = Path(__file__).resolve().parents[2] / "config" / "models"
 # Keys that a training section may not set.
 RECORDED_KEYS = {*SampleSettings.model_fields, "chunk_length", "vocab_size", "tokenizer", "eod_id", "pad_id"}
 
@@ -136,3 +148,103 @@ def _decided(raw: dict[str, Any], key: str) -> str:
     section = dataset.get("samples") if key in SampleSettings.model_fields else dataset
     value = section.get(key, "its default") if isinstance(section, dict) else "its default"
     return f"{value!r} in the dataset section"
+
+
+BUILT = {  # the index settings an index is built with; the others say how it is searched
+    "index": ("factory", "train_vectors", "gpu", "gpu_float16"),
+    "bm25": ("bm25_k1", "bm25_b"),
+}
+SECTIONS: dict[str, type[Settings]] = {
+    "encoder": EncoderSettings,
+    "index": IndexSettings,
+    "neighbours": NeighbourSettings,
+}
+
+
+class RetrievalSettings(Settings):
+    """A retrieval to compare with the dataset's own, which it overrides key by key."""
+
+    retriever: Retriever | None = Field(None, description="Another retriever; default: the dataset's.")
+    encoder: Annotated[dict[str, Any], Overrides(EncoderSettings)] = Field(
+        {}, description="Overrides of dataset.encoder; chunks are embedded again."
+    )
+    index: Annotated[dict[str, Any], Overrides(IndexSettings)] = Field({}, description="Overrides of dataset.index.")
+    neighbours: Annotated[dict[str, Any], Overrides(NeighbourSettings)] = Field(
+        {}, description="Overrides of dataset.neighbours."
+    )
+
+
+def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, Any]:
+    """The facts of a retrieval: retriever, encoder, index, neighbours. Raises `ValueError` for a wrong key."""
+    facts = {"retriever": overrides.retriever or dataset["retriever"]}
+    for section, kind in SECTIONS.items():
+        try:
+            facts[section] = kind(**{**dataset[section], **getattr(overrides, section)}).facts()
+        except ValidationError as error:
+            raise ValueError(reasons(error, kind, (section,))[0]) from None
+    return facts
+
+
+def made_of(facts: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The settings that decide a retrieval's `kind` of artifact: embeddings, index or bm25."""
+    encoder = {} if kind == "bm25" else {"encoder": facts["encoder"]}
+    return encoder | {key: facts["index"][key] for key in BUILT.get(kind, ())}
+
+
+def check(dataset: dict[str, Any], named: dict[str, RetrievalSettings]) -> None:
+    """Raise `ValueError` for the first wrong key of a config's retrievals."""
+    for name, overrides in named.items():
+        try:
+            resolve(dataset, overrides)
+        except ValueError as error:
+            raise ValueError(f"retrievals.{name}.{error}") from None
+
+
+class Retrievals:
+    """The retrievals of a config, and the folder each of their artifacts lies in."""
+
+    def __init__(self, dataset: dict[str, Any], named: dict[str, RetrievalSettings], folder: str):
+        """`dataset` are the dataset's facts, `folder` is D."""
+        self.facts = {"": {key: dataset[key] for key in ("retriever", *SECTIONS)}}
+        self.facts |= {name: resolve(dataset, overrides) for name, overrides in named.items()}
+        self.named, self._folder = list(named), folder
+
+    def folder(self, name: str) -> str:
+        """Of a retrieval; the dataset's own is called ''."""
+        return f"{self._folder}/{prefix(name)}".rstrip("/")
+
+    def kind_of_index(self, name: str) -> str:
+        """The folder name of what a retrieval searches: index or bm25."""
+        return "bm25" if self.facts[name]["retriever"] == "bm25" else "index"
+
+    def has(self, name: str, kind: str) -> bool:
+        """Whether a retrieval needs that kind of artifact; the dataset always has embeddings and their index."""
+        return kind == "embeddings" or kind == self.kind_of_index(name) or (name == "" and kind == "index")
+
+    def source(self, name: str, kind: str) -> str:
+        """The folder D/…/<kind> with the artifact of a retrieval: that of the first that has an equal one."""
+        wanted = made_of(self.facts[name], kind)
+        for other, facts in self.facts.items():
+            if self.has(other, kind) and made_of(facts, kind) == wanted:
+                return f"{self.folder(other)}/{kind}"
+        raise KeyError(name)
+
+    def built(self, name: str, kind: str) -> dict[str, Any]:
+        """The index settings that a retrieval's index or bm25 is built with."""
+        return {key: self.facts[name]["index"][key] for key in BUILT[kind]}
+
+    def searching(self, name: str, **neighbours: Any) -> dict[str, Any]:
+        """Settings of a retrieval's neighbours stage; `neighbours` override some of which neighbours are kept."""
+        facts = {key: self.facts[name][key] for key in ("retriever", "neighbours", "index")}
+        return facts | {"neighbours": facts["neighbours"] | neighbours}
+
+    def searched(self, name: str = "") -> list[str]:
+        """The index that a retrieval searches: its manifest, then its files."""
+        kind = self.kind_of_index(name)
+        files = FILES if kind == "bm25" else ["index.faiss"]
+        return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
+
+    def words(self, sources: list[str], name: str = "") -> list[str]:
+        """Manifests of the tokenizer and the tokens, which BM25 reads; nothing for other retrievers."""
+        names = ["tokenizer", *(f"tokens/{source}" for source in sources)]
+        return [f"{self._folder}/{n}/manifest.json" for n in names] if self.kind_of_index(name) == "bm25" else []

@@ -14,8 +14,7 @@ from retro.base import names
 from retro.base.names import NAME, seeded
 from retro.base.stage import Names, Overrides, Settings, UserError, explain
 from retro.config.checks import braces, check_runs, contradictions, named, refuse_truth, refuse_unusable, wrong_names
-from retro.config.layers import PRESETS, merged, read, refuse_recorded, with_presets
-from retro.config.retrievals import RetrievalSettings, check
+from retro.config.layers import PRESETS, RetrievalSettings, check, merged, read, refuse_recorded, with_presets
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
@@ -25,7 +24,6 @@ from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.training.settings import Run, SampleSettings, TrainSettings
-from retro.validate.settings import ValidationSettings
 
 
 class DatasetSettings(Settings):
@@ -128,6 +126,15 @@ class ResourceSettings(Settings):
         gt=0,
         description="Processes of a training on each node; they share its samples, and more as train.parallel says.",
     )
+
+
+class ValidationSettings(Settings):
+    """How much of what preprocessing stored `snakemake validate` recomputes."""
+
+    fraction: float = Field(
+        0.05, gt=0, le=1, description="Share of the blocks of every artifact; of each at least one block."
+    )
+    seed: int = Field(1, ge=0, description="Decides which blocks: another seed, other blocks.")
 
 
 class Config(Settings):

@@ -28,7 +28,7 @@ from retro.base.names import (
     unseeded,
 )
 from retro.base.stage import UserError
-from retro.config.retrievals import Retrievals
+from retro.config.layers import Retrievals
 from retro.config.schema import Config
 from retro.evaluation.conditions import NONE, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE

@@ -11,7 +11,7 @@ from typing import Any
 import zstandard
 
 from retro.base.stage import UserError
-from retro.corpus.checks import Reading
+from retro.corpus.readings import Reading
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")
@@ -86,8 +86,8 @@ def find(
                         f"source {source}: {file}: {reason}. Correct it, or set dataset.on_error to skip: it is then "
                         f"left out and listed in skipped.jsonl."
                     )
-                size = 0 if reason else state.st_size
-                found.append(SourceFile(file, name, "unreadable" if reason else kind, size, reason))
+                size = 0 if isinstance(state, str) or reason else state.st_size
+                found.append(SourceFile(file, name, "unreadable" if reason or kind is None else kind, size, reason))
         if len(found) + len(again) == before:
             holds = "holds no file to read" if path.is_dir() else "is of no kind that can be read"
             raise UserError(f"source {source}: {given} {holds}. Wanted: {KINDS}.")

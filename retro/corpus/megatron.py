@@ -9,10 +9,10 @@ import numpy as np
 
 from retro.base.machine import release
 from retro.base.stage import UserError
-from retro.corpus.checks import Readings
 from retro.corpus.files import SourceFile
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.readers import RECORDS, Document, Malformed, Reader, Sharded
+from retro.corpus.readings import Readings
 from retro.corpus.records import NamedFields
 from retro.corpus.settings import SourceSettings
 from retro.corpus.tokenizers import Tokenizer
@@ -95,7 +95,8 @@ class MegatronReader(Sharded):
         self.files = [SourceFile(path, path.name, "megatron", path.stat().st_size) for path in paths]
         self.bytes = sum(file.bytes for file in self.files)
         self.done = self.skipped = self.without_eod = 0
-        self.again, self.fields = [], NamedFields(source, name)
+        self.again: list[Path] = []
+        self.fields = NamedFields(source, name)
         self.readings = Readings()
 
     def __iter__(self) -> Iterator[Document]:

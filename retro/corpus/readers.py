@@ -1,6 +1,6 @@
 """Documents of a source, one after another: validated, counted, with the file and line they come from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from retro.base.stage import UserError
 from retro.corpus import files
-from retro.corpus.checks import Reading, Readings
 from retro.corpus.files import Damaged, SourceFile
+from retro.corpus.readings import Reading, Readings
 from retro.corpus.records import (
     MISSING,
     NamedFields,
@@ -109,7 +109,7 @@ class Reader(Sharded):
         for file in self.files:
             yield from self.read(file)
 
-    def read(self, file: SourceFile) -> Iterator[Document]:
+    def read(self, file: SourceFile) -> Generator[Document, None, None]:
         """The documents of one of the source's files."""
         start = self.done
         self._begun = {file: self.records}

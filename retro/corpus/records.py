@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from retro.base.stage import UserError
-from retro.corpus.checks import Reading
 from retro.corpus.files import Damaged
+from retro.corpus.readings import Reading
 from retro.corpus.settings import SourceSettings
 
 TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number",

@@ -6,15 +6,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from retro.base import artifacts, log, provenance, stage
 from retro.base.shards import shard_name
 from retro.base.stage import Settings, UserError, given, read_section
-from retro.corpus.checks import Spelling
-from retro.corpus.documents import Ledger, Table, join, split_of
+from retro.corpus.documents import Ledger, Spelling, Table, join, split_of
 from retro.corpus.files import twins
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
@@ -128,7 +127,12 @@ def write(
             for block, without_text in tokenize(settings, tokenizer, reader, writer, table, spelling):
                 ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
                 documents, offset, empty = len(table.ids), table.offset, empty + without_text
-            counts = {"empty": empty, "filtered": reader.filtered, "skipped": reader.skipped, **unended(reader)}
+            counts: dict[str, Any] = {
+                "empty": empty,
+                "filtered": reader.filtered,
+                "skipped": reader.skipped,
+                **unended(reader),
+            }
             counts |= spelling.counts()
         if not shard:
             reader.fields.check()
@@ -159,7 +163,7 @@ def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts:
     )
 
 
-def remarks_on(reader: Reader) -> Iterator[str]:
+def remarks_on(reader: Reader | MegatronReader) -> Iterator[str]:
     """What the log says of the source's files and fields besides counts."""
     if reader.again:
         names = ", ".join(map(str, reader.again[:5]))

@@ -3,7 +3,8 @@
 Three kinds of file: Hugging Face's tokenizer.json, GPT-2's vocab.json and merges.txt, a SentencePiece model.
 They must be able to spell any text: byte-level, or with byte fallback. A SentencePiece model without it, and
 tokenizers that change a text before they encode it, do for texts that they give back; for others only if
-`dataset.tokenizer.lossy` allows it (retro.corpus.checks). What a given file leaves to chance is switched off.
+`dataset.tokenizer.lossy` allows it (`retro.corpus.documents.Spelling`). What a given file leaves to chance is switched
+off.
 """
 
 import json

@@ -88,7 +88,9 @@ def count_shared(
     by the source that the other stands in. `databases`: which sources are in the database; `dropped` as for
     `retro.database.assemble.select`.
     """
-    texts, evaluated, served = [], [], []
+    texts: list[np.ndarray] = []
+    evaluated: list[np.ndarray] = []
+    served: list[np.ndarray] = []
     found = [documents(manifest.array("chunks.npy")) for manifest in chunks]
     for number, (hashes, split, first) in enumerate(found):
         held = (split == VALID) | (split == TEST)

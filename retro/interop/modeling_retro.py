@@ -92,7 +92,7 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
     def _for_every_chunk(self, tokens: Tensor, neighbours: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Neighbours and mask, missing ones for the chunks at the end that were given none."""
         mask = torch.ones_like(neighbours, dtype=torch.bool) if mask is None else mask  # (b, l, k, r)
-        alignment = self.retro.base.stage.chunk_alignment
+        alignment = self.retro.settings.chunk_alignment
         count = ChunkGrid.over(tokens.shape[1], self.retro.chunk_length, alignment).count
         missing = max(0, count - neighbours.shape[1])
         padding = (0, 0, 0, 0, 0, missing)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro.model.cca import ChunkedCrossAttention, ChunkGrid, Encoded, before, copies, recent
-from retro.model.encoder import Encoder
-from retro.model.layers import MLP, Rope, SelfAttention, make_norm, rope_table, token_losses
+from retro.model.layers import MLP, Encoder, Rope, SelfAttention, make_norm, rope_table, token_losses
 from retro.model.settings import ModelSettings
 
 

@@ -126,14 +126,14 @@ def title(document: dict[str, Any]) -> str:
 
 def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS) -> dict[str, Any]:
     """All that the page shows, as plain values; losses in hundredths of a nat."""
-    split, used = retro.base.stage["split"], retro.base.stage["neighbours_used"]
+    split, used = retro.settings["split"], retro.settings["neighbours_used"]
     rows, losses = dataset.rows(split), [gpt.array("losses.npy"), retro.array("losses.npy")]
     records = dataset.store.chunks(rows)
     documents = group_documents(rows, dataset.store.source(rows), records)
     chosen = choose(documents, len(rows), min(most, TOKENS // dataset.chunk_length), dataset.facts["seed"])
     ids = dataset.neighbour_ids(split)[:, :used]
     scores = dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours").array("scores.npy")
-    lookups = Lookups(dataset, retro.base.stage["retrieved_chunks"])
+    lookups = Lookups(dataset, retro.settings["retrieved_chunks"])
     shown_documents: list[dict] = []
     shown_chunks: list[dict] = []
     with bar(sum(end - first for _, first, end in chosen), "explorer", "chunk") as shown:
@@ -171,7 +171,7 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
     return {
         "dataset": dataset.facts["name"],
         "split": split,
-        "run": retro.base.stage["run"],
+        "run": retro.settings["run"],
         "twin": gpt.settings["run"],
         "used": used,
         "total": {"documents": len(documents), "chunks": len(rows)},

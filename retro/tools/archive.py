@@ -125,7 +125,7 @@ def _copy(source: str, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = [
     "Snakefile",
     "Makefile",

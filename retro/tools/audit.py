@@ -21,7 +21,7 @@ from packaging.version import Version
 from retro.base import stage
 from retro.base.stage import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["requirements", "slurm", "encoder"]
 OPTIONAL = ["cpu", "gpu", "cuda", "dev"]
 ALONE = "encoder"  # installed without its dependencies: only its data files are read

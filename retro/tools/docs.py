@@ -30,22 +30,28 @@ PARTS = {
     "_broken": "<path>: {}. Copy it again, or delete it and run snakemake to rebuild it.",
 }  # of calls that are told a part of the message only
 ROOMS = {
-    "": "Config, files, archive",
+    "config": "Config",
+    "base": "Files and stages",
+    "tools": "Tools",
     "corpus": "Corpus",
     "database": "Chunks and embeddings",
     "retrieval": "Index and neighbours",
     "model": "Model settings",
     "training": "Training",
-    "evaluation": "Evaluation and generation",
+    "dataset": "Recorded config",
+    "evaluation": "Evaluation",
+    "generation": "Generation",
     "qa": "Question answering",
     "experiments": "Experiments",
     "report": "Report",
     "planning": "Planning",
     "interop": "Other projects' checkpoints",
+    "validate": "Validation",
+    "bench": "Benchmarks",
 }
 
 
-SETTINGS = ("settings.py", "config.py", "retrievals.py", "config_checks.py", "config_names.py")  # what refuses values
+SETTINGS = ("settings.py", "stage.py", "schema.py", "layers.py", "checks.py")  # what refuses values
 
 
 class Module:
@@ -110,8 +116,7 @@ def listed() -> dict[str, list[str]]:
     """Messages by room, each once, in the order of their text."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
     for path in sorted(PACKAGE.rglob("*.py")):
-        folder, *_ = path.relative_to(PACKAGE).parts
-        found[folder if folder in ROOMS else ""].update(Module(path).messages())
+        found.setdefault(path.relative_to(PACKAGE).parts[0], set()).update(Module(path).messages())
     return {room: sorted(messages) for room, messages in found.items() if messages}
 
 

@@ -11,6 +11,7 @@ so are they. Of the processes' output the first one's is shown.
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import re
@@ -30,10 +31,13 @@ from retro.base import stage
 from retro.base.log import say
 from retro.base.stage import UserError
 from retro.training.loop import TRY_AGAIN
-from retro.training.rank import LAUNCHER, TRAINER, follow
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 STOPPED = {TRY_AGAIN, *(128 + signum for signum in SIGNALS)}  # exit statuses of a trainer that has saved
+TRAINER = "retro.training.train"
+FOLLOW = "--follow"  # the first argument of one of several processes
+LAUNCHER = "RETRO_LAUNCHER"  # environment: process number of the launcher
+PR_SET_PDEATHSIG = 1  # prctl(2)
 PATIENCE = 900  # seconds that processes have to finish a step and save
 LINGER = 3  # seconds for other nodes to end by themselves, before srun ends them
 SHOWN = 30  # lines of a failed process's output
@@ -41,7 +45,23 @@ SHOWN = 30  # lines of a failed process's output
 ECHO = re.compile(r"Connection (closed|reset) by peer|DistNetworkError|DistBackendError|NCCL error")
 
 
+def follow(signum: int) -> None:
+    """Let the kernel send this process a signal when its parent has ended. It survives exec. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
+
+
+def become_trainer(arguments: list[str]) -> None:
+    """One of several processes: the trainer, which ends when the process that started it ends, in whatever way."""
+    follow(signal.SIGKILL)
+    if os.getppid() != int(os.environ[LAUNCHER]):  # it ended before
+        sys.exit(1)
+    os.execv(sys.executable, [sys.executable, "-m", TRAINER, *arguments])
+
+
 def main() -> None:
+    if sys.argv[1:2] == [FOLLOW]:
+        become_trainer(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the SLURM job")
     parser.add_argument("--processes", type=int, default=1, help="training processes on each node")
@@ -130,7 +150,7 @@ def on_this(nodes: int, processes: int, rendezvous: str | None, arguments: list[
         words += ["--shutdown-timeout", str(PATIENCE), "--signals-to-handle", "SIGUSR2", "--max-restarts", "0"]
         try:
             arguments = [word.replace("$", "$$") for word in arguments]  # torchrun fills in its own ${…}
-            run.run(run.parse_args([*place, *words, "-m", "--", "retro.training.rank", *arguments]))
+            run.run(run.parse_args([*place, *words, "-m", "--", "retro.training.launch", FOLLOW, *arguments]))
         except SignalException:
             return TRY_AGAIN
         except ChildFailedError as error:

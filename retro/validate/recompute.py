@@ -2,8 +2,11 @@
 
     python -m retro.validate.recompute --manifests results/open-book/chunks/*/manifest.json --output report.json
 
+    python -m retro.validate.recompute --reports report.json ...
+
 What is recomputed is what the manifest records: its settings, its inputs. Nothing but the report is written. Exit
-status 0 also where something differs: `retro.validate.summary` judges the reports of all stages.
+status 0 also where something differs. With --reports it judges the reports of all stages, as a table; exit status 1 if
+something stored is not what is recomputed.
 """
 
 import argparse
@@ -13,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from retro.base import provenance
-from retro.base.artifacts import Manifest, read_manifest, sha256, write_json
+from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_json
 from retro.base.stage import UserError, run
 from retro.validate import database, tokens
 from retro.validate.sample import Difference, Sample
@@ -67,14 +70,51 @@ def recompute(path: Path, fraction: float, seed: int, threads: int) -> dict:
     }
 
 
+def artifacts(path: Path) -> list[dict]:
+    """What a report says of each artifact."""
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not isinstance(facts.get("artifacts"), list):
+        raise UserError(
+            f"{path}: wanted a report of retro.validate.recompute. Delete it and run snakemake validate again."
+        )
+    return facts["artifacts"]
+
+
+def judge(paths: list[Path]) -> None:
+    """Tell what validations found, as a table. Raises `UserError` if something stored is not what is recomputed."""
+    rows = [row for path in paths for row in artifacts(path)]
+    width = max(len(row["artifact"]) for row in rows)
+    for row in rows:
+        state = "DIFFERS" if row["difference"] else "equal"
+        print(f"{row['artifact']:{width}s}  {state:7s}  {row['recomputed']:40s} {row['seconds']:8.1f} s")
+    wrong = [row for row in rows if row["difference"]]
+    for row in wrong:
+        print(f"\n{row['difference']}")
+        for reason in row["reasons"]:
+            print(f"  {reason}")
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(rows)} artifacts are not what is recomputed. Delete the first that differs and run "
+            f"snakemake again: it makes what follows from it again, too."
+        )
+    print(f"{len(rows)} artifacts: what was recomputed equals what is stored, bit by bit.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--manifests", required=True, nargs="+", type=Path, help="manifests of artifacts")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--manifests", nargs="+", type=Path, help="manifests of artifacts")
+    what.add_argument("--reports", nargs="+", type=Path, help="judge these reports instead")
     parser.add_argument("--fraction", type=float, default=0.05, help="share of the blocks, at least one")
     parser.add_argument("--seed", type=int, default=1, help="decides which blocks")
-    parser.add_argument("--output", required=True, type=Path, help="report to write, JSON")
+    parser.add_argument("--output", type=Path, help="report to write, JSON")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
     options = parser.parse_args()
+    if options.reports:
+        judge(options.reports)
+        return
+    if options.output is None:
+        parser.error("--manifests need --output, the report to write")
     reports = []
     for path in options.manifests:
         report = recompute(path, options.fraction, options.seed, options.threads)

@@ -13,8 +13,8 @@ import pytest
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
 from retro.corpus import tokenize, train_tokenizer
-from retro.corpus.checks import Readings
 from retro.corpus.readers import Reader
+from retro.corpus.readings import Readings
 from retro.corpus.settings import SourceSettings
 from tests.corpus.test_corpus_stages import TINY, call, tokenize_settings, train_settings
 

@@ -10,7 +10,7 @@ import sentencepiece
 
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
-from retro.corpus import checks, tokenize, train_tokenizer
+from retro.corpus import documents, tokenize, train_tokenizer
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from tests.corpus.test_corpus_stages import TINY, call, tokenize_settings, train_settings, write
@@ -121,8 +121,8 @@ def test_a_normalizer_that_changes_no_text_of_the_corpus_is_accepted(made, bpe_f
 
 
 def test_a_rare_change_of_length_is_found_in_every_document(made, bpe_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "FIRST", 0)
-    monkeypatch.setattr(checks, "SHARE", 0.0)
+    monkeypatch.setattr(documents, "FIRST", 0)
+    monkeypatch.setattr(documents, "SHARE", 0.0)
     texts = ["plain words"] * 999 + ["one ﬁsh"]
     with pytest.raises(UserError, match="line 1000: the tokenizer changes this text"):
         made(texts, given(bpe_folder, tmp_path, normalizer={"type": "NFKC"}))
@@ -148,7 +148,7 @@ def test_a_space_before_the_text_is_no_change(made, bpe_folder, tmp_path):
 
 
 def test_the_end_of_a_long_text_is_compared_by_its_length(made, bpe_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "LENGTH", 100)
+    monkeypatch.setattr(documents, "LENGTH", 100)
     long = "plain words " * 100
     assert made([long], given(bpe_folder, tmp_path, normalizer={"type": "NFKC"})).counts["bytes"] == len(long)
     with pytest.raises(UserError, match=r"line 1"):
@@ -162,7 +162,7 @@ def test_characters_without_a_token_are_refused_by_name(made, models, shards):
 
 
 def test_one_unknown_character_among_many_documents_is_refused(made, models, monkeypatch):
-    monkeypatch.setattr(checks, "FIRST", 0)
+    monkeypatch.setattr(documents, "FIRST", 0)
     with pytest.raises(UserError, match="line 500: the tokenizer has no token for ¤ of"):
         made([ENGLISH] * 499 + ["the price is ¤"], models["unspelling"])
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.watched import watched
+from tests.base.watched import watched
 
 TOKENIZER = {"type": "bpe", "vocab_size": 400}
 SPLIT = {"by": "document", "valid": 0.15, "test": 0.15}

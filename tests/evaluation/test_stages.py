@@ -120,9 +120,12 @@ def test_summary_and_comparison(dataset, losses):
     assert {row["source"] for row in sections} == {"atlas"}
 
 
-def test_each_document_has_its_bits_per_byte(dataset, losses):
+def test_each_document_has_its_bits_per_byte(dataset, losses, tmp_path):
     output = dataset.folder / "documents.csv"
-    stage("retro.evaluation.documents", "--config", dataset.path, "--losses", *losses.values(), "--output", output)
+    runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
+    given = ("--config", dataset.path, "--runs", json.dumps(runs), "--settings", '{"bootstrap": 100}')
+    files = [part for name in ("summary", "comparison") for part in (f"--{name}", tmp_path / name)]
+    stage("retro.evaluation.summarise", *given, "--losses", *losses.values(), *files, "--documents", output)
     rows = read(output)
     assert len({row["document"] for row in rows}) == len(rows)
     for mode, run in (("none", "gpt-s1"), ("on", "retro-s1")):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retro.model import cca, encoder, language_model
+from retro.model import cca, language_model, layers
 from retro.model.cca import ChunkGrid
 from retro.model.layers import SelfAttention
 from retro.model.settings import ModelSettings
@@ -163,7 +163,7 @@ def padding_attended(patch) -> None:
 
 def no_encoder_norm(patch) -> None:
     """The encoder's last norm is left out."""
-    forward = encoder.Encoder.forward
+    forward = layers.Encoder.forward
 
     def without(self, *arguments):
         norm, self.norm = self.norm, None
@@ -172,7 +172,7 @@ def no_encoder_norm(patch) -> None:
         finally:
             self.norm = norm
 
-    patch.setattr(encoder.Encoder, "forward", without)
+    patch.setattr(layers.Encoder, "forward", without)
 
 
 BROKEN: list[tuple[Callable, Callable]] = [

@@ -1,0 +1,51 @@
+"""The yardstick: operations of a matrix product over the least time that one took, by the clock that is asked for."""
+
+import json
+import sys
+import threading
+
+import pytest
+import torch
+
+from retro.base import machine
+from retro.bench import preprocessing
+
+CPU = torch.device("cpu")
+
+
+def test_the_rate_is_that_of_the_fastest_product_by_the_given_clock():
+    times = iter([0, 9, 10, 14, 20, 22, 30, 35])  # before and after each: 9, 4, 2 and 5 seconds
+    assert machine.gemm_rate(CPU, size=8, repeats=3, clock=lambda: next(times)) == 2 * 8**3 / 2
+
+
+def test_the_yardstick_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    machine.gemm_rate(CPU, size=8)
+    machine.calibrate(1, size=8)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_calibration_works_on_as_many_threads_as_what_it_is_held_against(threads, monkeypatch):
+    together, seen = threading.Barrier(threads), set()
+
+    def product(*_: object) -> None:
+        together.wait(timeout=60)  # ends only if so many are at work at once
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+
+    monkeypatch.setattr(torch, "mm", product)
+    machine.calibrate(threads, size=8)
+    assert len(seen) == threads and {each for _, each in seen} == {1}
+
+
+@pytest.mark.parametrize(("chunks", "rounds"), [(16, 8), (3, 3)])
+def test_each_round_of_embedding_stands_between_two_calibrations(chunks, rounds, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        preprocessing, "calibrate", lambda threads: asked.append(threads) or {"gflops_per_cpu_second": 1.0}
+    )
+    arguments = ["--chunks", str(chunks), "--threads", "2", "--encoder", '{"type": "static", "width": 8}']
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    preprocessing.embedding_main()
+    assert asked == [2] * (rounds + 1)
+    assert json.loads(capsys.readouterr().out)["chunks"] == chunks
