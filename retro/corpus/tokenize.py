@@ -109,6 +109,7 @@ def write(
         TokenWriter(folder / "tokens", token_dtype(tokenizer.vocab_size)) as writer,
     ):
         table, ledger = Table(lines), Ledger()
+        counts: dict[str, Any]
 
         def remark(facts: dict) -> None:
             line = (json.dumps(facts, ensure_ascii=False) + "\n").encode()
@@ -127,7 +128,7 @@ def write(
             for block, without_text in tokenize(settings, tokenizer, reader, writer, table, spelling):
                 ledger.add(block, documents=len(table.ids) - documents, lines=table.offset - offset)
                 documents, offset, empty = len(table.ids), table.offset, empty + without_text
-            counts: dict[str, Any] = {
+            counts = {
                 "empty": empty,
                 "filtered": reader.filtered,
                 "skipped": reader.skipped,

@@ -89,7 +89,7 @@ def count_shared(
     `retro.database.assemble.select`.
     """
     texts: list[np.ndarray] = []
-    evaluated: list[np.ndarray] = []
+    evaluated: list[str] = []
     served: list[np.ndarray] = []
     found = [documents(manifest.array("chunks.npy")) for manifest in chunks]
     for number, (hashes, split, first) in enumerate(found):

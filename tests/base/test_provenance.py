@@ -7,7 +7,7 @@ import pytest
 
 from retro.base import provenance
 from retro.base.provenance import Package
-from retro.report.html import duration
+from retro.base.log import duration
 from tests.base.watched import watched
 
 STAGES = [
