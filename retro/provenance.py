@@ -1,19 +1,18 @@
 """Which code and which packages made an artifact.
 
-A stage is identified by the digest of the syntax trees, docstrings dropped, of every module of this package
-that its module imports, directly or not. Comments, docstrings, formatting and time stamps do not count; a
-changed constant anywhere in that closure does. Imports are read, not executed, so nothing here may be
-imported by tricks (`importlib`, `__import__`): a test compares the closure with what Python really loads.
+A stage is identified by the digest of the definitions that it can reach (`retro.reachable`): functions, classes and
+constants, by their syntax trees without comments, docstrings and text for people (`retro.texts`). Borders between
+modules do not count: a definition that moves to another module, unchanged, changes no digest. Tests compare what is
+reachable with what Python really loads and runs.
 """
 
-import ast
-import hashlib
 import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-PACKAGE = "retro"
+from retro.reachable import Package
+
 ROOT = Path(__file__).resolve().parent
 RECORDED = (
     "numpy", "torch", "faiss", "tokenizers", "sentencepiece", "onnxruntime", "transformers", "pyarrow", "pandas",
@@ -22,66 +21,27 @@ RECORDED = (
 DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss")}
 
 
+@cache
+def package() -> Package:
+    """This package, as it lies on disk."""
+    return Package(ROOT)
+
+
 def source_path(module: str) -> Path | None:
     """The file of a module of this package, or None if there is no such module."""
-    base = ROOT.joinpath(*module.split(".")[1:])
-    for path in (base / "__init__.py", base.with_suffix(".py")):
-        if path.is_file():
-            return path
-    return None
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    """The syntax tree of a module, docstrings dropped."""
-    path = source_path(module)
-    assert path is not None, module
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
-    return tree
-
-
-def _imports(module: str) -> set[str]:
-    """Modules of this package that `module` names in an import statement, wherever it stands."""
-    path = source_path(module)
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found: set[str] = set()
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parent, base] if base else parent)
-            found.add(base)
-            found.update(f"{base}.{alias.name}" for alias in node.names)
-    return {name for name in found if name.split(".")[0] == PACKAGE and source_path(name)}
+    return package().path(module)
 
 
 @cache
 def closure(module: str) -> tuple[str, ...]:
     """All modules of this package that `module` needs, itself and the packages above them included, sorted."""
-    waiting, seen = [module], set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        parent = name.rpartition(".")[0]
-        waiting.extend(_imports(name) | ({parent} if parent else set()))
-    return tuple(sorted(seen))
+    return tuple(sorted(package().imported(module)))
 
 
 @cache
 def digest(module: str) -> str:
-    """Sixteen hex digits that change exactly when code that `module` can run changes."""
-    total = hashlib.sha256()
-    for name in closure(module):
-        total.update(f"{name}\0{ast.dump(_tree(name))}\0".encode())
-    return total.hexdigest()[:16]
+    """Sixteen hex digits that change exactly when code changes that `module`, run as a stage, can reach."""
+    return package().digest(module)
 
 
 def version(package: str) -> str | None:

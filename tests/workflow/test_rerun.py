@@ -54,9 +54,17 @@ def reorder(project):
 TABLE = {
     "a comment": (append("retro/model/cca.py", "\n# a remark\n"), set()),
     "a docstring": (code("retro/model/build.py", '"""', '"""Rewritten. '), set()),
-    "the model's code": (append("retro/model/cca.py", "\nCONSTANT = 1\n"), TRAINED),
-    "the chunk stage's code": (append("retro/database/chunk.py", "\nCONSTANT = 1\n"), CHUNKED),
-    "the report's code": (append("retro/report/page.py", "\nCONSTANT = 1\n"), {"page"}),
+    "a message": (code("retro/artifacts.py", "no such file. Run", "there is no such file. Run"), set()),
+    "a definition that nothing uses": (append("retro/artifacts.py", "\nCONSTANT = 1\n"), set()),
+    "the model's code": (append("retro/model/cca.py", "\nChunkedCrossAttention.EXTRA = 1\n"), TRAINED),
+    "the chunk stage's code": (
+        code("retro/database/chunk.py", "def main() -> None:\n", "def main() -> None:\n    0\n"),
+        CHUNKED,
+    ),
+    "the report's code": (
+        code("retro/report/page.py", "def main() -> None:\n", "def main() -> None:\n    0\n"),
+        {"page"},
+    ),
     "the learning rate": (config("train: {warmup_samples: 8", "train: {lr: 0.001, warmup_samples: 8"), TRAINED),
     "one run's model": (
         config("retro: {architecture: retro, twin: gpt}", "retro: {architecture: retro, twin: gpt, model: {heads: 4}}"),

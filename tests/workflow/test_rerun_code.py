@@ -1,11 +1,14 @@
-"""A constant changed in any module: exactly the rules run again whose stage can run that module."""
+"""Code changed in any module: exactly the rules run again whose stage can reach what is changed."""
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from retro import provenance
+from retro.definitions import Module
+from retro.reachable import Package
 from tests.workflow.conftest import ROOT
 from tests.workflow.test_rerun_keys import base, folder  # noqa: F401
 
@@ -26,22 +29,65 @@ def stages(base) -> dict[str, str]:  # noqa: F811
     return found
 
 
-def test_every_module_reruns_the_stages_whose_closure_holds_it_and_no_other(stages, monkeypatch):
-    """The digest of a stage is taken of the modules as they are, then with one of them changed."""
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in sorted((ROOT / "retro").rglob("*.py"))
-    ]
-    closures = {rule: set(provenance.closure(module)) for rule, module in stages.items()}
-    trees = {name: ast.Constant(name) for name in modules}  # stand for the modules: what is hashed is their tree
-    monkeypatch.setattr(provenance, "_tree", trees.__getitem__)
-    digest = provenance.digest.__wrapped__
-    before = {rule: digest(module) for rule, module in stages.items()}
-    for name in modules:
-        trees[name] = ast.Constant(f"{name}, edited")
-        changed = {rule for rule, module in stages.items() if digest(module) != before[rule]}
-        trees[name] = ast.Constant(name)
-        assert changed == {rule for rule, closure in closures.items() if name in closure}, name
+OTHERS = {ast.Add: ast.Sub, ast.Mult: ast.Div, ast.BitOr: ast.BitAnd, ast.Eq: ast.NotEq, ast.Lt: ast.LtE}
+OTHERS |= {ast.Gt: ast.GtE, ast.Is: ast.IsNot, ast.In: ast.NotIn, ast.And: ast.Or}
+OTHERS |= {other: one for one, other in OTHERS.items()}
+# What may hold text, or types alone.
+PASSED = ast.Call | ast.JoinedStr | ast.Assert | ast.Raise | ast.AnnAssign | ast.arguments
+
+
+class Edit(ast.NodeTransformer):
+    """Changes the first number or operator it comes to."""
+
+    done = False
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if self.done or isinstance(node, PASSED):
+            return node
+        if type(node) in OTHERS:
+            self.done = True
+            return OTHERS[type(node)]()
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            self.done = True
+            return ast.Constant(not node.value if isinstance(node.value, bool) else node.value + 1)
+        return self.generic_visit(node)
+
+
+def edited(path: Path, number: int) -> str | None:
+    """The text of a file with one edit in its top-level statement `number`; None where there is nothing to edit."""
+    tree, edit = ast.parse(path.read_text(encoding="utf-8")), Edit()
+    edit.generic_visit(tree.body[number])
+    return ast.unparse(ast.fix_missing_locations(tree)) if edit.done else None
+
+
+def test_an_edit_reruns_the_stages_that_reach_it_and_no_other(stages, tmp_path):
+    """In every module: one definition of each set of stages that reach it is edited."""
+    here = Package(ROOT / "retro")
+    modules = sorted(set(stages.values()))
+    before = {module: here.digest(module) for module in modules}
+    reached = {module: {id(statement) for statement in here.reachable(module)} for module in modules}
+    closures = {module: set(here.imported(module)) for module in modules}
+    tried = 0
+    for name in sorted(set().union(*closures.values())):
+        path, groups = here.path(name), set()
+        numbers = {statement.node.lineno: statement for statement in here.module(name).statements}
+        for number, node in enumerate(ast.parse(path.read_text(encoding="utf-8")).body):
+            statement = numbers.get(node.lineno)
+            if statement is None or not statement.names:
+                continue
+            wanted = frozenset(module for module in modules if id(statement) in reached[module])
+            if wanted in groups or (text := edited(path, number)) is None:
+                continue
+            groups.add(wanted)
+            tried += 1
+            (tmp_path / path.name).write_text(text, encoding="utf-8")
+            there = Package(here.root)
+            there.read = {**here.read, name: Module(name, tmp_path / path.name)}
+            changed = {
+                module for module in modules if name in closures[module] and there.digest(module) != before[module]
+            }
+            assert changed == wanted, f"{name}, line {node.lineno}: {ast.unparse(node)[:80]}"
+    assert tried > 150
 
 
 def test_rooms_do_not_rerun_what_stands_before_them(stages):
