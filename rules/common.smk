@@ -18,10 +18,10 @@ import retro.config.workflow  # by its full name: a Snakefile's names are Snakem
 import retro.report
 from retro.base import names
 from retro.base.artifacts import canonical
-from retro.base.names import LISTED, tuned
+from retro.base.names import LISTED
 from retro.base.provenance import digest
 from retro.base.stage import UserError
-from retro.config.workflow import FIGURES
+from retro.config.workflow import DRAWN
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE

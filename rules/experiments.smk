@@ -112,7 +112,7 @@ rule experiments_part:
         tables=expand(rules.experiment.output.table, experiment=EXPERIMENTS.names),
         svg=expand(rules.experiment.output.svg, experiment=EXPERIMENTS.names),
     output:
-        part=f"{D}/parts/experiments.html",
+        part=f"{D}/{names.PARTS}/experiments.html",
     log:
         f"{D}/logs/experiments.log",
     benchmark:

@@ -10,7 +10,7 @@ TUNED = CONFIG.qa.name
 
 
 wildcard_constraints:
-    answering="|".join(re.escape(name) for run in RUNS for name in (tuned(run, TUNED), run)),
+    answering="|".join(re.escape(name) for run in RUNS for name in WORKFLOW.answering(run)),
     retrieved="|".join([*usual("retro"), *usual("gpt")]),
 
 
@@ -24,8 +24,8 @@ rule finetune:
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         instructions=CONFIG.qa.instructions,
     output:
-        weights=f"{D}/runs/{{run}}-{TUNED}/model.safetensors",
-        model=f"{D}/runs/{{run}}-{TUNED}/model.json",
+        weights=f"{D}/{names.RUN}-{TUNED}/model.safetensors",
+        model=f"{D}/{names.RUN}-{TUNED}/model.json",
     log:
         f"{D}/logs/finetune/{{run}}-{TUNED}.log",
     benchmark:
@@ -38,7 +38,7 @@ rule finetune:
     params:
         code=code("retro.qa.finetune"),
         settings=canonical(CONFIG.qa.finetune_facts()),
-        checkpoints=f"{D}/runs/{{run}}-{TUNED}/checkpoints",  # undeclared: they survive failures and retries
+        checkpoints=f"{D}/{names.RUN}-{TUNED}/checkpoints",  # undeclared: they survive failures and retries
         # Not what a cluster cuts `threads` down to: it is part of what makes the bytes.
         threads=lambda wildcards: RUNS[wildcards.run].train.threads,
     shell:
@@ -62,7 +62,7 @@ rule answer:
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         questions=lambda wildcards: WORKFLOW.questions(),
     output:
-        answers=f"{D}/{TUNED}/{{answering}}.{{retrieved}}.jsonl",
+        answers=f"{D}/{TUNED}/{names.ANSWERS}",
     log:
         f"{D}/logs/answer/{TUNED}/{{answering}}.{{retrieved}}.log",
     benchmark:
@@ -124,9 +124,11 @@ if CONFIG.qa.questions:
             differences=rules.score.output.differences,
             answers=lambda wildcards: WORKFLOW.answered()[:1],
         output:
-            svg=report(f"{D}/figures/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"),
-            png=f"{D}/figures/{TUNED}.png",
-            part=f"{D}/parts/{TUNED}.html",
+            svg=report(
+                f"{D}/{names.FIGURES}/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"
+            ),
+            png=f"{D}/{names.FIGURES}/{TUNED}.png",
+            part=f"{D}/{names.PARTS}/{TUNED}.html",
         log:
             f"{D}/logs/{TUNED}.log",
         benchmark:

@@ -17,11 +17,11 @@ rule figures:
         sections=rules.summarise.output.sections,
     output:
         svg=report(
-            [f"{D}/figures/{name}.svg" for name in FIGURES],
+            [f"{D}/{names.FIGURES}/{name}.svg" for name in DRAWN],
             caption="../docs/captions/figures.rst",
             category="Figures",
         ),
-        png=[f"{D}/figures/{name}.png" for name in FIGURES],
+        png=[f"{D}/{names.FIGURES}/{name}.png" for name in DRAWN],
     log:
         f"{D}/logs/figures.log",
     benchmark:
@@ -76,9 +76,9 @@ rule leakage:
     input:
         table=rules.filtered.output.table,
     output:
-        svg=report(f"{D}/figures/leakage.svg", caption="../docs/captions/leakage.rst", category="Figures"),
-        png=f"{D}/figures/leakage.png",
-        part=f"{D}/parts/leakage.html",
+        svg=report(f"{D}/{names.FIGURES}/leakage.svg", caption="../docs/captions/leakage.rst", category="Figures"),
+        png=f"{D}/{names.FIGURES}/leakage.png",
+        part=f"{D}/{names.PARTS}/leakage.html",
     log:
         f"{D}/logs/leakage.log",
     benchmark:
@@ -146,10 +146,10 @@ if WORKFLOW.dense:
             indexes=[RETRIEVALS.searched(name)[0] for name in WORKFLOW.dense],
             arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in WORKFLOW.dense]),
         output:
-            csv=f"{D}/figures/indexes.csv",
-            svg=report(f"{D}/figures/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
-            png=f"{D}/figures/indexes.png",
-            part=f"{D}/parts/indexes.html",
+            csv=f"{D}/{names.FIGURES}/indexes.csv",
+            svg=report(f"{D}/{names.FIGURES}/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),
+            png=f"{D}/{names.FIGURES}/indexes.png",
+            part=f"{D}/{names.PARTS}/indexes.html",
         log:
             f"{D}/logs/indexes.log",
         benchmark:

@@ -82,9 +82,9 @@ RUN = "runs/{run}"
 LOSSES = "runs/{run}/evaluation/{split}/{mode}"
 OVERLAP = "overlap/{split}"
 EXPERIMENT = "experiments/{experiment}"
-ANSWERS = "{name}/{answering}.{retrieved}.jsonl"  # `name` is the config's qa.name
-FIGURE = "figures/{name}"
-PART = "parts/{name}.html"
+ANSWERS = "{answering}.{retrieved}.jsonl"  # in the folder of the config's qa.name
+FIGURES = "figures"
+PARTS = "parts"  # sections of the report
 VALIDATED = "validate/{stage}.json"
 
 

@@ -13,12 +13,12 @@ from retro.base.names import (
     DATABASE,
     DUPLICATES,
     EMBEDDINGS,
-    FIGURE,
+    FIGURES,
     INDEX,
     LISTED,
     LOSSES,
     NEIGHBOURS,
-    PART,
+    PARTS,
     RUN,
     TOKENIZER,
     TOKENS,
@@ -33,7 +33,7 @@ from retro.config.schema import Config
 from retro.evaluation.conditions import NONE, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE
 
-FIGURES = ("loss", "bpb", "sections", "cost", "neighbours")
+DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
 
 
 class Workflow:
@@ -110,8 +110,8 @@ class Workflow:
     def preprocessed(self) -> list[str]:
         """Every durable artifact of preprocessing, arrays and manifests."""
         tokens = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
-        per_source = [*(f"{TOKENS}/{file}" for file in tokens), f"{CHUNKS}/chunks.npy"]
-        per_source += [f"{EMBEDDINGS}/embeddings.npy"]
+        per_source = [f"{CHUNKS}/chunks.npy", f"{EMBEDDINGS}/embeddings.npy"]
+        per_source += [f"{TOKENS}/{file}" for file in tokens]
         per_split = [f"{NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
         files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
         files += [self.path(pattern, split=split, retrieval="") for split in LISTED for pattern in per_split]
@@ -173,10 +173,9 @@ class Workflow:
     def overlap(self) -> dict[str, Any]:
         """How overlap is measured: with how many nearest chunks, and with how many neighbours of how many chunks."""
         evaluate, train = self.config.evaluate, self.config.train
-        used = evaluate.neighbours_used
         return {
             "nearest": 10,
-            "shown": train.neighbours_used if used is None else used,
+            "shown": train.neighbours_used if evaluate.neighbours_used is None else evaluate.neighbours_used,
             "retrieved_chunks": evaluate.retrieved_chunks or train.retrieved_chunks,
         }
 
@@ -192,14 +191,14 @@ class Workflow:
         tables = [f"{self.folder}/{name}.csv" for name in ("summary", "comparison", "leakage")]
         if self.first is None:
             return tables
-        figures = [self.path(FIGURE, name=name) for name in (*FIGURES, "leakage")]
+        figures = [self.path(f"{FIGURES}/{name}") for name in (*DRAWN, "leakage")]
         pages = [f"{self.folder}/{name}.html" for name in ("report", "neighbours")]
         return [*tables, *pages, *(f"{figure}.{kind}" for figure in figures for kind in ("svg", "png"))]
 
     def parts(self) -> list[str]:
         """Sections of the report that other stages write: leakage always, the others once they were made."""
-        made = {path.as_posix() for path in Path(self.folder).glob(PART.format(name="*"))}
-        return sorted(made | {self.path(PART, name="leakage")})
+        made = {path.as_posix() for path in Path(self.folder).glob(f"{PARTS}/*.html")}
+        return sorted(made | {self.path(f"{PARTS}/leakage.html")})
 
     # Experiments
 
@@ -249,14 +248,18 @@ class Workflow:
             raise UserError("qa.questions: the config names no questions. Take config/qa.yaml, or give a file.")
         return self.config.qa.questions
 
+    def answering(self, run: str) -> tuple[str, str]:
+        """What answers of a run: its model fine-tuned, and as trained."""
+        return tuned(run, self.config.qa.name), run
+
     def answered(self) -> list[str]:
         """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
         self.questions()
         first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
         runs = [run for name in (first.name, first.twin) if name for run in self._seeds_of(name)]
         return [
-            self.path(ANSWERS, name=tuning, answering=answering, retrieved=mode)
+            self.path(f"{tuning}/{ANSWERS}", answering=answering, retrieved=mode)
             for run in runs
-            for answering in (tuned(run, tuning), run)
+            for answering in self.answering(run)
             for mode in usual(self.runs[run].architecture)
         ]

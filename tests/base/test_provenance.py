@@ -6,8 +6,8 @@ import textwrap
 import pytest
 
 from retro.base import provenance
-from retro.base.provenance import Package
 from retro.base.log import duration
+from retro.base.provenance import Package
 from tests.base.watched import watched
 
 STAGES = [
