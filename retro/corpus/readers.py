@@ -169,7 +169,7 @@ class Reader(Sharded):
     def _document(self, file: SourceFile, line: int, record: Any) -> Document | None:
         """A record's document, None if `keep` leaves it out."""
         if not isinstance(record, dict):
-            raise Malformed(file, line, f"wanted a JSON object, found {kind(record)}")
+            raise Malformed(file, line, f"wanted a JSON object, found {kind(record)}; one a line is wanted")
         for field, values in self.source.keep.items():
             value = find(record, field)
             self.fields.count(f"keep.{field}", value, record)
