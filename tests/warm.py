@@ -31,7 +31,8 @@ from typing import Any, NoReturn
 LIBRARIES = """
 asyncio concurrent.futures decimal html multiprocessing numpy pandas yaml pydantic tokenizers regex faiss bm25s psutil
 jinja2 tqdm pygments matplotlib.figure matplotlib.backends.backend_agg matplotlib.backends.backend_svg safetensors
-torch torch._dynamo torch.distributed.tensor torch.utils.tensorboard snakemake.cli snakemake.executors.local
+torch torch._dynamo torch.distributed.run torch.distributed.tensor torch.utils.tensorboard
+snakemake.cli snakemake.executors.local
 """
 
 # Asks for a fork, gives it the open files, waits for its status. Imports no more than it needs.
