@@ -1,4 +1,4 @@
-# make run: from text to report. make test: everything checked. Each sets up .venv by itself.
+# make run: from text to report. make test: everything checked; make test-quick: most of it, in a minute or two. Each sets up .venv by itself.
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
 CORES  ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
@@ -12,7 +12,7 @@ BASE   ?= python:3.11-slim
 WHEELS ?=
 ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
-.PHONY: help run report archive harness test test-slurm test-container test-faults check audit \
+.PHONY: help run report archive harness test test-quick test-slurm test-container test-faults check audit \
         bench bench-model bench-database bench-corpus wheels image clean
 
 help:  ## this list
@@ -26,8 +26,14 @@ report: .venv/installed  ## Snakemake's own report: every figure with code, vers
 
 harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)
 
+# A test process a core, 8 at most; a file's tests stay together, the longest begin first (tests/conftest.py).
+PYTEST = python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 test: .venv/installed-dev .venv/harness/installed  ## the test-suite
-	@$(ACTIVE) python -m pytest
+	@$(ACTIVE) $(PYTEST)
+
+test-quick: .venv/installed-dev .venv/harness/installed  ## while editing: what starts neither Snakemake nor trainings
+	@$(ACTIVE) $(PYTEST) -m "not slow"
 
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
 	@$(ACTIVE) python -m retro.tools.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))

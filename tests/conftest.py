@@ -7,8 +7,10 @@ and all of them need is made by one process (`made_once`).
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,8 @@ from tests.warm import Warm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+pytest_plugins = ["tests.quick"]
 
 FOLDER = Path(__file__).parent
 LONG = ["workflow", "training"]  # folders with the longest tests, which begin first
@@ -55,8 +59,13 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory) -> Iterator[Warm]:
-    """A Python that starts at once."""
-    server = Warm(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()
+def warm(made_once) -> Iterator[Warm]:
+    """A Python that starts at once; where there is no such thing, the real one."""
+    if not hasattr(os, "pidfd_open"):
+        yield SimpleNamespace(python=Path(sys.executable))
+        return
+    started: list[Warm] = []  # its server, by this process
+    found = Warm(made_once("warm", lambda folder: started.append(Warm.start(folder))))
+    yield found
+    for each in [found, *started]:
+        each.close()

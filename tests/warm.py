@@ -31,7 +31,8 @@ from typing import Any, NoReturn
 LIBRARIES = """
 asyncio concurrent.futures decimal html multiprocessing numpy pandas yaml pydantic tokenizers regex faiss bm25s psutil
 jinja2 tqdm pygments matplotlib.figure matplotlib.backends.backend_agg matplotlib.backends.backend_svg safetensors
-torch torch._dynamo torch.distributed.tensor torch.utils.tensorboard snakemake.cli snakemake.executors.local
+torch torch._dynamo torch.distributed.run torch.distributed.tensor torch.utils.tensorboard
+snakemake.cli snakemake.executors.local
 """
 
 # Asks for a fork, gives it the open files, waits for its status. Imports no more than it needs.
@@ -55,23 +56,32 @@ os.execv({python!r}, [{python!r}, *words])
 
 
 class Warm:
-    """The server and its program, `python`, in `folder`."""
+    """The program `python` in `folder`, and a share in its server, which ends when nobody has one any more."""
 
     def __init__(self, folder: Path):
-        self.folder, self.python = folder, folder / "python"
+        self.python = folder / "python"
+        self._share = os.open(folder / "shares", os.O_WRONLY)
+
+    @classmethod
+    def start(cls, folder: Path) -> "Warm":
+        """Start a server in a new folder."""
+        folder.mkdir()
         address = str(folder / "socket")
-        self.python.write_text(PROGRAM.format(python=sys.executable, address=address), encoding="utf-8")
-        self.python.chmod(0o755)
+        text = PROGRAM.format(python=sys.executable, address=address)
+        (folder / "python").write_text(text, encoding="utf-8")
+        (folder / "python").chmod(0o755)
+        os.mkfifo(folder / "shares")
+        reading = os.open(folder / "shares", os.O_RDONLY | os.O_NONBLOCK)
+        made = cls(folder)
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, address], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self.process.stdout.readline() == b"ready\n"
+        command = [sys.executable, __file__, address]
+        server = subprocess.Popen(command, env=environment, stdin=reading, stdout=subprocess.PIPE)
+        os.close(reading)
+        assert server.stdout.readline() == b"ready\n"
+        return made
 
     def close(self) -> None:
-        """End the server; forks of it end by themselves."""
-        self.process.stdin.close()
-        self.process.wait()
+        os.close(self._share)
 
 
 class Libraries:
@@ -115,16 +125,18 @@ class Libraries:
     def find_spec(self, name: str, _path=None, _target=None) -> ModuleSpec | None:
         if name not in self.hidden:
             return None
-        self.show(name)
-        self.shown = sys.modules.pop(name)  # who imports it puts it there
-        self.spec = self.shown.__spec__
-        return ModuleSpec(name, self)
+        real = self.hidden[name][name].__spec__
+        spec = ModuleSpec(name, self, origin=real.origin)
+        spec.submodule_search_locations = real.submodule_search_locations
+        return spec
 
-    def create_module(self, _spec: ModuleSpec) -> types.ModuleType:
-        return self.shown
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        self.show(spec.name)
+        self.real = sys.modules[spec.name].__spec__
+        return sys.modules[spec.name]
 
     def exec_module(self, module: types.ModuleType) -> None:
-        module.__spec__ = self.spec
+        module.__spec__ = self.real
 
 
 def top(name: str) -> str:
@@ -133,13 +145,14 @@ def top(name: str) -> str:
 
 def serve(address: str) -> None:
     """Fork for whoever asks, until stdin ends."""
-    libraries = Libraries(LIBRARIES.split())
-    gc.collect()
-    gc.freeze()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
-    os.write(1, b"ready\n")
+    os.write(1, b"ready\n")  # who asks now waits until the libraries are imported
+    os.dup2(2, 1)
+    libraries = Libraries(LIBRARIES.split())
+    gc.collect()
+    gc.freeze()
     forks: dict[int, tuple[int, socket.socket]] = {}  # handle of a fork: its process number, who waits for it
     with selectors.DefaultSelector() as ready:
         ready.register(listening, selectors.EVENT_READ)

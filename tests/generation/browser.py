@@ -37,7 +37,7 @@ def find_or_install() -> None:
         pytest.skip(f"apt-get could not install chromium and chromium-driver: {done.stderr.strip()[-300:]}")
 
 
-def wait(condition, seconds: float = 60):
+def wait(condition, seconds: float = 600):
     """The first true value of `condition()`."""
     end = time.monotonic() + seconds
     while True:

@@ -51,12 +51,12 @@ class Stage:
         place |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         ranks = [self.start(**place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
         try:
-            return next(filter(None, [ended(rank, 600) for rank in ranks]), 0)
+            return next(filter(None, [ended(rank) for rank in ranks]), 0)
         finally:
             for rank in ranks:
                 rank.kill()
 
-    def wait_for(self, text: str, process, seconds: float = 60) -> None:
+    def wait_for(self, text: str, process, seconds: float = 600) -> None:
         """Wait until the log holds `text`."""
         end = time.monotonic() + seconds
         while text not in self.log:
@@ -81,7 +81,7 @@ class Stage:
         return sorted(self.checkpoints.glob("*/step-*.safetensors"))
 
 
-def ended(process, seconds: float = 60) -> int:
+def ended(process, seconds: float = 600) -> int:
     """Wait for a process and return its exit status, negative for a signal."""
     process.join(seconds)
     assert process.exitcode is not None, "still running"

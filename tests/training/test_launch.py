@@ -27,16 +27,16 @@ CUTS = {"fsdp": {"parallel": {"fsdp": True}}, "tensor": {"parallel": {"tensor": 
 class Launch(Stage):
     """The train stage as two processes."""
 
-    def start(self):
+    def start(self, python=sys.executable):
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "retro.training.launch", "--processes", "2", "--", *self.arguments]
+        command = [python, "-m", "retro.training.launch", "--processes", "2", "--", *self.arguments]
         with open(self.log_path, "a") as log:
             return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
 
-    def run(self):
-        return self.start().wait(120)
+    def run(self, python=sys.executable):
+        return self.start(python).wait(600)
 
-    def until(self, text, process, seconds=90):
+    def until(self, text, process, seconds=600):
         """Wait until the log holds `text`; the processes at work."""
         end = time.monotonic() + seconds
         while text not in self.log:
@@ -75,9 +75,9 @@ def alone(data, base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, base, tmp_path_factory):
+def undisturbed(data, base, warm, tmp_path_factory):
     stage = Launch(data, fitted(base.output, **CUTS["fsdp"]), tmp_path_factory.mktemp("fsdp"))
-    assert stage.run() == 0, stage.log
+    assert stage.run(warm.python) == 0, stage.log
     return stage
 
 
@@ -97,9 +97,9 @@ def test_two_processes_give_the_curve_of_one_and_leave_a_frozen_base_alone_fsdp(
     check(undisturbed, alone, base)
 
 
-def test_two_processes_give_the_curve_of_one_and_leave_a_frozen_base_alone_tensor(data, alone, base, tmp_path):
+def test_two_processes_give_the_curve_of_one_and_leave_a_frozen_base_alone_tensor(data, alone, base, warm, tmp_path):
     stage = Launch(data, fitted(base.output, **CUTS["tensor"]), tmp_path / "tensor")
-    assert stage.run() == 0, stage.log
+    assert stage.run(warm.python) == 0, stage.log
     check(stage, alone, base)
 
 
@@ -110,13 +110,13 @@ def test_killed_crashed_and_stopped_it_ends_as_the_undisturbed_one(data, base, u
     while len(ranks := psutil.Process(process.pid).children()) < 2:
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL and not psutil.wait_procs(ranks, 10)[1]
+    assert process.wait() == -signal.SIGKILL and not psutil.wait_procs(ranks, 120)[1]
 
     process = stage.start()  # a process is killed: all end, and it is said which
     ranks = sorted(stage.until("step 3/", process), key=lambda rank: int(rank.environ()["RANK"]))
     ranks[1].kill()
-    assert process.wait(60) == 1
-    assert not psutil.wait_procs(ranks, 10)[1]
+    assert process.wait(600) == 1
+    assert not psutil.wait_procs(ranks, 120)[1]
     last = stage.log.splitlines()[-1]
     assert last.startswith("error: training process 2 of 2 on ") and "was killed by SIGKILL" in last
 
@@ -125,7 +125,7 @@ def test_killed_crashed_and_stopped_it_ends_as_the_undisturbed_one(data, base, u
     process.send_signal(signal.SIGTERM)
     seen = stage.log.count("\nstep ")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 75, stage.log
+    assert process.wait(600) == 75, stage.log
     assert stage.log.count("\nstep ") <= seen + 2
     (index,) = stage.checkpoints.glob("*/step-*.json")
     assert f"stopped by SIGTERM after step {int(index.stem[5:])} of 20" in stage.log

@@ -1,0 +1,39 @@
+"""What `make test-quick` leaves out (tests marked `slow`), and a guard against a test that is not marked and should be.
+
+A test is slow if it starts Snakemake, or starts or waits for processes that train. In tests/workflow all are.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = "not slow"  # the -m of make test-quick
+WORKFLOW = Path(__file__).parent / "workflow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.option.markexpr == QUICK and collection_path == WORKFLOW else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if WORKFLOW in item.path.parents:
+            item.add_marker("slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == QUICK:
+        sys.addaudithook(refuse)
+
+
+def refuse(event: str, arguments: tuple) -> None:
+    """What Python reports before it does it: a program to be started, a module to be imported."""
+    if event == "subprocess.Popen":
+        words = [arguments[1]] if isinstance(arguments[1], str | bytes | Path) else arguments[1]
+        found = any("snakemake" in Path(str(word)).name for word in words)
+    else:
+        found = event == "import" and arguments[0] == "snakemake"
+    if found:
+        pytest.fail("Snakemake is started, which takes seconds. Mark this test: @pytest.mark.slow", pytrace=False)
