@@ -63,6 +63,7 @@ CODE = {
     "a call in a message": ("raise UserError(f'a {x.pop()}')", "raise UserError('a')"),
     "a function of another module in a message": ("say(helper(x))", "say(x)"),
     "a function that is handed over": ("say(list(map(helper, x)))", "say(list(map(str, x)))"),
+    "a method in a message": ("say(f'a {x.sum(y)}')", "say('a')"),
     "a key": ("say(sorted(x, key=lambda y: x.append(y)))", "say(sorted(x))"),
     "an assignment in a message": ("say(f'a {(y := x)}')", "say('a')"),
     "a line on stdout": ("print('a')", "print('b')"),
@@ -280,7 +281,7 @@ def test_every_call_that_takes_a_message_is_known():
 
 def test_no_method_of_the_package_hides_behind_the_name_of_one_that_formats():
     """A method is known by its name alone: `x.get()` in a message is taken for that of a dict."""
-    names = texts.FORMATTING - {"join"}  # which is taken for that of a string only where it is one's
+    names = texts.METHODS - {"join"}  # which is taken for that of a string only where it is one's
     for path in {provenance.source_path(name) for stage in ALL for name in provenance.closure(stage)}:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for part in node.body if isinstance(node, ast.ClassDef) else []:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+from tests.watched import watched
+
 TOKENIZER = {"type": "bpe", "vocab_size": 400}
 SPLIT = {"by": "document", "valid": 0.15, "test": 0.15}
 M = 16
@@ -14,7 +16,10 @@ STATIC = {"type": "static", "width": 64}
 
 
 def stage(module: str, **options) -> None:
-    """Call a stage's `main` with options: dictionaries as JSON, lists as several values."""
+    """Call a stage's `main` with options: dictionaries as JSON, lists as several values.
+
+    What runs must be what its digest covers.
+    """
     arguments = [module]
     for name, value in options.items():
         arguments.append("--" + name)
@@ -25,7 +30,9 @@ def stage(module: str, **options) -> None:
         else:
             arguments.append(str(value))
     with patch.object(sys, "argv", arguments):
-        importlib.import_module(module).main()
+        main = importlib.import_module(module).main
+        with watched(module):
+            main()
 
 
 def write_corpus(path: Path, documents: int, seed: int, longest: int = 120) -> None:

@@ -15,6 +15,7 @@ from retro.model.settings import ModelSettings
 from retro.recorded import Dataset
 from retro.training.weights import weights, write_tensors
 from tests.evaluation.words import corpus
+from tests.watched import watched
 
 M, LENGTH, SAVED = 16, 64, 4
 MODEL = {"layers": 2, "width": 32, "heads": 2, "cca_layers": [1, 2], "encoder_layers": 1, "encoder_width": 16}
@@ -22,11 +23,13 @@ SPLITS = ("train", "valid", "test")
 
 
 def stage(module: str, *arguments: object) -> None:
-    """Run a stage's main with a command line."""
+    """Run a stage's main with a command line; what runs must be what its digest covers."""
     before = sys.argv
     sys.argv = [module, *map(str, arguments)]
     try:
-        importlib.import_module(module).main()
+        main = importlib.import_module(module).main
+        with watched(module):
+            main()
     finally:
         sys.argv = before
 

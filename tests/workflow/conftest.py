@@ -12,6 +12,7 @@ from typing import Self
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+RECORDING = Path(__file__).parent / "recording"
 PARTS = ["Snakefile", "rules", "retro", "config", "profiles", "docs/captions", "data/tiny.jsonl"]
 
 
@@ -59,6 +60,27 @@ class Project:
     def snakemake(self, *words: str, config: str = "config/tiny.yaml") -> subprocess.CompletedProcess:
         return self.run(*self.command(*words, config=config))
 
+    def recording(self) -> "Project":
+        """The same project, whose runs note which code of the package they run: `ran` reads it."""
+        self.notes.mkdir(exist_ok=True)
+        found = type(self)(self.folder)
+        path = f"{RECORDING}{os.pathsep}{self.environment['PYTHONPATH']}"
+        found.environment |= {"PYTHONPATH": path, "RETRO_RECORDED": str(self.notes)}
+        return found
+
+    @property
+    def notes(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.notes")
+
+    def ran(self) -> dict[str, set[tuple[str, str]]]:
+        """Module and name of every definition of which code ran while a run was recorded, by the program that ran."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for path in self.notes.iterdir():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                program, module, name = line.split(" ")
+                found.setdefault(program, set()).add((module, name))
+        return found
+
     def run(self, *command: str) -> subprocess.CompletedProcess:
         """Run a command in the project's folder; stdout and stderr together in `stdout`."""
         return subprocess.run(
@@ -101,6 +123,6 @@ def kill_group(process: subprocess.Popen) -> None:
 def finished(tmp_path_factory) -> Project:
     """The tiny pipeline after one complete run. Tests must leave it as they found it, or clone it."""
     project = Project.create(tmp_path_factory.mktemp("workflow") / "project")
-    done = project.snakemake("all")
+    done = project.recording().snakemake("all")
     assert done.returncode == 0, done.stdout[-8000:]
     return project
