@@ -2,8 +2,8 @@
 
 Dropped are docstrings, what `description` and `help` say of settings and arguments, the messages of errors, of
 assertions and of the log, and the labels of progress bars. What stands in a message is dropped with it as long as it
-only formats: names, attributes, operators, the functions of `FORMATTING`, and functions of this package that do
-nothing else. Any other call stays, and so does that something is raised, said or shown, its kind and its condition.
+only formats: names, attributes, operators, the functions and methods listed here, and functions of its module that
+do nothing else. Any other call stays, and so does that something is raised, said or shown, its kind and its condition.
 
 `Malformed` and `Damaged` are not among the errors: their reason is listed in skipped.jsonl, so that it is a result. A
 message that a stage would keep in any other way would be one too; a test finds who looks into the text of an error.
@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterator
 
 ERRORS = {"UserError", "WorkflowError", "ValueError", "TypeError", "ArgumentTypeError", "AssertionError"}
 # Calls that take text, and from which positional argument on.
-TAKES = dict.fromkeys(ERRORS, 0) | {"_broken": 0, "say": 0, "warn": 0, "bar": 1, "track": 2}
+TAKES = dict.fromkeys(ERRORS, 0) | {"_broken": 0, "say": 0, "warn": 0, "bar": 1, "track": 2, "waiting": 0}
 DESCRIBES = {"Field", "ArgumentParser", "add_argument", "add_argument_group", "add_parser", "add_subparsers"}
 DESCRIPTIONS = {"description", "help", "title", "epilog", "usage", "metavar"}
-FORMATTING = {
-    *("abs", "all", "any", "as_posix", "bool", "cwd", "dict", "divmod", "enumerate", "float"),
-    *("format", "get", "getcwd", "int", "isinstance", "items", "join", "keys", "len", "list", "lower"),
-    *("lstrip", "map", "max", "min", "partition", "range", "relative_to", "removeprefix", "removesuffix"),
-    *("replace", "repr", "round", "rpartition", "rstrip", "set", "sorted", "split", "splitlines", "str"),
-    *("strip", "sum", "tuple", "type", "upper", "values", "with_name", "with_suffix", "zip"),
+# Calls that only look and format: of functions by their names, of methods.
+FUNCTIONS = {
+    *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "float", "format", "int", "isinstance", "len"),
+    *("list", "map", "max", "min", "range", "repr", "round", "set", "sorted", "str", "sum", "tuple", "type", "zip"),
+}
+METHODS = {
+    *("as_posix", "cwd", "format", "get", "getcwd", "items", "join", "keys", "lower", "lstrip", "partition"),
+    *("relative_to", "removeprefix", "removesuffix", "replace", "rpartition", "rstrip", "split", "splitlines"),
+    *("strip", "upper", "values", "with_name", "with_suffix"),
 }
 DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Found = Callable[[str], ast.stmt | None]  # the definition a name of the module stands for
@@ -61,8 +64,8 @@ def drop_texts(tree: ast.AST, found: Found) -> None:
 def _drop_arguments(call: ast.Call, found: Found) -> None:
     name = called(call.func)
     first = TAKES.get(name)
-    if name in ("bar", "track") and isinstance(call.func, ast.Attribute):
-        first = first if ast.unparse(call.func.value) == "progress" else None  # others draw
+    if name in ("bar", "track", "waiting") and isinstance(call.func, ast.Attribute):
+        first = first if ast.unparse(call.func.value) == "log" else None  # others draw
     if name == "print" and any(
         word.arg == "file" and ast.unparse(word.value) == "sys.stderr" for word in call.keywords
     ):
@@ -120,7 +123,7 @@ def _formats(call: ast.Call, found: Found, inside: tuple[str, ...]) -> bool:
         if definition is not None:
             if not _only_formats(definition, found, inside):
                 return False
-        elif called(function) not in FORMATTING:
+        elif called(function) not in (FUNCTIONS if isinstance(function, ast.Name) else METHODS):
             return False
     return True
 

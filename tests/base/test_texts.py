@@ -281,7 +281,7 @@ def test_every_call_that_takes_a_message_is_known():
 
 def test_no_method_of_the_package_hides_behind_the_name_of_one_that_formats():
     """A method is known by its name alone: `x.get()` in a message is taken for that of a dict."""
-    names = texts.FORMATTING - {"join"}  # which is taken for that of a string only where it is one's
+    names = texts.METHODS - {"join"}  # which is taken for that of a string only where it is one's
     for path in provenance.ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for part in node.body if isinstance(node, ast.ClassDef) else []:

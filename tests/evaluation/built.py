@@ -16,6 +16,7 @@ from retro.model.settings import ModelSettings
 from retro.training.weights import weights, write_tensors
 from tests.base.watched import watched
 from tests.evaluation.words import corpus
+from tests.watched import watched
 
 M, LENGTH, SAVED = 16, 64, 4
 MODEL = {"layers": 2, "width": 32, "heads": 2, "cca_layers": [1, 2], "encoder_layers": 1, "encoder_width": 16}
