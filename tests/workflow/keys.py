@@ -54,6 +54,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.name": "other",
     "dataset.sources.*.type": {"dataset": {"sources": {"book": {"type": "megatron", "path": "data/given"}}, **FOREIGN}},
     "dataset.sources.*.path": "data/more.jsonl",
+    **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title"]},
     "dataset.sources.*.keep": {"source": ["x"]},
     "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
     "dataset.sources.*.weight": 2.0,
@@ -62,6 +63,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.tokenizer.merges": {
         "dataset": {"tokenizer": {"type": "gpt2", "path": "data/vocab.json", "merges": "data/merges.txt"}}
     },
+    "dataset.tokenizer.lossy": "allow",
     "dataset.duplicates.action": "drop",
     "dataset.duplicates.drop_from": ["train"],
     "dataset.chunk_length": 64,
