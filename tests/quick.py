@@ -1,6 +1,7 @@
 """What `make test-quick` leaves out (tests marked `slow`), and a guard against a test that is not marked and should be.
 
-A test is slow if it starts Snakemake, or starts or waits for processes that train. In tests/workflow all are.
+A test is slow if it starts Snakemake, starts the real Python more than once or trains for long. In tests/workflow all
+are.
 """
 
 import sys

@@ -9,6 +9,8 @@ import pytest
 
 from retro.provenance import RECORDED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -57,6 +57,7 @@ def test_vectors_can_be_stored_as_float16(corpus):
     np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_makes_the_same_bytes(corpus, warm):
     """SIGKILL with some blocks finished; then to the end. The encoder is the real one."""
     minilm = {"type": "minilm"}

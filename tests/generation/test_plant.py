@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from retro.base.names import SPLITS
@@ -42,6 +43,7 @@ def train(dataset, steps: int = 250) -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_a_planted_fact_lowers_the_loss_of_its_continuation(tmp_path, capsys):
     atlas, others = pages("factbook.jsonl.gz", 40), pages("factbook_2015.jsonl.gz", 40)
     rules = configure(tmp_path / "rules").dataset

@@ -124,6 +124,7 @@ def test_the_tokenizer_is_ours(tmp_path):
     assert theirs.eos_token_id == EOD and theirs.decode(theirs(text)["input_ids"]) == text
 
 
+@pytest.mark.slow
 def test_the_folder_needs_nothing_of_this_project(tmp_path):
     run, ours = make(tmp_path, "retro")
     export(run, tmp_path / "out")

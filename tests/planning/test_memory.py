@@ -125,6 +125,7 @@ def held(rank, port, settings, queue):
     world.finish()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_half_of_the_state_in_fp32():
     settings = ModelSettings(layers=6, width=64, heads=4, flavour="megatron")
     with socket.socket() as free:

@@ -9,6 +9,8 @@ import pytest
 from retro.config.schema import load
 from retro.qa.finetune import name_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"finetune": 2, "answer": 6, "score": 1, "qa": 1}
 

@@ -19,6 +19,8 @@ from retro.training.weights import read_tensors, retrieves
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "encoder_layers": 1, "encoder_width": 16, "activation": "swiglu"}
 CUTS = {"fsdp": {"parallel": {"fsdp": True}}, "tensor": {"parallel": {"tensor": 2}}}

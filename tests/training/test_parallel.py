@@ -10,6 +10,8 @@ from retro.training.weights import read_tensors
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"layers": 3, "width": 16, "heads": 2, "encoder_layers": 1, "encoder_width": 16}
 MODELS = {
     "gpt": ("gpt", SHAPE),

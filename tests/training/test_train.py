@@ -15,6 +15,8 @@ from retro.base.artifacts import read_manifest
 from tests.training.stage import Stage, ended
 from tests.training.toy import make_dataset, run_json
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
 RUN = run_json(model=DROPOUT, neighbour_dropout=0.2, sample_dropout=0.1, micro_batch_size=3)
