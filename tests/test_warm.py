@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from retro.provenance import RECORDED
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,7 @@ MORE += ["experiments.part", "qa.answer", "qa.finetune", "qa.score", "report.ind
 MORE += ["retrieval.bm25_index", "retrieval.subsample"]
 ALL = sorted({*STAGES, *(f"retro.{name}" for name in MORE)})
 RESULTS = {"Malformed", "Damaged"}  # errors whose reason is written to skipped.jsonl
-HEAD = (
-    "import sys\nfrom retro.a import UserError, Malformed, helper, say\nfrom retro.a import Field, bar, progress, w\n"
-)
+HEAD = "import sys\nfrom retro.a import UserError, Malformed, helper, say\nfrom retro.a import Field, bar, log, w\n"
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def digest(tmp_path):
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         root.mkdir()
         (root / "__init__.py").write_text("")
-        lines = ["UserError = Malformed = helper = say = Field = bar = progress = 1", "w = 'way out'"]
+        lines = ["UserError = Malformed = helper = say = Field = bar = log = 1", "w = 'way out'"]
         (root / "a.py").write_text("\n".join(lines))
         (root / "stage.py").write_text(HEAD + text)
         return Package(root).digest("retro.stage")
@@ -50,7 +48,7 @@ TEXT = {
     "what is said": ("say('a')", "say(f'b {x}')"),
     "a line for the log": ("print('a', file=sys.stderr)", "print('b', x, file=sys.stderr)"),
     "a label": ("bar(x, 'a', 'chunk')", "bar(x, 'b', 'row')"),
-    "a label, by its module": ("progress.bar(x, 'a', 'chunk')", "progress.bar(x, 'b', 'row')"),
+    "a label, by its module": ("log.bar(x, 'a', 'chunk')", "log.bar(x, 'b', 'row')"),
     "an assertion": ("assert x, 'a'", "assert x"),
     "help": ("x.add_argument('--a', help='a')", "x.add_argument('--a')"),
     "a description": ("return Field(3, description='a')", "return Field(3, description=f'b {w}')"),
@@ -155,7 +153,7 @@ class Reword(ast.NodeTransformer):
 
     def visit_withitem(self, node):
         call = node.context_expr
-        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("bar", "progress.bar"):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("bar", "log.bar"):
             for argument in call.args[1:]:
                 self.told(argument)
         return self.generic_visit(node)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.watched import watched
 
 from retro.base.artifacts import write_manifest, write_text
 from retro.config.schema import parse
@@ -16,7 +17,6 @@ from retro.model.settings import ModelSettings
 from retro.training.weights import weights, write_tensors
 from tests.base.watched import watched
 from tests.evaluation.words import corpus
-from tests.watched import watched
 
 M, LENGTH, SAVED = 16, 64, 4
 MODEL = {"layers": 2, "width": 32, "heads": 2, "cca_layers": [1, 2], "encoder_layers": 1, "encoder_width": 16}
