@@ -26,8 +26,8 @@ report: .venv/installed  ## Snakemake's own report: every figure with code, vers
 
 harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)
 
-# A test process a core, 8 at most; a file's tests stay together, the longest begin first (tests/conftest.py).
-PYTEST = python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# A test process a core, 8 at most; tests/conftest.py says which tests share one.
+PYTEST = python -m pytest --numprocesses logical --maxprocesses 8
 
 test: .venv/installed-dev .venv/harness/installed  ## the test-suite
 	@$(ACTIVE) $(PYTEST)

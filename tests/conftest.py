@@ -25,9 +25,8 @@ FOLDER = Path(__file__).parent
 LONG = ["workflow", "training"]  # folders with the longest tests, which begin first
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest tests first, and say which are to run in the same process."""
+    """Put the longest tests first."""
 
     def rank(item: pytest.Item) -> int:
         folder = item.path.relative_to(FOLDER).parts[0]
@@ -35,9 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if all(item.path.is_relative_to(FOLDER) for item in items):
         items.sort(key=rank)
-    for item in items:
-        alone = item.path.parent == FOLDER / "workflow"
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else str(item.path)))
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Say which tests run in the same process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith("tests/workflow/") else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
