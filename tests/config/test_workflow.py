@@ -53,8 +53,8 @@ def test_a_retrieval_is_known_by_its_prefix(name):
 
 def test_a_run_that_begins_with_another_of_the_config_reads_the_model_where_it_is_written():
     found = workflow(runs={"retro": {"from": "gpt"}}, seeds=[3])
-    assert found.runs["retro-s3"]["from"] == "R/d/runs/gpt-s3/model.json"
-    assert found.runs["retro-s3"]["from"] in found.models()
+    assert found.runs["retro-s3"].start == "R/d/runs/gpt-s3/model.json"
+    assert found.runs["retro-s3"].start in found.models()
 
 
 # Preprocessing

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.watched import watched
 
 from retro.base.artifacts import write_manifest, write_text
 from retro.config.schema import parse

@@ -53,9 +53,9 @@ def test_imported_weights_are_told_from_a_run():
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (of(run_json(), seed="x"), "model.json: seed: Input should be a valid integer"),
-        (of(run_json(), colour=1), "model.json: colour: Extra inputs are not permitted"),
-        (of(run_json(model={"heads": 0})), "model.json: model.heads: Input should be greater than or equal to 1"),
+        (of(run_json(), seed="x"), "model.json: seed: wanted a valid integer"),
+        (of(run_json(), colour=1), "model.json: colour: unknown key"),
+        (of(run_json(model={"heads": 0})), "model.json: model.heads: wanted greater than or equal to 1"),
     ],
 )
 def test_each_fault_is_said_with_its_key(facts, message):
