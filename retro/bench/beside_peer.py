@@ -81,7 +81,7 @@ def step_main() -> None:
     parser.add_argument("--peer", default=".venv/peer", help="folder where retro-pytorch is installed")
     options = parser.parse_args()
     if not os.path.isdir(f"{options.peer}/retro_pytorch"):
-        raise UserError(f"{options.peer}: holds no retro_pytorch; `make bench_step-model` installs it")
+        raise UserError(f"{options.peer}: holds no retro_pytorch; `make bench-model` installs it")
     sys.path.append(options.peer)
     torch.set_num_threads(options.threads)
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())

@@ -32,8 +32,8 @@ def find(paths: str | list[str], source: str) -> list[Path]:
         if os.path.isdir(given):
             indexes = sorted(Path(given, name) for name in listed(given, source) if name.endswith(".idx"))
         elif glob.has_magic(given):
-            for folder in glob.glob(os.path.dirname(stem) or "."):  # glob says nothing of what it may not list
-                listed(folder, source)
+            for folder in filter(os.path.isdir, glob.glob(os.path.dirname(stem) or ".")):
+                listed(folder, source)  # glob says nothing of what it may not list
             indexes = [Path(path) for path in sorted(glob.glob(f"{stem}.idx"))]
         else:
             indexes = [Path(f"{stem}.idx")]

@@ -46,11 +46,11 @@ def documents(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each document of a chunk table: a hash of its tokens, uint64; its split, uint8; the row of its first chunk,
     int64. All [documents].
     """
-    count_shared = int(table["document"][-1]) + 1 if len(table) else 0
-    chunks = np.zeros(count_shared, np.int64)
-    hashes, split = np.zeros(count_shared, np.uint64), np.zeros(count_shared, np.uint8)
+    count = int(table["document"][-1]) + 1 if len(table) else 0
+    chunks = np.zeros(count, np.int64)
+    hashes, split = np.zeros(count, np.uint64), np.zeros(count, np.uint8)
     for start in range(0, len(table), COMPARED_AT_ONCE):
-        chunks += np.bincount(table["document"][start : start + COMPARED_AT_ONCE], minlength=count_shared)
+        chunks += np.bincount(table["document"][start : start + COMPARED_AT_ONCE], minlength=count)
     first = np.cumsum(chunks) - chunks
     for start in range(0, len(table), COMPARED_AT_ONCE):
         part = np.array(table[start : start + COMPARED_AT_ONCE])

@@ -259,9 +259,6 @@ def open_encoder(settings: EncoderSettings, threads: int) -> Encoder:
     Raises `UserError` if its files are missing, are not the pinned ones, or are of a kind not supported.
     """
     if settings.type == "static":
-        pass  # IMPORTS-OWN
-
         return StaticEncoder(settings.width)
-    pass  # IMPORTS-OWN
 
     return open_minilm(settings, threads) if settings.type == "minilm" else open_bert(settings, threads)

@@ -50,8 +50,6 @@ class OnnxEngine:
         import onnxruntime
         from safetensors.numpy import load_file
 
-        pass  # IMPORTS-OWN
-
         self.width = config["hidden_size"]
         weights = {
             name.removeprefix("bert."): array.astype(np.float32) if array.dtype.kind == "f" else array

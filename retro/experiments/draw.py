@@ -17,8 +17,8 @@ from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON
 from retro.evaluation.conditions import LABELS as CONDITION_LABELS
 from retro.experiments.catalogue import CATALOGUE, LABELS, Experiment, rows_of
 from retro.report import style
-from retro.report.html import percent
 from retro.report.read import Row, Run, read_csv, read_runs
+from retro.report.style import percent
 
 AGAINST = {  # what bars differ from: its columns and its name
     "twin": (("difference_percent", "low", "high"), "the GPT"),

@@ -10,8 +10,8 @@ from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.base.stage import UserError
 from retro.experiments.catalogue import CATALOGUE
-from retro.report.html import figure, interval, percent
 from retro.report.read import Row, read_csv
+from retro.report.style import figure_html, interval, percent
 
 STAGE = "retro.experiments.section"
 HEAD = Markup(
@@ -46,7 +46,7 @@ def main() -> None:
         if experiment is None:
             raise UserError(f"{path}: not the table of an experiment. Give some of {', '.join(CATALOGUE)}.csv.")
         found.append(Markup("<h3>{}</h3>\n<p>{}</p>\n").format(experiment.title, experiment.question))
-        found.append(figure(path.with_suffix(".svg"), experiment.caption, f"experiment-{path.stem}"))
+        found.append(figure_html(path.with_suffix(".svg"), experiment.caption, f"experiment-{path.stem}"))
         rows = read_csv(path)
         found.append(Markup("<details><summary>{} rows</summary>{}</details>\n").format(len(rows), table(rows)))
     write_text(options.output, Markup("").join(found))

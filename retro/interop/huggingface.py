@@ -61,7 +61,7 @@ def why_not(s: ModelSettings) -> str:
 
 
 def stock_config(kind: str, s: ModelSettings, vocab_size: int, positions: int) -> dict[str, Any]:
-    """The architecture's stock_config."""
+    """The architecture's config."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": s.rope_base}
     common: dict[str, Any] = {
         "vocab_size": vocab_size,

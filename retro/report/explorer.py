@@ -21,7 +21,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import Documents, group_documents
 from retro.evaluation.conditions import NONE, ON
-from retro.report.html import render
+from retro.report.style import render
 
 BROKEN = "\ufffd"
 LONGEST = 6  # tokens that may have to come together before they are valid UTF-8

@@ -20,8 +20,8 @@ from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import LABELS, NONE, ON, usual
 from retro.report import style
 from retro.report.gains import draw_bpb, draw_neighbours, draw_sections
-from retro.report.html import short
 from retro.report.read import Run, Stage, read_benchmarks, read_csv, read_runs
+from retro.report.style import short
 
 VALIDATED = [*usual("gpt"), *usual("retro")]  # the conditions that training validates under
 

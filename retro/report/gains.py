@@ -14,8 +14,8 @@ from retro.base.names import ALL, LISTED
 from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import LABELS, NONE, ON
 from retro.report import style
-from retro.report.html import interval, percent
 from retro.report.read import Row, where
+from retro.report.style import interval, percent
 
 
 def _label(row: Row, several: bool) -> str:

@@ -18,7 +18,7 @@ from retro.base.artifacts import read_manifest, replacing, write_text
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.report import style
-from retro.report.html import figure
+from retro.report.style import figure_html
 from retro.retrieval.approximate import Sample, read_mapped
 from retro.retrieval.settings import IndexSettings
 
@@ -162,7 +162,7 @@ def main() -> None:
         {**row, "label": row["factory"] if row["name"] != "auto" else f"auto: {row['factory']}"} for row in rows
     ]
     draw_indexes(labelled, options.output_folder, options.k)
-    drawn = figure(options.output_folder / "indexes.svg", CAPTION)
+    drawn = figure_html(options.output_folder / "indexes.svg", CAPTION)
     head = Markup(HEAD).format(k=options.k, split=options.split)
     table = head + Markup("").join(line(row) for row in sorted(rows, key=lambda row: row["ms"]))
     told = sentence(rows, options.k, len(sample.database), len(sample.truth))

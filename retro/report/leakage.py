@@ -10,8 +10,8 @@ from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.evaluation.conditions import LABELS, NONE, OFF, ON
 from retro.report import style
-from retro.report.html import figure, interval, percent
 from retro.report.read import Row, read_csv, where
+from retro.report.style import figure_html, interval, percent
 
 STAGE = "retro.report.leakage"
 OVERLAPS = {"training": "Overlap with the training data", "shown": "Overlap with the neighbours shown"}
@@ -105,7 +105,7 @@ def main() -> None:
         '<div class="wide"><table>{}{}</table></div></details>\n'
     )
     buckets = Markup("").join(line(row) for row in where(rows, kind="bucket"))
-    drawn = figure(options.output_folder / "leakage.svg", CAPTION)
+    drawn = figure_html(options.output_folder / "leakage.svg", CAPTION)
     write_text(options.part, told.format(sentence(rows), drawn, Markup(HEAD), buckets))
     print(f"leakage → {options.output_folder}, {options.part}", file=sys.stderr)
 

@@ -11,8 +11,8 @@ from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.evaluation.conditions import LABELS
 from retro.report import style
-from retro.report.html import figure
 from retro.report.read import Row, read_csv
+from retro.report.style import figure_html
 
 STAGE = "retro.report.qa"
 EXAMPLES = 12
@@ -106,7 +106,7 @@ def main() -> None:
     draw(rows, options.output_folder, name)
     seeds = {f"{row['seeds']:.0f}" for row in rows}
     parts = [
-        figure(options.output_folder / f"{name}.svg", CAPTION),
+        figure_html(options.output_folder / f"{name}.svg", CAPTION),
         Markup("<p>Means over {} seeds.</p>\n").format(", ".join(sorted(seeds))) if seeds != {"1"} else "",
         gains(read_csv(options.differences)),
         table(rows),

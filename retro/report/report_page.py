@@ -2,7 +2,7 @@
 
 Sections that stages of other rooms write are HTML fragments, D/parts/<name>.html. The page shows every one it is
 given, in the order of `PARTS`. A fragment is trusted HTML: who writes one escapes what comes from a corpus
-(`markupsafe.Markup.format`, or a template of `retro.report.html`).
+(`markupsafe.Markup.format`, or a template of `retro.report.style`).
 """
 
 import argparse
@@ -23,8 +23,8 @@ from retro.evaluation.bits_per_byte import group_documents
 from retro.evaluation.conditions import LABELS, usual
 from retro.report import story
 from retro.report.gains import by_split
-from retro.report.html import inline_svg, interval, percent, render
 from retro.report.read import Row, Run, read_csv, read_runs, where
+from retro.report.style import inline_svg, interval, percent, render
 
 
 @dataclass(frozen=True)

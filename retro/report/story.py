@@ -4,8 +4,8 @@ from typing import Any
 
 from retro.base.names import ALL
 from retro.evaluation.conditions import OFF, ON, RANDOM
-from retro.report.html import interval, percent
 from retro.report.read import Row, Run, where
+from retro.report.style import interval, percent
 
 FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
 

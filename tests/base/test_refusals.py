@@ -9,7 +9,9 @@ from retro.base.stage import UserError, read_section, reasons
 from retro.config.layers import RetrievalSettings, resolve
 from retro.generation.serve import Wish
 from retro.retrieval.settings import IndexSettings
-from retro.training.train import read_run
+from retro.training.settings import Run
+
+RUN = {"name": "gpt-s1", "architecture": "gpt", "seed": 1, "model": {}, "train": {}}
 
 
 def index_of(index: dict) -> None:
@@ -22,7 +24,7 @@ def section_of(index: dict) -> None:
 
 
 def run_of(train: dict) -> None:
-    read_run(json.dumps({"architecture": "gpt", "model": {}, "train": train}))
+    Run.parse(json.dumps({**RUN, "train": train}), "--run")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_the_key_the_value_and_a_way_out_are_named(read, key, value, words):
 
 def test_a_key_of_the_model_is_told_as_one():
     with pytest.raises(UserError, match=r"--run: model\.widht: unknown key; did you mean model\.width\?"):
-        read_run(json.dumps({"architecture": "gpt", "model": {"widht": 1}, "train": {}}))
+        Run.parse(json.dumps({**RUN, "model": {"widht": 1}}), "--run")
 
 
 def test_a_page_is_told_its_own_keys_not_the_configs():

@@ -4,11 +4,11 @@ import ast
 import shutil
 
 import pytest
-from tests.test_provenance import STAGES
 
 from retro.base import provenance, texts
 from retro.base.provenance import Package
 from retro.tools import docs
+from tests.base.test_provenance import STAGES
 from tests.workflow.conftest import ROOT
 
 MORE = ["corpus.duplicates", "evaluation.filtered", "evaluation.leakage", "experiments.draw"]

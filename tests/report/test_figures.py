@@ -7,8 +7,8 @@ import pytest
 from retro.base.log import duration
 from retro.report.figures import draw_cost, draw_loss
 from retro.report.gains import draw_bpb, draw_sections
-from retro.report.html import interval, percent, short
 from retro.report.read import read_benchmarks, read_csv, read_runs
+from retro.report.style import interval, percent, short
 
 NAMES = ["loss", "bpb", "sections", "cost", "neighbours"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from retro.report import explorer
 from retro.report.explorer import split_pieces
-from retro.report.html import embedded
+from retro.report.style import embedded
 from tests.evaluation.words import HOSTILE
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}

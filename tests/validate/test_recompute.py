@@ -1,8 +1,6 @@
 """What is stored is found equal; what was stored wrongly is found and named, even where every digest fits."""
 
 import json
-import sys
-from unittest.mock import patch
 
 import faiss
 import numpy as np
@@ -12,10 +10,7 @@ from retro.base.artifacts import read_manifest
 from retro.base.shards import bounds
 from retro.base.stage import UserError
 from retro.database import assemble, chunk
-from retro.validate import database as embeddings
-from retro.validate import database as index
-from retro.validate import database as neighbours
-from retro.validate import sample, summary, tokens
+from retro.validate import database, sample, tokens
 from retro.validate.recompute import recompute
 from tests.database.stages import SPLIT, stage
 from tests.retrieval.test_retrievers import index_bm25
@@ -30,9 +25,9 @@ def several_blocks(monkeypatch):
     monkeypatch.setattr(chunk, "BLOCK", 16)
     monkeypatch.setattr(assemble, "BLOCK", 16)
     monkeypatch.setattr(tokens, "DOCUMENTS", 7)
-    monkeypatch.setattr(embeddings, "CHUNKS", 32)
-    monkeypatch.setattr(index, "BLOCK", 32)
-    monkeypatch.setattr(neighbours, "QUERIES", 16)
+    monkeypatch.setattr(database, "CHUNKS", 32)
+    monkeypatch.setattr(database, "VECTORS_AT_ONCE", 32)
+    monkeypatch.setattr(database, "QUERIES", 16)
 
 
 def found(paths, fraction=1.0, seed=1) -> dict[str, str]:
@@ -185,7 +180,7 @@ def test_a_wrong_vector_of_any_index_is_named(corpus, tmp_path, name):
         output=output,
     )
     assert found([output]) == {}
-    built = index.emptied(faiss.read_index(str(tmp_path / "index/index.faiss")))
+    built = database.emptied(faiss.read_index(str(tmp_path / "index/index.faiss")))
     database = np.load(corpus.manifest("database").parent / "database.npy")
     vectors = index.Vectors(corpus.manifests("embeddings")).read(database)
     vectors[70] *= -1
@@ -244,16 +239,12 @@ def test_the_reports_are_told_as_a_table_and_judged(copy, tmp_path, capsys):
         stage("retro.validate.recompute", manifests=copy.manifests(kind), output=tmp_path / f"{kind}.json")
     capsys.readouterr()
     reports = [str(tmp_path / f"{kind}.json") for kind in ("chunks", "database")]
-    with (
-        patch.object(sys, "argv", ["tell", "--reports", *reports]),
-        pytest.raises(UserError, match="1 of 3 artifacts are not what is recomputed"),
-    ):
-        summary.main()
+    with pytest.raises(UserError, match="1 of 3 artifacts are not what is recomputed"):
+        stage("retro.validate.recompute", reports=reports)
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in told[:3]] == ["equal", "equal", "DIFFERS"]
     assert told[4].endswith("database.npy, row 5: stored 6, recomputed 5")
-    with patch.object(sys, "argv", ["tell", "--reports", reports[0]]):
-        summary.main()
+    stage("retro.validate.recompute", reports=reports[:1])
     assert "2 artifacts: what was recomputed equals what is stored" in capsys.readouterr().out
 
 

@@ -35,7 +35,7 @@ def test_it_is_all_that_the_module_exports():
 
 def test_importing_it_starts_nothing_and_loads_no_package_that_single_steps_need():
     script = (
-        "import sys, threading; from retro import api; assert threading.active_count() == 1; "
+        "import sys, threading; from retro.tools import api; assert threading.active_count() == 1; "
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
