@@ -10,6 +10,7 @@ from retro.base.artifacts import read_manifest
 from retro.base.shards import bounds
 from retro.base.stage import UserError
 from retro.database import assemble, chunk
+from retro.dataset.store import Vectors
 from retro.validate import database, sample, tokens
 from retro.validate.recompute import recompute
 from tests.database.stages import SPLIT, stage
@@ -181,8 +182,8 @@ def test_a_wrong_vector_of_any_index_is_named(corpus, tmp_path, name):
     )
     assert found([output]) == {}
     built = database.emptied(faiss.read_index(str(tmp_path / "index/index.faiss")))
-    database = np.load(corpus.manifest("database").parent / "database.npy")
-    vectors = index.Vectors(corpus.manifests("embeddings")).read(database)
+    rows = np.load(corpus.manifest("database").parent / "database.npy")
+    vectors = Vectors(corpus.manifests("embeddings")).read(rows)
     vectors[70] *= -1
     for start, stop in bounds(len(vectors), 32):
         built.add(vectors[start:stop])
