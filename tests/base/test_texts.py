@@ -192,11 +192,13 @@ def reruns(tmp_path, path, old, new):
 
 
 def test_a_message_of_artifacts_reruns_nothing(tmp_path):
-    assert reruns(tmp_path, "artifacts.py", "no such file. Run snakemake to make it.", "is not there; make it.") == []
+    assert (
+        reruns(tmp_path, "base/artifacts.py", "no such file. Run snakemake to make it.", "is not there; make it.") == []
+    )
 
 
 def test_a_way_out_that_messages_share_reruns_nothing(tmp_path):
-    assert reruns(tmp_path, "artifacts.py", "to rebuild it.", "to make it again.") == []
+    assert reruns(tmp_path, "base/artifacts.py", "to rebuild it.", "to make it again.") == []
 
 
 def test_the_help_of_a_setting_reruns_nothing(tmp_path):
