@@ -2,7 +2,7 @@
 
 State: fp32 parameters, gradients and AdamW's two moments, 16 bytes a parameter; FSDP2 leaves each of N processes one
 N-th of it. With bf16 the fp32 parameters are the master copy: what is gathered, or cast, has two bytes.
-`tests/test_memory.py` measures the same of a model that runs.
+`tests/planning/test_memory.py` measures the same of a model that runs.
 """
 
 from dataclasses import dataclass, replace
