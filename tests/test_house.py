@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from retro.base import provenance
+from tests.base.watched import STAGES
 
 PACKAGE = provenance.ROOT
 ROOT = PACKAGE.parent
@@ -90,19 +91,12 @@ def test_nothing_lies_beside_the_rooms():
     assert all(path.parent.parent == PACKAGE for path in MODULES)
 
 
-@cache
-def stages() -> tuple[str, ...]:
-    """Modules that rules run."""
-    rules = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "Snakefile", *ROOT.glob("rules/*.smk")])
-    return tuple(sorted(set(re.findall(r'code\("([\w.]+)"\)', rules))))
-
-
 def test_small_modules_of_equal_reruns_are_one_module():
     """A border between modules of one room is worth having where it parts what reruns, or what one reads at once."""
-    assert len(stages()) > 20
-    closures = {stage: set(provenance.closure(stage)) for stage in stages()}
+    assert len(STAGES) > 20
+    closures = {stage: set(provenance.closure(stage)) for stage in STAGES}
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    signature = {name: frozenset(stage for stage in stages() if name in closures[stage]) for name in lines}
+    signature = {name: frozenset(stage for stage in STAGES if name in closures[stage]) for name in lines}
     pairs = [
         f"{one} and {other}: {lines[one] + lines[other]} lines"
         for one, other in combinations(sorted(lines), 2)

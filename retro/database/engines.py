@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from retro.base.stage import UserError
 
@@ -101,10 +100,14 @@ class _Graph:
         self.constants: list[Any] = []  # TensorProto
 
     def constant(self, name: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
         self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
         return output
 
@@ -125,6 +128,8 @@ def build(weights: dict[str, np.ndarray], config: dict) -> bytes:
     states = _embeddings(graph, weights, take, epsilon)
     for number in range(config["num_hidden_layers"]):
         states = _layer(graph, weights, take, states, number, config["num_attention_heads"], epsilon)
+    from onnx import TensorProto, helper
+
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,

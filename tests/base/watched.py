@@ -1,12 +1,17 @@
 """Watches a stage that runs in this process: what runs must be what the stage's digest covers."""
 
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from retro.base import provenance
+
+ROOT = provenance.ROOT.parent
+RULES = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "Snakefile", *sorted(ROOT.glob("rules/*.smk"))])
+STAGES = sorted(set(re.findall(r'code\("([\w.]+)"\)', RULES)))  # modules that rules run
 
 
 @contextmanager
