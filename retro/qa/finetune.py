@@ -25,7 +25,6 @@ from retro.qa.questions import (
     Neighbours,
     QuestionLookup,
     answer_tokens,
-    answerable,
     neighbours_of,
     padded,
     read,
@@ -46,7 +45,6 @@ from retro.training.weights import load_model, trained_run
 def examples_of(files: list[str], dataset: Dataset) -> list[Example]:
     """The examples of the training split that can be learnt: their page, if named, is part of the dataset."""
     found = [each for file in files for each in read(file, dataset) if each.split == "train"]
-    found = answerable(found, dataset)
     if not found:
         raise UserError(
             f"{', '.join(files) or 'qa.instructions'}: no example of the training split, and of pages of the dataset. "

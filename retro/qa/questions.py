@@ -13,19 +13,23 @@ same neighbours.
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from retro.base.names import SPLITS
+from retro.base.log import say
+from retro.base.names import BOOK, SPLITS
 from retro.base.stage import UserError
 from retro.corpus.documents import split_of
+from retro.corpus.records import names
 from retro.corpus.settings import SplitSettings
 from retro.dataset.dataset import Dataset
+from retro.dataset.store import pages, splits_of
 from retro.retrieval.search import Searcher
 
 
@@ -60,12 +64,13 @@ def records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, record
 
 
-def read(path: str | Path, dataset: Dataset) -> list[Example]:
-    """The examples of a file, each in the split of its group (or document, as the dataset is split).
+def read(path: str | Path, dataset: Dataset, tell: bool = True) -> list[Example]:
+    """The examples of a file, each in its page's split; without `doc_id`, in its group's.
 
-    A question has `question` and `answers`; an instruction has `instruction`, `output` and, it may be, `input`.
+    A question has `question` and `answers`; an instruction has `instruction`, `output` and, it may be, `input`. Those
+    of pages that the dataset lacks, or has in several splits, are left aside; `tell`: say so.
     """
-    split, found = SplitSettings(**dataset.facts["split"]), []
+    found = []
     for where, record in records(path):
         if "question" in record:
             prompt, answers = f"Question: {_text(record, 'question', where)}\nAnswer:", record.get("answers")
@@ -79,31 +84,64 @@ def read(path: str | Path, dataset: Dataset) -> list[Example]:
             raise UserError(f"{where}: answers (of an instruction: output) is {answers!r}, wanted texts.")
         document = record.get("doc_id")
         key = str(record.get("id") or where)
-        group = str(record.get("group") or document or key)
-        number = split_of(group, str(document or key), True, split, dataset.facts["seed"])
-        found.append(Example(key, prompt, tuple(answers), SPLITS[number], group, document, tuple(contexts)))
-    return found
+        found.append(Example(key, prompt, tuple(answers), "", record.get("group") or "", document, tuple(contexts)))
+    placed, told = place(found, dataset)
+    for line in told if tell else []:
+        say(f"{path}: {line}")
+    return placed
+
+
+def place(examples: list[Example], dataset: Dataset) -> tuple[list[Example], list[str]]:
+    """The examples that can be used, their splits and groups filled in, and lines on what they name.
+
+    A page that is trained on or evaluated has the split that the dataset gave it; one of an open book has that of its
+    group (or, where the dataset is split by document, of its id), as any other source would.
+    """
+    split, seed, told, found = SplitSettings(**dataset.facts["split"]), dataset.facts["seed"], Told(len(examples)), []
+    known = pages(dataset.store, {each.document for each in examples if each.document is not None})
+    groups = splits_of(dataset.store, {each.group for each in examples if each.document is None and each.group})
+    for each in examples:
+        page = known.get(each.document) if each.document is not None else None
+        if each.document is not None and (page is None or len(page.splits) > 1):
+            what = "is in several splits" if page else "the dataset lacks"
+            told.add(f"name a page (doc_id) that {what}, and are left aside", each.document)
+            continue
+        group = each.group or (page.group if page else each.id)
+        named = page.group if page else each.group or each.prompt  # the same question in two files is in one split
+        number = split_of(named, each.document or each.prompt, True, split, seed)
+        number = next(iter(page.splits), number) if page else number
+        if page is None and not each.group:
+            told.add("name neither page nor group: their split is drawn, and may be that of pages trained on", each.id)
+        elif page is None and not groups[group]:
+            told.add("name no page, and a group that the dataset lacks", group)
+        elif page is None and len(groups[group] - {BOOK}) > 1:
+            told.add("name no page, and a group that is in several splits: their split is drawn", group)
+        found.append(replace(each, split=SPLITS[number], group=group))
+    return found, told.lines()
+
+
+class Told:
+    """Counts what is to be said of the lines of a file, with the names that it is said of."""
+
+    def __init__(self, total: int):
+        self.total, self.counts, self.names = total, Counter[str](), dict[str, dict[str, None]]()
+
+    def add(self, what: str, name: str) -> None:
+        self.counts[what] += 1
+        self.names.setdefault(what, {})[name] = None
+
+    def lines(self) -> list[str]:
+        """A line for each thing to be said."""
+        return [
+            f"{count} of {self.total} examples {what}: {names(list(self.names[what]))}"
+            for what, count in self.counts.items()
+        ]
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(record[key], str) or not record[key].strip():
         raise UserError(f"{where}: {key} is {record[key]!r}, wanted a text.")
     return record[key].strip()
-
-
-def pages(dataset: Dataset) -> set[str]:
-    """Ids of every document of the dataset, held-out ones included."""
-    found = set()
-    for manifest in dataset.store.documents:
-        with open(manifest.file("documents.jsonl"), encoding="utf-8") as file:
-            found |= {json.loads(line)["id"] for line in file}
-    return found
-
-
-def answerable(examples: list[Example], dataset: Dataset) -> list[Example]:
-    """Those whose page is part of the dataset, in whatever split, or is not known."""
-    known = pages(dataset)
-    return [example for example in examples if example.document is None or example.document in known]
 
 
 class QuestionLookup:
