@@ -151,15 +151,18 @@ class QuestionLookup:
         self.dataset, self.k, self.weight = dataset, k, title_weight
         self.candidates = min(max(candidates, k), len(dataset.database))
         self.searcher = Searcher(dataset, threads)
-        self._titles: dict[tuple[int, int], tuple[str, str, str | None]] = {}  # (source, document) → id, title, group
+        self.lost = 0  # texts whose own page was found and not shown
+        # (source, document) → title, and id and group, in an open book None
+        self._titles: dict[tuple[int, int], tuple[str, str | None, str | None]] = {}
         self._trained = [dataset.facts["sources"][name]["train"] for name in dataset.sources]
         self._vectors: dict[str, np.ndarray] = {"": np.zeros(0)}
 
-    def __call__(self, texts: list[str], own: list[Example] | None = None) -> np.ndarray:
+    def __call__(self, texts: list[str], own: Sequence[Example | None] | None = None) -> np.ndarray:
         """Global rows int64 [n, k], best first, ties by id, −1 for holes.
 
-        `own`, the examples that ask: never a chunk of the page that one was made from, or, where that is not known, of
-        its group's pages in sources that are trained on. For held-out groups these are in no database.
+        `own`, the examples that ask: of sources that are trained on, never a chunk of the page that one was made from,
+        or, where that is not known, of its group's pages. For held-out ones these are in no database. An open book is
+        there to be found: nothing of it is left out.
         """
         vectors = self.searcher.encoder.encode(list(texts))
         ids, scores = self.searcher.search_vectors(vectors, self.candidates)
@@ -167,25 +170,27 @@ class QuestionLookup:
         pages = self._pages(rows)
         found = np.full((len(texts), self.k), -1, np.int64)
         for i, vector in enumerate(vectors):
-            mine = pages[i]
-            bonus = np.array([self._similarity(vector, title) for _, title, _ in mine])
-            total = scores[i] + self.weight * bonus
-            barred = np.array([own is not None and self._owns(own[i], name, group) for name, _, group in mine])
-            total[barred | (rows[i] < 0)] = -np.inf
+            mine, asking = pages[i], own[i] if own is not None else None
+            bonus = np.array([self._similarity(vector, title) for title, _, _ in mine])
+            total = np.where(rows[i] < 0, -np.inf, scores[i] + self.weight * bonus)
+            barred = np.array([asking is not None and self._owns(asking, name, group) for _, name, group in mine])
+            best = np.lexsort((ids[i], -total))[: self.k]
+            self.lost += bool((barred & (rows[i] >= 0))[best].any())
+            total[barred] = -np.inf
             order = np.lexsort((ids[i], -total))[: self.k]
             order = order[np.isfinite(total[order])]
             found[i, : len(order)] = rows[i, order]
         return found
 
     @staticmethod
-    def _owns(example: Example, page: str, group: str | None) -> bool:
+    def _owns(example: Example, page: str | None, group: str | None) -> bool:
         return page == example.document if example.document is not None else group == example.group
 
     def _similarity(self, vector: np.ndarray, title: str) -> float:
         return float(vector.astype(np.float64) @ self._vectors[title]) if title else 0.0
 
-    def _pages(self, rows: np.ndarray) -> list[list[tuple[str, str, str | None]]]:
-        """Id, title and, in a source trained on, group of the document of each row; the titles embedded, each once."""
+    def _pages(self, rows: np.ndarray) -> list[list[tuple[str, str | None, str | None]]]:
+        """Title and, in a source trained on, id and group of each row's document; the titles embedded, each once."""
         store, flat = self.dataset.store, np.maximum(rows, 0)
         source, number = store.source(flat), store.chunks(flat)["document"]
         for row, key in zip(
@@ -193,9 +198,9 @@ class QuestionLookup:
         ):
             if key not in self._titles:
                 document = store.document(int(row))
-                group = document.get("group") if self._trained[key[0]] else None
-                self._titles[key] = document["id"], document.get("title") or "", group
-        new = sorted({title for _, title, _ in self._titles.values()} - self._vectors.keys())
+                own = (document["id"], document.get("group")) if self._trained[key[0]] else (None, None)
+                self._titles[key] = document.get("title") or "", *own
+        new = sorted({title for title, _, _ in self._titles.values()} - self._vectors.keys())
         if new and self.weight:
             found = self.searcher.encoder.encode(new).astype(np.float64)
             self._vectors |= dict(zip(new, found, strict=True))
@@ -223,14 +228,16 @@ def neighbours_of(
 ) -> list[Neighbours]:
     """Each example's neighbours: its contexts where some are given, else what a search for its prompt finds.
 
-    `retrieved`: chunks a neighbour brings. `without_own`: never of the page that a question was made from, so that in
-    training it is as for held-out questions, whose pages are in no database.
+    `retrieved`: chunks a neighbour brings. `without_own`: never of the page that a question was made from, if that is
+    trained on, so that in training it is as for held-out questions, whose pages are in no database.
     """
     searched = [i for i, example in enumerate(examples) if not example.contexts]
     found: dict[int, Neighbours] = {}
     if searched:
         asking = [examples[i] for i in searched]
-        rows = lookup([question_of(each.prompt) for each in asking], asking if without_own else None)
+        lost, rows = lookup.lost, lookup([question_of(each.prompt) for each in asking], asking if without_own else None)
+        if lookup.lost > lost:
+            say(f"{lookup.lost - lost} of {len(asking)} questions are not shown their own page, or group, trained on")
         for i, tokens, mask in zip(searched, *dataset.store.retrieved(rows, retrieved), strict=True):
             found[i] = Neighbours(tokens, mask)
     for i, example in enumerate(examples):

@@ -117,7 +117,8 @@ def questions(file: Path, dataset: Dataset, splits: list[str], tell: bool = True
     found = []
     for number, each in enumerate(examples):
         answers, gold = choices(each, number, others, dataset.facts["seed"])
-        facts = {"id": each.id, "group": each.group, "prompt": each.prompt, "answers": list(each.answers)}
+        made_from = {"group": each.group, "doc_id": each.document}
+        facts = {"id": each.id, **made_from, "prompt": each.prompt, "answers": list(each.answers)}
         found.append({**facts, "choices": answers, "gold": gold})
     return found
 
