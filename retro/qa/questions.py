@@ -1,6 +1,6 @@
 """Questions and instructions: read, looked up, and laid out for a model.
 
-Files are JSON lines, plain or gzip; each question belongs to a split.
+Files are JSON lines, read and refused as a corpus is; each question belongs to a split.
 
 Neighbours are chunks that resemble the question, of pages whose title does. A chunk from the middle of a page often
 does not say what the page is about; its title does. So the candidates that the index finds are put in the order of
@@ -11,10 +11,8 @@ chunk, whose neighbours are read from its last token on, where the answer begins
 same neighbours.
 """
 
-import gzip
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,9 @@ from retro.base.log import say
 from retro.base.names import BOOK, SPLITS
 from retro.base.stage import UserError
 from retro.corpus.documents import split_of
-from retro.corpus.records import names
+from retro.corpus.files import Damaged
+from retro.corpus.readers import Malformed, lines_of
+from retro.corpus.records import check_characters, is_nothing, kind, name_of, names, text_of, texts_of
 from retro.corpus.settings import SplitSettings
 from retro.dataset.dataset import Dataset
 from retro.dataset.store import pages, splits_of
@@ -46,102 +46,115 @@ class Example:
     contexts: tuple[str, ...]
 
 
-def records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and content of each line; raises UserError, naming it, for one that is no JSON object."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give qa.questions and qa.instructions files that exist.")
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not valid JSON ({error}). Correct or remove the line.") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{where}: wanted a JSON object, found {type(record).__name__}.")
-            yield where, record
+READ = {
+    "question": ("question", "answers", "contexts", "id", "group", "doc_id"),
+    "instruction": ("instruction", "output", "input", "contexts", "id", "group", "doc_id"),
+}  # the fields that are read, by the first of them
+
+
+def example_of(record: Any, where: str) -> Example:
+    """The example that a record is, its split not known yet. Raises `Damaged` for one that cannot be used."""
+    if not isinstance(record, dict):
+        raise Damaged(f"wanted a JSON object, found {kind(record)}; one a line is wanted")
+    is_a = [name for name in READ if not is_nothing(record.get(name))]
+    if len(is_a) != 1:
+        found = "both question and instruction" if is_a else "neither question nor instruction"
+        raise Damaged(f"has {found}, wanted one of them; its fields: {names(record)}")
+    text, contexts = text_of(record, is_a[0]).strip(), texts_of(record, "contexts")
+    if is_a == ["question"]:
+        prompt, answers = f"Question: {text}\nAnswer:", texts_of(record, "answers")
+        if not answers:
+            raise Damaged("field 'answers' is empty or absent, wanted a list of texts")
+    else:
+        prompt, answers = f"{text}\nAnswer:", (text_of(record, "output"),)
+        given = record.get("input")
+        if not (is_nothing(given) or (isinstance(given, str) and not given.strip())):
+            contexts = (text_of(record, "input"), *contexts)
+    id_, group, document = (name_of(record, field) for field in ("id", "group", "doc_id"))
+    check_characters("".join([prompt, id_, group, document, *answers, *contexts]))
+    return Example(id_ or where, prompt, answers, "", group, document or None, contexts)
+
+
+class Told:
+    """Counts what is to be said of the lines of a file, with the names that it is said of."""
+
+    def __init__(self) -> None:
+        self.total, self.counts, self.names = 0, Counter[str](), dict[str, set[str]]()
+
+    def add(self, what: str, *said_of: str) -> None:
+        self.counts[what] += 1
+        self.names.setdefault(what, set()).update(said_of)
+
+    def lines(self) -> list[str]:
+        """A line for each thing to be said."""
+        return [f"{count} of {self.total} {what}: {names(self.names[what])}" for what, count in self.counts.items()]
 
 
 def read(path: str | Path, dataset: Dataset, tell: bool = True) -> list[Example]:
     """The examples of a file, each in its page's split; without `doc_id`, in its group's.
 
     A question has `question` and `answers`; an instruction has `instruction`, `output` and, it may be, `input`. Those
-    of pages that the dataset lacks, or has in several splits, are left aside; `tell`: say so.
+    of pages that the dataset lacks, or has in several splits, are left aside; so are lines that cannot be used, if the
+    dataset's on_error is skip. `tell`: say so. Raises UserError, naming the line, for one that cannot be used.
     """
-    found = []
-    for where, record in records(path):
-        if "question" in record:
-            prompt, answers = f"Question: {_text(record, 'question', where)}\nAnswer:", record.get("answers")
-            contexts = record.get("contexts") or []
-        elif "instruction" in record:
-            prompt, answers = f"{_text(record, 'instruction', where)}\nAnswer:", [record.get("output")]
-            contexts = [record["input"]] if record.get("input") else []
-        else:
-            raise UserError(f"{where}: has neither question nor instruction, only {', '.join(sorted(record))}.")
-        if not (isinstance(answers, list) and answers and all(isinstance(a, str) and a for a in answers)):
-            raise UserError(f"{where}: answers (of an instruction: output) is {answers!r}, wanted texts.")
-        document = record.get("doc_id")
-        key = str(record.get("id") or where)
-        found.append(Example(key, prompt, tuple(answers), "", record.get("group") or "", document, tuple(contexts)))
-    placed, told = place(found, dataset)
-    for line in told if tell else []:
-        say(f"{path}: {line}")
+    told, examples, ids = Told(), list[Example](), set[str]()
+    for line, record in lines_of(Path(path)):
+        where = f"{path}, line {line}"
+        told.total += 1
+        try:
+            if isinstance(record, Malformed):
+                raise Damaged(record.facts["reason"])
+            example = example_of(record, where)
+        except Damaged as error:
+            if dataset.facts.get("on_error") != "skip":
+                raise UserError(
+                    f"{where}: {error}. Correct or remove the line, or set dataset.on_error to skip: such lines are "
+                    f"then left out and counted."
+                ) from None
+            told.add("lines cannot be used, and are left out", f"line {line}: {error}")
+            continue
+        if example.id in ids:
+            told.add("lines have the id of one before", example.id)
+        used = next(fields for name, fields in READ.items() if not is_nothing(record.get(name)))
+        if unread := record.keys() - set(used):
+            told.add("lines have fields that are not read", *unread)
+        ids.add(example.id)
+        examples.append(example)
+    placed = place(examples, dataset, told)
+    for remark in told.lines() if tell else []:
+        say(f"{path}: {remark}")
     return placed
 
 
-def place(examples: list[Example], dataset: Dataset) -> tuple[list[Example], list[str]]:
-    """The examples that can be used, their splits and groups filled in, and lines on what they name.
+def place(examples: list[Example], dataset: Dataset, told: Told) -> list[Example]:
+    """The examples that can be used, their splits and groups filled in; `told`: of what they name.
 
     A page that is trained on or evaluated has the split that the dataset gave it; one of an open book has that of its
     group (or, where the dataset is split by document, of its id), as any other source would.
     """
-    split, seed, told, found = SplitSettings(**dataset.facts["split"]), dataset.facts["seed"], Told(len(examples)), []
+    split, seed, found = SplitSettings(**dataset.facts["split"]), dataset.facts["seed"], []
     known = pages(dataset.store, {each.document for each in examples if each.document is not None})
     groups = splits_of(dataset.store, {each.group for each in examples if each.document is None and each.group})
     for each in examples:
         page = known.get(each.document) if each.document is not None else None
         if each.document is not None and (page is None or len(page.splits) > 1):
             what = "is in several splits" if page else "the dataset lacks"
-            told.add(f"name a page (doc_id) that {what}, and are left aside", each.document)
+            told.add(f"lines name a page (doc_id) that {what}, and are left aside", each.document)
             continue
         group = each.group or (page.group if page else each.id)
         named = page.group if page else each.group or each.prompt  # the same question in two files is in one split
         number = split_of(named, each.document or each.prompt, True, split, seed)
         number = next(iter(page.splits), number) if page else number
         if page is None and not each.group:
-            told.add("name neither page nor group: their split is drawn, and may be that of pages trained on", each.id)
+            told.add(
+                "lines name neither page nor group: their split is drawn, and may be that of pages trained on", each.id
+            )
         elif page is None and not groups[group]:
-            told.add("name no page, and a group that the dataset lacks", group)
+            told.add("lines name no page, and a group that the dataset lacks", group)
         elif page is None and len(groups[group] - {BOOK}) > 1:
-            told.add("name no page, and a group that is in several splits: their split is drawn", group)
+            told.add("lines name no page, and a group that is in several splits: their split is drawn", group)
         found.append(replace(each, split=SPLITS[number], group=group))
-    return found, told.lines()
-
-
-class Told:
-    """Counts what is to be said of the lines of a file, with the names that it is said of."""
-
-    def __init__(self, total: int):
-        self.total, self.counts, self.names = total, Counter[str](), dict[str, dict[str, None]]()
-
-    def add(self, what: str, name: str) -> None:
-        self.counts[what] += 1
-        self.names.setdefault(what, {})[name] = None
-
-    def lines(self) -> list[str]:
-        """A line for each thing to be said."""
-        return [
-            f"{count} of {self.total} examples {what}: {names(list(self.names[what]))}"
-            for what, count in self.counts.items()
-        ]
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    if not isinstance(record[key], str) or not record[key].strip():
-        raise UserError(f"{where}: {key} is {record[key]!r}, wanted a text.")
-    return record[key].strip()
+    return found
 
 
 class QuestionLookup:

@@ -88,12 +88,12 @@ def test_prompts_fill_chunks_and_keep_their_end(dataset):
     ("line", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", "wanted a JSON object"),
+        ("[]", "wanted a JSON object, found a list"),
         ('{"text": "x"}', "neither question nor instruction"),
-        ('{"question": " ", "answers": ["x"]}', "wanted a text"),
-        ('{"question": "x", "answers": []}', "wanted texts"),
-        ('{"question": "x", "answers": "y"}', "wanted texts"),
-        ('{"instruction": "x"}', "wanted texts"),
+        ('{"question": " ", "answers": ["x"]}', "field 'question' is blank"),
+        ('{"question": "x", "answers": []}', "field 'answers' is empty"),
+        ('{"question": "x", "answers": "y"}', "field 'answers' is text, wanted a list of texts"),
+        ('{"instruction": "x"}', "no field 'output', only 'instruction'"),
     ],
 )
 def test_bad_lines_are_named(dataset, tmp_path, line, said):
