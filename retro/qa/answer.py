@@ -22,7 +22,7 @@ from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import ON, usual
 from retro.model.cache import DecodingCache
 from retro.model.language_model import LanguageModel
-from retro.qa.questions import Example, Neighbours, QuestionLookup, neighbours_of, padded, read, stack
+from retro.qa.questions import Example, Neighbours, QuestionLookup, neighbours_of, padded, read, stack, tell_cut
 from retro.qa.score import rank
 from retro.qa.settings import QuestionSettings
 from retro.training.settings import TrainedRun
@@ -151,6 +151,7 @@ def main() -> None:
     who = {**of(run), "retrieval": options.retrieval, "shots": 0 if run.qa else settings.shots}
     before = shown_first(options.questions, dataset, who["shots"])
     prompts = [before + each.prompt for each in examples]
+    tell_cut(prompts, [], dataset, settings.answer_tokens)
     found = answers(model, dataset, prompts, seen, settings.answer_tokens, settings.batch_size)
     if before:  # which taught that an answer is a line
         found = [answer.partition("\n")[0].strip() for answer in found]

@@ -24,11 +24,11 @@ from retro.qa.questions import (
     Example,
     Neighbours,
     QuestionLookup,
-    answer_tokens,
     neighbours_of,
     padded,
     read,
     stack,
+    tell_cut,
 )
 from retro.qa.settings import QuestionSettings
 from retro.training.batches import Batch
@@ -53,6 +53,20 @@ def examples_of(files: list[str], dataset: Dataset) -> list[Example]:
     return found
 
 
+def answer_tokens(answer: str, seen: Neighbours | None, dataset: Dataset, most: int) -> np.ndarray:
+    """An answer's tokens and the end of document, spelled as in a neighbour that holds it: with a space or without."""
+    spellings = dataset.tokenizer.encode_batch([f" {answer}", answer])
+    chosen = spellings[0]
+    if seen is not None:
+        text = [row[mask].tolist() for row, mask in zip(seen.tokens, seen.mask, strict=True)]
+        chosen = next((s for s in spellings if any(_holds(row, s.tolist()) for row in text)), chosen)
+    return np.append(chosen[: most - 1], dataset.tokenizer.eod_id).astype(np.int64)
+
+
+def _holds(row: list[int], part: list[int]) -> bool:
+    return any(row[i : i + len(part)] == part for i in range(len(row) - len(part) + 1))
+
+
 @dataclass(frozen=True)
 class Laid:
     """An example as a model reads it: prompt int64, whole chunks; answer int64 with the end of document; neighbours."""
@@ -71,6 +85,7 @@ def lay_out(
         lookup = QuestionLookup(dataset, settings.neighbours_used, settings.candidates, settings.title_weight, threads)
         seen = neighbours_of(examples, dataset, lookup, retrieved, without_own=True)
     most = settings.answer_tokens
+    tell_cut([each.prompt for each in examples], [each.answers[0] for each in examples], dataset, most)
     return [
         Laid(padded(each.prompt, dataset, most), answer_tokens(each.answers[0], found, dataset, most), found)
         for each, found in zip(examples, seen, strict=True)

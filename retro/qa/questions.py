@@ -225,10 +225,14 @@ class QuestionLookup:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Retrieved or given passages of one example: tokens int64 [k, r] and mask bool [k, r] of real ones."""
+    """Retrieved or given passages of one example: tokens int64 [k, r] and mask bool [k, r] of real ones.
+
+    `left`: chunks of given ones for which there was no room.
+    """
 
     tokens: np.ndarray
     mask: np.ndarray
+    left: int = 0
 
     def texts(self, dataset: Dataset) -> list[str]:
         """What each says, best first; holes left out."""
@@ -256,6 +260,8 @@ def neighbours_of(
     for i, example in enumerate(examples):
         if example.contexts:
             found[i] = given(example.contexts, dataset, lookup.k, retrieved)
+    if cut := sum(each.left > 0 for each in found.values()):
+        say(f"{cut} of {len(examples)} examples have passages of more than {lookup.k} chunks: the rest is not shown")
     return [found[i] for i in range(len(examples))]
 
 
@@ -273,30 +279,31 @@ def given(contexts: tuple[str, ...], dataset: Dataset, k: int, retrieved: int) -
     mask = np.zeros(tokens.shape, bool)
     for i, piece in enumerate(pieces[:k]):
         tokens[i, : len(piece)], mask[i, : len(piece)] = piece, True
-    return Neighbours(tokens, mask)
+    return Neighbours(tokens, mask, max(0, len(pieces) - k))
 
 
 def padded(prompt: str, dataset: Dataset, room: int) -> np.ndarray:
     """A prompt's tokens int64, padded on the left to whole chunks; the end of one too long to leave `room` tokens."""
     m = dataset.chunk_length
-    tokens = dataset.tokenizer.encode_batch([prompt])[0]
-    most = max(m, (dataset.seq_length - room) // m * m)
-    tokens = tokens[-most:]
+    tokens = dataset.tokenizer.encode_batch([prompt])[0][-longest(dataset, room) :]
     return np.concatenate([np.full(-len(tokens) % m, dataset.tokenizer.pad_id, np.int64), tokens])
 
 
-def answer_tokens(answer: str, seen: Neighbours | None, dataset: Dataset, most: int) -> np.ndarray:
-    """An answer's tokens and the end of document, spelled as in a neighbour that holds it: with a space or without."""
-    spellings = dataset.tokenizer.encode_batch([f" {answer}", answer])
-    chosen = spellings[0]
-    if seen is not None:
-        text = [row[mask].tolist() for row, mask in zip(seen.tokens, seen.mask, strict=True)]
-        chosen = next((s for s in spellings if any(_holds(row, s.tolist()) for row in text)), chosen)
-    return np.append(chosen[: most - 1], dataset.tokenizer.eod_id).astype(np.int64)
+def longest(dataset: Dataset, room: int) -> int:
+    """Tokens of the longest prompt that leaves `room` of them, in whole chunks."""
+    m = dataset.chunk_length
+    return max(m, (dataset.seq_length - room) // m * m)
 
 
-def _holds(row: list[int], part: list[int]) -> bool:
-    return any(row[i : i + len(part)] == part for i in range(len(row) - len(part) + 1))
+def tell_cut(prompts: list[str], answers: list[str], dataset: Dataset, most: int) -> None:
+    """Say how many prompts lose their beginning, and how many answers, learnt from, their end."""
+    for texts, room, said in (
+        (prompts, longest(dataset, most), "prompts are longer than {} tokens: their beginning is not read"),
+        ([f" {each}" for each in answers], most - 1, "answers are longer than {} tokens: their end is not learnt"),
+    ):
+        cut = sum(len(tokens) > room for tokens in dataset.tokenizer.encode_batch(texts))
+        if cut:
+            say(f"{cut} of {len(texts)} {said.format(room)}; see qa.answer_tokens")
 
 
 def stack(seen: Sequence[Neighbours | None], chunks: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
