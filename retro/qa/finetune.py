@@ -1,7 +1,8 @@
 """Fine-tune a trained model to answer: loss on the answer's tokens only, neighbours found for the question or given.
 
-As InstructRetro (Wang et al. 2023), by one process, in the loop that trains. Only examples of the dataset's training
-split are used: an example is in the split of its group, so a country held out from pretraining stays held out.
+After pretraining with retrieval, as InstructRetro (Wang et al. 2023), but through the encoder: docs/qa.md says what
+differs. By one process, in the loop that trains. Only examples of the dataset's training split are used: an example is
+in the split of its page, or group, so a country held out from pretraining stays held out.
 """
 
 import argparse
