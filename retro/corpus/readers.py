@@ -1,7 +1,9 @@
 """Documents of a source, one after another: validated, counted, with the file and line they come from."""
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from retro.corpus.records import (
     MISSING,
     NamedFields,
     check_beginning,
+    check_characters,
     find,
-    is_nothing,
     is_wide,
     kind,
+    name_of,
     names,
     parse,
     plain,
@@ -189,56 +192,25 @@ class Reader(Sharded):
         found["id"] = found["id"] or f"{self.name}-{self._number()}"
         found["group"], found["title"] = found["group"] or found["id"], found["title"] or found["id"]
         try:
-            size = len(text.encode())
-            "".join(found.values()).encode()
-        except UnicodeEncodeError as error:
-            code = f"\\u{ord(error.object[error.start]):04x}"
-            reason = f"holds {code}, half of a character (a lone surrogate)"
-            raise Malformed(file, line, reason) from None
+            check_characters(text)
+            check_characters("".join(found.values()))
+        except Damaged as error:
+            raise Malformed(file, line, str(error)) from None
+        size = len(text.encode())
         return Document(found["id"], text, found["group"], found["title"], size, str(file.path), line)
 
     def _name(self, what: str, record: dict[str, Any], file: SourceFile, line: int) -> str:
         """A record's id, group or title, empty if it has none."""
         field = getattr(self.source.fields, what)
-        value = find(record, field)
         if f"fields.{what}" in self.fields.named:
-            self.fields.count(f"fields.{what}", value, record)
-        text = plain(value)
-        if text is None and not is_nothing(value):
-            raise Malformed(file, line, f"field {field!r} is {kind(value)}, wanted text or a number")
-        return text or ""
+            self.fields.count(f"fields.{what}", find(record, field), record)
+        try:
+            return name_of(record, field)
+        except Damaged as error:
+            raise Malformed(file, line, str(error)) from None
 
     def _read_json_lines(self, file: SourceFile, reading: Reading) -> Iterator[tuple[int, Any]]:
-        number, empty = 0, True
-        parts = files.lines(files.blocks(file.path, self._advance, reading))
-        while True:
-            number += 1
-            try:
-                line = next(parts).removeprefix(BOM if number == 1 else b"")
-                if number == 1:
-                    check_beginning(line)
-            except StopIteration:
-                break
-            except Damaged as error:
-                yield number, Malformed(file, number, str(error))
-                return
-            if line.strip():
-                record = self._parsed(file, number, line) if self.mine() or empty else None
-                yield number, record
-                if empty and isinstance(record, Malformed) and (line[:1] == b"[" or line.strip() == b"{"):
-                    return  # a value of many lines, none of which is a record
-                empty = False
-        if empty:
-            yield 1, Malformed(file, 1, "the file is empty")
-
-    @staticmethod
-    def _parsed(file: SourceFile, number: int, line: bytes) -> Any:
-        """The value on a line, or what is wrong with it."""
-        try:
-            return parse(line)
-        except Damaged as error:
-            hint = "; one JSON object a line is wanted" if number == 1 and line[:1] in b"[{" else ""
-            return Malformed(file, number, f"{error}{hint}")
+        return json_lines(file, reading, self._advance, self.mine)
 
     def _read_text(self, file: SourceFile, reading: Reading) -> Iterator[tuple[int, Any]]:
         """One document; its line ends become line feeds."""
@@ -269,3 +241,61 @@ class Reader(Sharded):
         wanted = [fields.text, fields.id, fields.group, fields.title, *self.source.keep]
         for row, record in rows(file.path, reading, fields.text, wanted, self.fields.known, advance):
             yield row, Malformed(file, row, str(record)) if isinstance(record, Damaged) else record
+
+
+def json_lines(
+    file: SourceFile,
+    reading: Reading,
+    advance: Callable[[int], None] = lambda count: None,
+    mine: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line that is not blank: `Malformed` for one that has none, None for one not `mine`.
+
+    `advance` is told of each byte read.
+    """
+    number, empty = 0, True
+    parts = files.lines(files.blocks(file.path, advance, reading))
+    while True:
+        number += 1
+        try:
+            line = next(parts).removeprefix(BOM if number == 1 else b"")
+            if number == 1:
+                check_beginning(line)
+        except StopIteration:
+            break
+        except Damaged as error:
+            yield number, Malformed(file, number, str(error))
+            return
+        if line.strip():
+            record = _parsed(file, number, line) if mine() or empty else None
+            yield number, record
+            if empty and isinstance(record, Malformed) and (line[:1] == b"[" or line.strip() == b"{"):
+                return  # a value of many lines, none of which is a record
+            empty = False
+    if empty:
+        yield 1, Malformed(file, 1, "the file is empty")
+
+
+def _parsed(file: SourceFile, number: int, line: bytes) -> Any:
+    """The value on a line, or what is wrong with it."""
+    try:
+        return parse(line)
+    except Damaged as error:
+        hint = "; one JSON object a line is wanted" if number == 1 and line[:1] in b"[{" else ""
+        return Malformed(file, number, f"{error}{hint}")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, Any]]:
+    """`json_lines` of a file that is no source's. Raises UserError for what is no such file."""
+    try:
+        state = os.stat(path)
+        reason = files.odd(state.st_mode)
+        if files.kind_of(path.name) == "parquet":
+            reason = "is not JSON lines"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    if reason:
+        raise UserError(f"{path}: {reason}. Give a file of JSON lines that exists, plain, .gz or .zst.")
+    reading = Reading(path, digest=False)
+    yield from json_lines(SourceFile(path, path.name, "jsonl", state.st_size), reading)
+    reading.check()

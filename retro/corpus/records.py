@@ -73,6 +73,53 @@ def names(given: Any) -> str:
     return ", ".join(quoted[:12]) + (", …" if len(quoted) > 12 else "") if quoted else "none"
 
 
+def name_of(record: dict[str, Any], field: str) -> str:
+    """Text of a field that may be absent, and may be a number; empty where there is none."""
+    value = find(record, field)
+    text = plain(value)
+    if text is None and not is_nothing(value):
+        raise Damaged(f"field {field!r} is {kind(value)}, wanted text or a number")
+    return text or ""
+
+
+def text_of(record: dict[str, Any], field: str) -> str:
+    """The text of a field that a record must have. Blank text is none."""
+    value = find(record, field)
+    if value is MISSING:
+        raise Damaged(f"no field {field!r}, only {names(record)}")
+    return checked(value, f"field {field!r}")
+
+
+def texts_of(record: dict[str, Any], field: str) -> tuple[str, ...]:
+    """The texts of a field that is a list; none where it is absent."""
+    value = find(record, field)
+    if is_nothing(value):
+        return ()
+    if not isinstance(value, list):
+        raise Damaged(f"field {field!r} is {kind(value)}, wanted a list of texts")
+    return tuple(checked(each, f"field {field!r}, number {number},") for number, each in enumerate(value, start=1))
+
+
+def checked(value: Any, what: str) -> str:
+    """A value that must be text, with something on it that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise Damaged(f"{what} is {kind(value)}, wanted text")
+    if is_wide(value.count("\0"), len(value)):
+        raise Damaged(f"{what} is full of null characters: wide text read as UTF-8")
+    if not value.strip():
+        raise Damaged(f"{what} is blank, wanted text")
+    return value
+
+
+def check_characters(text: str) -> None:
+    """Refuse text that UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(error.object[error.start]):04x}"
+        raise Damaged(f"holds {code}, half of a character (a lone surrogate)") from None
+
+
 EARLY = 1024  # records after which a field that none of them has is told of
 THEN = {
     "id": "its number is its id",

@@ -2,14 +2,16 @@
 
 import json
 import os
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from retro.base.artifacts import read_manifest
-from retro.base.names import CHUNK
+from retro.base.names import BOOK, CHUNK
 from retro.base.stage import UserError
+from retro.corpus.documents import key_hash
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 
@@ -93,6 +95,39 @@ class ChunkStore:
         with open(manifest.file("documents.jsonl"), "rb") as file:
             file.seek(int(manifest.array("documents.npy")[document]["offset"]))
             return {**json.loads(file.readline()), "source": self.sources[number], "number": document}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the documents of an id are, in all sources: group of the first; splits (numbers), those of books apart."""
+
+    group: str
+    splits: frozenset[int]
+
+
+def pages(store: ChunkStore, wanted: set[str]) -> dict[str, Page]:
+    """The documents that have one of the ids, held-out ones included. Reads all sources' tables of documents once."""
+    found: dict[str, tuple[str, set[int]]] = {}
+    for manifest in store.documents if wanted else []:
+        splits = manifest.array("documents.npy")["split"]
+        with open(manifest.file("documents.jsonl"), encoding="utf-8") as file:
+            for line, split in zip(file, splits.tolist(), strict=True):
+                facts = json.loads(line)
+                if facts["id"] in wanted:
+                    found.setdefault(facts["id"], (facts["group"], set()))[1].add(split)
+    return {name: Page(group, frozenset(splits - {BOOK})) for name, (group, splits) in found.items()}
+
+
+def splits_of(store: ChunkStore, groups: set[str]) -> dict[str, frozenset[int]]:
+    """The splits (numbers) that the documents of each group are in, book too; empty for a group of no document."""
+    names = {key_hash(group): group for group in groups}
+    keys = np.array(sorted(names), np.uint64)
+    found: dict[str, set[int]] = {group: set() for group in groups}
+    for manifest in store.documents if groups else []:
+        table = manifest.array("documents.npy")
+        for row in np.unique(table[["group", "split"]][np.isin(table["group"], keys)]).tolist():
+            found[names[row[0]]].add(row[1])
+    return {group: frozenset(splits) for group, splits in found.items()}
 
 
 def texts(store: ChunkStore, tokenizer: Tokenizer, rows: np.ndarray) -> list[str]:

@@ -209,7 +209,10 @@ def read_tokenizer(path: Path, model: TrainedRun | ImportedModel) -> Any:
         )
     theirs = getattr(Tokenizer.load(path)._engine, "tokenizer", None)
     if theirs is None:
-        raise UserError(f"{path}: is a SentencePiece model, which is not exported; use tokenizer.type: huggingface")
+        raise UserError(
+            f"{path}: is a SentencePiece model, which is not exported. Train a run with dataset.tokenizer.type: "
+            f"tokenizer.json, gpt2 or bpe."
+        )
     eod = theirs.id_to_token(facts.counts["eod_id"])
     pad = theirs.id_to_token(facts.counts["pad_id"])
     return PreTrainedTokenizerFast(

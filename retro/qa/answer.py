@@ -22,7 +22,7 @@ from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import ON, usual
 from retro.model.cache import DecodingCache
 from retro.model.language_model import LanguageModel
-from retro.qa.questions import Example, Neighbours, QuestionLookup, answerable, neighbours_of, padded, read, stack
+from retro.qa.questions import Example, Neighbours, QuestionLookup, neighbours_of, padded, read, stack, tell_cut
 from retro.qa.score import rank
 from retro.qa.settings import QuestionSettings
 from retro.training.settings import TrainedRun
@@ -84,9 +84,9 @@ def _greedy(
 STAGE = "retro.qa.answer"
 
 
-def asked(file: Path, dataset: Dataset, splits: Sequence[str]) -> list[Example]:
+def asked(file: Path, dataset: Dataset, splits: Sequence[str], tell: bool = True) -> list[Example]:
     """The questions of some splits about pages of the dataset; raises UserError if there are none."""
-    found = [each for each in answerable(read(file, dataset), dataset) if each.split in splits]
+    found = [each for each in read(file, dataset, tell) if each.split in splits]
     if not found:
         raise UserError(f"{file}: no question of {', '.join(splits)} about pages of the dataset. Change qa.splits.")
     return found
@@ -96,7 +96,7 @@ def shown_first(file: Path, dataset: Dataset, shots: int) -> str:
     """Questions of the training split with their answers, drawn by the dataset's seed: text before each prompt."""
     if not shots:
         return ""
-    examples = asked(file, dataset, ["train"])
+    examples = asked(file, dataset, ["train"], tell=False)
     rng = np.random.default_rng([dataset.facts["seed"], shots])
     drawn = rng.choice(len(examples), min(shots, len(examples)), replace=False)
     return "".join(f"{examples[i].prompt} {examples[i].answers[0]}\n\n" for i in drawn)
@@ -151,6 +151,7 @@ def main() -> None:
     who = {**of(run), "retrieval": options.retrieval, "shots": 0 if run.qa else settings.shots}
     before = shown_first(options.questions, dataset, who["shots"])
     prompts = [before + each.prompt for each in examples]
+    tell_cut(prompts, [], dataset, settings.answer_tokens)
     found = answers(model, dataset, prompts, seen, settings.answer_tokens, settings.batch_size)
     if before:  # which taught that an answer is a line
         found = [answer.partition("\n")[0].strip() for answer in found]

@@ -1,7 +1,8 @@
 """Fine-tune a trained model to answer: loss on the answer's tokens only, neighbours found for the question or given.
 
-As InstructRetro (Wang et al. 2023), by one process, in the loop that trains. Only examples of the dataset's training
-split are used: an example is in the split of its group, so a country held out from pretraining stays held out.
+After pretraining with retrieval, as InstructRetro (Wang et al. 2023), but through the encoder: docs/qa.md says what
+differs. By one process, in the loop that trains. Only examples of the dataset's training split are used: an example is
+in the split of its page, or group, so a country held out from pretraining stays held out.
 """
 
 import argparse
@@ -24,12 +25,11 @@ from retro.qa.questions import (
     Example,
     Neighbours,
     QuestionLookup,
-    answer_tokens,
-    answerable,
     neighbours_of,
     padded,
     read,
     stack,
+    tell_cut,
 )
 from retro.qa.settings import QuestionSettings
 from retro.training.batches import Batch
@@ -46,13 +46,26 @@ from retro.training.weights import load_model, trained_run
 def examples_of(files: list[str], dataset: Dataset) -> list[Example]:
     """The examples of the training split that can be learnt: their page, if named, is part of the dataset."""
     found = [each for file in files for each in read(file, dataset) if each.split == "train"]
-    found = answerable(found, dataset)
     if not found:
         raise UserError(
             f"{', '.join(files) or 'qa.instructions'}: no example of the training split, and of pages of the dataset. "
             f"Give qa.instructions files that have some."
         )
     return found
+
+
+def answer_tokens(answer: str, seen: Neighbours | None, dataset: Dataset, most: int) -> np.ndarray:
+    """An answer's tokens and the end of document, spelled as in a neighbour that holds it: with a space or without."""
+    spellings = dataset.tokenizer.encode_batch([f" {answer}", answer])
+    chosen = spellings[0]
+    if seen is not None:
+        text = [row[mask].tolist() for row, mask in zip(seen.tokens, seen.mask, strict=True)]
+        chosen = next((s for s in spellings if any(_holds(row, s.tolist()) for row in text)), chosen)
+    return np.append(chosen[: most - 1], dataset.tokenizer.eod_id).astype(np.int64)
+
+
+def _holds(row: list[int], part: list[int]) -> bool:
+    return any(row[i : i + len(part)] == part for i in range(len(row) - len(part) + 1))
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ def lay_out(
         lookup = QuestionLookup(dataset, settings.neighbours_used, settings.candidates, settings.title_weight, threads)
         seen = neighbours_of(examples, dataset, lookup, retrieved, without_own=True)
     most = settings.answer_tokens
+    tell_cut([each.prompt for each in examples], [each.answers[0] for each in examples], dataset, most)
     return [
         Laid(padded(each.prompt, dataset, most), answer_tokens(each.answers[0], found, dataset, most), found)
         for each, found in zip(examples, seen, strict=True)

@@ -34,6 +34,7 @@ class RetroLM(TemplateLM):
         self.dataset, self.lookups, self.batch_size = dataset, lookups, batch_size
         self.reader = Reader(model, run, dataset, lookups, batch_size)
         self.model, self.retrieved = model, run.train.retrieved_chunks
+        self.records: dict[str, object] = {}  # of the tasks, by context
 
     @property
     def eot_token_id(self) -> int:
@@ -42,9 +43,16 @@ class RetroLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         return self.dataset.tokenizer.encode_batch([string])[0].tolist()
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self.records = {request.args[0]: request.doc for request in requests}
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, **kwargs: object
     ) -> list[tuple[float, bool]]:
+        if self.lookups is not None:
+            for said, context, _ in requests:
+                self.lookups.ask(context, self.records.get(said[0]))
         # Without context lm-eval puts an end of document before the text; here a chunk of padding stands there.
         texts = [Text.after(context if said[0] else [], answer, self.dataset) for said, context, answer in requests]
         return [(-float(nats.sum()), bool(likeliest.all())) for nats, likeliest in self._read(texts, "loglikelihood")]
@@ -63,7 +71,7 @@ class RetroLM(TemplateLM):
         with bar(len(requests), "generate_until", "text") as shown:
             for number, request in enumerate(requests):
                 context, options = request.args
-                found.append(self._write(context, options, number))
+                found.append(self._write(context, options, number, request.doc))
                 shown.update(1)
         return found
 
@@ -81,14 +89,17 @@ class RetroLM(TemplateLM):
             lookup=lookup,
         )
 
-    def _write(self, context: str, options: dict[str, Any], seed: int) -> str:
-        """What follows a context, up to a stop sequence, the end of document or the most tokens a task allows.
+    def _write(self, context: str, options: dict[str, Any], seed: int, record: object) -> str:
+        """What follows a task's `record`, its context, up to a stop sequence, the end of document or the most tokens a
+        task allows.
 
         `seed` of what is drawn, where a task samples: requests that are repeated are drawn anew.
         """
         wanted = normalize_gen_kwargs(options, MOST)
         until = [stop for stop in wanted["until"] if stop]
         prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
+        if self.lookups is not None:
+            self.lookups.ask(prompt.tolist(), record)
         sampler = Sampler(wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
         padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
         for step in self.decoder(prompt).write(prompt, wanted["max_gen_toks"], sampler, padding):

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from retro.corpus.records import plain
 from retro.dataset.dataset import Dataset
 from retro.generation.decoding import Found
-from retro.qa.questions import QuestionLookup, question_of
+from retro.qa.questions import Example, QuestionLookup, question_of
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.search import Searcher
 from retro.training.settings import TrainedRun
@@ -70,19 +71,33 @@ class Lookups:
     """Neighbours of chunks, each text searched once; a `Lookup` of `retro.generation.decoding`.
 
     A run fine-tuned to answer finds them as in its fine-tuning (`whole`): with the titles of pages, and for a context
-    as a whole, whatever chunk is read. Others look up each chunk, as in generation.
+    as a whole, whatever chunk is read. Others look up each chunk, as in generation. `asking`: what is known of whoever
+    asks a context, so that the page it was made from is left out, as in fine-tuning.
     """
 
     def __init__(self, dataset: Dataset, run: TrainedRun, threads: int = 1):
         self.dataset, self.whole = dataset, run.qa is not None
         self.known: dict[str, np.ndarray] = {}
+        self.asking: dict[str, Example] = {}
         if run.qa is not None:
             qa = QuestionSettings(**run.qa)
             lookup = QuestionLookup(dataset, qa.neighbours_used, qa.candidates, qa.title_weight, threads)
-            self.k, self.find = lookup.k, lambda texts: lookup([question_of(text) for text in texts])
+            self.k, self.find = (
+                lookup.k,
+                lambda texts: lookup([question_of(text) for text in texts], [self.asking.get(text) for text in texts]),
+            )
         else:
             searcher, self.k = Searcher(dataset, threads), run.train.neighbours_used
             self.find = lambda texts: dataset.neighbour_rows(searcher.search(texts, self.k)[0])
+
+    def ask(self, context: list[int], record: object) -> None:
+        """Take note of the record of a task that a context is of: its `doc_id` and `group`, as questions have them."""
+        if not isinstance(record, dict):
+            return
+        document, group = plain(record.get("doc_id")), plain(record.get("group"))
+        if self.whole and (document or group):
+            text = self.dataset.tokenizer.decode(np.array(context, np.int64))
+            self.asking.setdefault(text, Example("", text, (), "", group or "", document or None, ()))
 
     def query(self, text: Text, chunk: int) -> np.ndarray:
         """The tokens that are looked up when a chunk of a text is full."""

@@ -108,16 +108,17 @@ def choices(example: Example, number: int, others: dict[str, list[str]], seed: i
     return [*drawn[:gold], example.answers[0], *drawn[gold:]], gold
 
 
-def questions(file: Path, dataset: Dataset, splits: list[str]) -> list[dict]:
+def questions(file: Path, dataset: Dataset, splits: list[str], tell: bool = True) -> list[dict]:
     """A record of each question of some splits; wrong answers come from all questions of those splits."""
-    examples = asked(file, dataset, splits)
+    examples = asked(file, dataset, splits, tell)
     others: dict[str, list[str]] = {}
     for each in examples:
         others.setdefault(kind_of(each), []).append(each.answers[0])
     found = []
     for number, each in enumerate(examples):
         answers, gold = choices(each, number, others, dataset.facts["seed"])
-        facts = {"id": each.id, "group": each.group, "prompt": each.prompt, "answers": list(each.answers)}
+        made_from = {"group": each.group, "doc_id": each.document}
+        facts = {"id": each.id, **made_from, "prompt": each.prompt, "answers": list(each.answers)}
         found.append({**facts, "choices": answers, "gold": gold})
     return found
 
@@ -146,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     dataset = Dataset.open(options.config)
     records = {
-        "train": questions(options.questions, dataset, ["train"]),
+        "train": questions(options.questions, dataset, ["train"], tell=False),
         "test": questions(options.questions, dataset, [options.split]),
         "pages": pages(dataset, options.split),
     }

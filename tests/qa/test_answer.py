@@ -11,10 +11,11 @@ from retro.base.artifacts import write_text
 from retro.base.stage import UserError
 from retro.qa import score
 from retro.qa.answer import answers, shown_first
-from retro.qa.questions import Example, QuestionLookup, given, padded, question_of, read, stack
+from retro.qa.questions import Example, QuestionLookup, given, neighbours_of, padded, question_of, read, stack
 from retro.report.read import read_csv
 from retro.training.weights import load_model
-from tests.evaluation.built import stage
+from tests.evaluation.built import build_dataset, stage, write_run
+from tests.evaluation.words import corpus
 
 SETTINGS = {"splits": ["test"], "answer_tokens": 8, "candidates": 8, "neighbours_used": 2, "batch_size": 4}
 
@@ -66,11 +67,12 @@ def test_batches_do_not_change_answers(dataset):
 def test_a_page_can_be_barred_and_titles_decide(dataset):
     lookup = QuestionLookup(dataset, 3, 12, 1.0)
     question = "What is the total area in Alba: Economy?"
-    found = [dataset.store.document(int(row))["id"] for row in lookup([question])[0]]
-    assert found[0].endswith("alba-economy")
-    own = Example("q", question, ("x",), "train", "g", found[0], ())
+    found = [dataset.store.document(int(row)) for row in lookup([question])[0]]
+    assert found[0]["id"].endswith("alba-economy")
+    page = next(each["id"] for each in found if each["source"] == "atlas")
+    own = Example("q", question, ("x",), "train", "g", page, ())
     barred = [dataset.store.document(int(row))["id"] for row in lookup([question], [own])[0] if row >= 0]
-    assert found[0] not in barred and barred
+    assert page not in barred and barred
 
 
 def test_prompts_fill_chunks_and_keep_their_end(dataset):
@@ -86,12 +88,12 @@ def test_prompts_fill_chunks_and_keep_their_end(dataset):
     ("line", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", "wanted a JSON object"),
+        ("[]", "wanted a JSON object, found a list"),
         ('{"text": "x"}', "neither question nor instruction"),
-        ('{"question": " ", "answers": ["x"]}', "wanted a text"),
-        ('{"question": "x", "answers": []}', "wanted texts"),
-        ('{"question": "x", "answers": "y"}', "wanted texts"),
-        ('{"instruction": "x"}', "wanted texts"),
+        ('{"question": " ", "answers": ["x"]}', "field 'question' is blank"),
+        ('{"question": "x", "answers": []}', "field 'answers' is empty"),
+        ('{"question": "x", "answers": "y"}', "field 'answers' is text, wanted a list of texts"),
+        ('{"instruction": "x"}', "no field 'output', only 'instruction'"),
     ],
 )
 def test_bad_lines_are_named(dataset, tmp_path, line, said):
@@ -231,3 +233,54 @@ def test_without_a_page_the_groups_trained_pages_are_barred(dataset, questions):
     assert ("atlas", example.document) in found(None)
     assert ("atlas", example.document) not in found([example])
     assert {source for source, _ in found([unknown])} == {"atlas-old"}
+
+
+@pytest.fixture(scope="module")
+def two_editions(tmp_path_factory):
+    """A dataset whose open book has the pages' own ids, with an untrained run."""
+    given_ = corpus()
+    for record in given_["atlas-old"]:
+        record["id"] = record["id"].removeprefix("old-")
+    found = build_dataset(tmp_path_factory.mktemp("editions") / "words", given_)
+    write_run(found, "retro-s1")
+    return found
+
+
+def sources_of_own(dataset, examples, neighbours):
+    """The sources from which each example is shown a chunk of a page with the id of its own."""
+    known = {}
+    for row in dataset.database:
+        tokens, mask = dataset.store.tokens(np.array(int(row)))
+        document = dataset.store.document(int(row))
+        known.setdefault(tokens[mask].tobytes(), set()).add((document["source"], document["id"]))
+    shown = []
+    for example, each in zip(examples, neighbours, strict=True):
+        first = [tokens[:16][mask[:16]].tobytes() for tokens, mask in zip(each.tokens, each.mask, strict=True)]
+        shown.append({source for key in first if key for source, page in known[key] if page == example.document})
+    return shown
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_open_book_is_open_at_the_page_that_is_asked_about(two_editions, questions, split, capsys):
+    """In fine-tuning and in answering: what models are trained on is left out, an open book of the same ids is not."""
+    examples = [each for each in read(questions, two_editions) if each.split == split]
+    lookup = QuestionLookup(two_editions, 2, 24, 1.0)
+    seen = neighbours_of(examples, two_editions, lookup, 2, without_own=True)
+    shown = sources_of_own(two_editions, examples, seen)
+    assert not any("atlas" in each for each in shown)
+    assert np.mean(["atlas-old" in each for each in shown]) > 0.9
+    lost = len(examples) if split == "train" else 0
+    assert lookup.lost == pytest.approx(lost, abs=2)
+    said = f"{lookup.lost} of {len(examples)} questions are not shown their own page"
+    assert (said in capsys.readouterr().err) == (split == "train")
+
+
+def test_a_page_of_the_open_book_is_shown_to_the_question_made_from_it(dataset, tmp_path):
+    old = [record["id"] for record in corpus()["atlas-old"]]
+    path = tmp_path / "old.jsonl"
+    lines = [{"question": f"What is the whole area in {id_}?", "answers": ["x"], "doc_id": id_} for id_ in old]
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    examples = read(path, dataset)
+    lookup = QuestionLookup(dataset, 3, len(dataset.database), 0.0)
+    asked = [question_of(each.prompt) for each in examples]
+    assert lookup(asked, examples).tolist() == lookup(asked).tolist() and lookup.lost == 0

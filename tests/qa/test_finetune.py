@@ -90,6 +90,25 @@ def test_the_own_page_is_never_shown_in_training(dataset, questions):
                 assert example.document not in chunks[first.tobytes()]
 
 
+def test_what_is_too_long_to_be_read_or_learnt_is_counted(dataset, tmp_path, capsys):
+    path, group = tmp_path / "long.jsonl", next(iter(dataset.rows("train")))
+    short = {"question": "Area?", "answers": ["one"], "doc_id": dataset.store.document(int(group))["id"]}
+    odd = [{"question": "coast river " * 80}, {"answers": ["wheat " * 40]}, {"contexts": ["iron law"] * 4}]
+    path.write_text("".join(json.dumps({**short, **each}) + "\n" for each in [{}, *odd]))
+    laid_out(dataset, path)
+    said = capsys.readouterr().err
+    assert "1 of 4 prompts are longer than 48 tokens: their beginning is not read" in said
+    assert "1 of 4 answers are longer than 11 tokens: their end is not learnt" in said
+    assert "1 of 4 examples have passages of more than 3 chunks: the rest is not shown" in said
+
+
+def test_nothing_is_said_of_what_fits(dataset, questions, capsys):
+    capsys.readouterr()
+    laid_out(dataset, questions)
+    said = capsys.readouterr().err
+    assert "longer" not in said and "more than" not in said
+
+
 def test_the_loss_is_of_answer_tokens_only(dataset, questions):
     _, examples, laid = laid_out(dataset, questions)
     tokens, targets, neighbours, mask = tensors(finetune.collate(laid[:4], np.zeros(4, bool), dataset))

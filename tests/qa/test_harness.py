@@ -14,7 +14,7 @@ from retro.base.stage import UserError
 from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
 from retro.generation.decoding import Sampler
 from retro.qa import harness
-from retro.qa.questions import Example
+from retro.qa.questions import Example, QuestionLookup, question_of, read
 from retro.qa.reading import Lookups, Reader, Text, windows
 from retro.qa.tasks import kind_of, pages
 from retro.training.weights import load_model
@@ -154,6 +154,33 @@ def test_a_fine_tuned_run_answers_as_in_question_answering(dataset, questions, t
     assert [text.strip() for text in found] == [line["prediction"] for line in lines]
 
 
+@pytest.mark.parametrize("named", ["doc_id", "group"])
+def test_pages_trained_on_are_kept_from_who_asks_as_in_question_answering(dataset, questions, tuned, tmp_path, named):
+    """A task's record says what its question was made from; questions of the training split have a page to lose."""
+    records = read_lines(questions)
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps({k: v for k, v in each.items() if k != named}) + "\n" for each in records))
+    examples = [each for each in read(path, dataset) if each.split == "train"][:6]
+    asking = [{"doc_id": each.document, "group": each.group} for each in examples]
+    lookups, free = (Lookups(dataset, load_model(tuned, dataset)[1]) for _ in range(2))
+    lookup = QuestionLookup(dataset, lookups.k, 8, 1.0)
+    wanted = lookup([question_of(each.prompt) for each in examples], examples)
+    for example, record, rows in zip(examples, asking, wanted, strict=True):
+        context = dataset.tokenizer.encode_batch([example.prompt])[0]
+        lookups.ask(context.tolist(), record)
+        assert lookups.rows(context).tolist() == rows.tolist() != free.rows(context).tolist()
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
+def test_both_requests_tell_who_asks(dataset, tuned, monkeypatch, kind):
+    told = []
+    monkeypatch.setattr(Lookups, "ask", lambda self, context, record: told.append((context, record)))
+    model, second = opened(dataset, "retro-s1-qa"), {"generate_until": {"max_gen_toks": 1}, "loglikelihood": " coast"}
+    prompt, record = "Question: Where?\nAnswer:", {"doc_id": "alba-economy"}
+    getattr(model, kind)([Instance(kind, record, (prompt, second[kind]), 0)])
+    assert told == [(model.tok_encode(prompt), record)]
+
+
 def test_stop_sequences_end_a_text(models):
     prompt = "coast river mountain"
     (whole,) = ask(models["off"], "generate_until", (prompt, {"max_gen_toks": 20, "until": []}))
@@ -171,6 +198,12 @@ def folder(dataset, questions, tmp_path_factory):
     made = tmp_path_factory.mktemp("tasks") / "words"
     stage("retro.qa.tasks", "--config", dataset.path, "--questions", questions, "--name", "words", "--output", made)
     return made
+
+
+def test_tasks_say_what_their_questions_were_made_from(folder, dataset, questions):
+    pages = {each.id: (each.document, each.group) for each in read(questions, dataset)}
+    lines = [*read_lines(folder / "test.jsonl"), *read_lines(folder / "train.jsonl")]
+    assert lines and all((line["doc_id"], line["group"]) == pages[line["id"]] for line in lines)
 
 
 def test_choices_hold_the_answer_once(folder, dataset, questions):
