@@ -6,6 +6,7 @@ and all of them need is made by one process (`made_once`).
 """
 
 import fcntl
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if all(item.path.is_relative_to(FOLDER) for item in items):
         items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage: looking through it again and again takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)

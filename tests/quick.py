@@ -1,7 +1,7 @@
 """What `make test-quick` leaves out (tests marked `slow`), and a guard against a test that is not marked and should be.
 
-A test is slow if it starts Snakemake, starts the real Python more than once or trains for long. In tests/workflow all
-are.
+A test is slow if it starts Snakemake, a browser or the real Python (but for once), or trains for long. All of
+tests/workflow are, and all that ask for a browser.
 """
 
 import sys
@@ -20,7 +20,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if WORKFLOW in item.path.parents:
+        if WORKFLOW in item.path.parents or "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
 
 

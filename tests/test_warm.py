@@ -37,7 +37,7 @@ def test_status_output_and_surroundings_are_the_same(warm, tmp_path, code):
     assert other.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
 
 
-@pytest.mark.parametrize("module", ["retro.training.train", "retro.database.chunk", "snakemake.api"])
+@pytest.mark.parametrize("module", ["retro.training.train", "snakemake.api"])
 def test_libraries_are_seen_when_they_are_imported(warm, module):
     code = f"import sys, {module}; print(*[name for name in {RECORDED!r} if name in sys.modules])"
     real, other = both(warm, "-c", code)

@@ -41,7 +41,10 @@ def naive(dataset, architecture, ids):
     return found[M:].reshape(-1, M)
 
 
-@pytest.mark.parametrize(("architecture", "ids"), [("gpt", "none"), ("retro", "stored"), ("retro", "random")])
+@pytest.mark.parametrize(
+    ("architecture", "ids"),
+    [("gpt", "none"), ("retro", "stored"), pytest.param("retro", "random", marks=pytest.mark.slow)],
+)
 def test_losses_equal_a_naive_recomputation(dataset, architecture, ids):
     fast, slow = losses(dataset, architecture, ids), naive(dataset, architecture, ids)
     assert (np.isnan(fast) == np.isnan(slow)).all()

@@ -47,9 +47,10 @@ def test_twice_the_tokens_are_twice_the_work(monkeypatch, capsys):
     assert large["flops"]["training"] == small["flops"]["training"]
 
 
-@pytest.mark.parametrize(
-    "name", ["Flat", "IVF16,SQ8", "IVF16_HNSW32,Flat", "OPQ8_32,IVF16_HNSW32,PQ8", "HNSW32", "PQ8"]
-)
+OPQ = pytest.param("OPQ8_32,IVF16_HNSW32,PQ8", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["Flat", "IVF16,SQ8", "IVF16_HNSW32,Flat", OPQ, "HNSW32", "PQ8"])
 def test_the_size_of_an_index_is_what_faiss_writes(name):
     import faiss
     import numpy as np

@@ -57,7 +57,7 @@ def by_parts(monkeypatch, few: int) -> None:
 
 
 @pytest.mark.parametrize("few", [training.FEW, 1500], ids=["at once", "by parts"])
-@pytest.mark.parametrize("name", STRINGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("OPQ" in name)) for name in STRINGS])
 def test_a_string_trains_fills_stores_maps_and_searches(case, name, few, tmp_path, monkeypatch):
     by_parts(monkeypatch, few)
     faiss.omp_set_num_threads(1)
@@ -74,7 +74,7 @@ def test_a_string_trains_fills_stores_maps_and_searches(case, name, few, tmp_pat
     assert (scores == np.take_along_axis(best, ids, 1)).all() and (np.diff(scores, axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize("name", ["IVF64,SQ8", "OPQ8_16,IVF64_HNSW8,PQ8"])
+@pytest.mark.parametrize("name", ["IVF64,SQ8", pytest.param("OPQ8_16,IVF64_HNSW8,PQ8", marks=pytest.mark.slow)])
 def test_lists_trained_by_parts_are_as_even_as_the_whole_sample_makes_them(case, name, monkeypatch):
     """What training by parts is for: with the same vectors but less memory, not the lists of a tenth of them."""
     faiss.omp_set_num_threads(1)

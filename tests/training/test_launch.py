@@ -31,6 +31,7 @@ class Launch(Stage):
 
     def start(self, python=sys.executable):
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.before = len(self.log)
         command = [python, "-m", "retro.training.launch", "--processes", "2", "--", *self.arguments]
         with open(self.log_path, "a") as log:
             return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
@@ -39,9 +40,9 @@ class Launch(Stage):
         return self.start(python).wait(600)
 
     def until(self, text, process, seconds=600):
-        """Wait until the log holds `text`; the processes at work."""
+        """Wait until the log since the last start holds `text`; the processes at work."""
         end = time.monotonic() + seconds
-        while text not in self.log:
+        while text not in self.log[self.before :]:
             assert process.poll() is None and time.monotonic() < end, self.log
             time.sleep(0.003)
         return psutil.Process(process.pid).children(recursive=True)

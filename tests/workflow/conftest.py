@@ -136,7 +136,7 @@ def quick_start(warm) -> Iterator[None]:
 
 
 def run_all(folder: Path) -> None:
-    project = Project.create(folder).cold()
+    project = Project.create(folder / "project").cold()
     done = project.recording().snakemake("all")
     assert done.returncode == 0, done.stdout[-8000:]
 
@@ -147,5 +147,6 @@ def finished(made_once, tmp_path_factory) -> Project:
 
     Tests must leave it as they found it, or clone it.
     """
-    project = Project(made_once("finished", run_all))
-    return project.clone(tmp_path_factory.mktemp("workflow") / "project")
+    folder = tmp_path_factory.mktemp("workflow") / "finished"
+    shutil.copytree(made_once("finished", run_all), folder, symlinks=True)
+    return Project(folder / "project")

@@ -1,14 +1,13 @@
 """The planner against what the tiny pipeline made."""
 
 import json
-import sys
 
 import pytest
 
 
 @pytest.mark.parametrize("words", [[], ["--sample"]], ids=["recorded", "sampled"])
 def test_the_disk_is_foreseen(finished, words):
-    done = finished.run(sys.executable, "-m", "retro.planning.plan", "config/tiny.yaml", "--check", "--json", *words)
+    done = finished.run("python", "-m", "retro.planning.plan", "config/tiny.yaml", "--check", "--json", *words)
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout[done.stdout.index("{") :])
     rows = {row["what"]: row for row in found["check"]}

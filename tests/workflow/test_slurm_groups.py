@@ -16,7 +16,7 @@ def test_the_lines_on_groups_name_rules_and_are_taken(tmp_path):
         text = text.replace(line, line.removeprefix("# "))
     profile.write_text(text, encoding="utf-8")
     words = ["--config", "dataset={shards: 8}", "--workflow-profile", "profiles/slurm", "--dry-run", "preprocess"]
-    done = project.run("snakemake", "--configfile", "config/tiny.yaml", *words)
+    done = project.run("python", "-m", "snakemake", "--configfile", "config/tiny.yaml", *words)
     assert done.returncode == 0, done.stdout[-3000:]
     for rule in groups:
         assert len(re.findall(rf"^ *rule {rule}:$", done.stdout, re.MULTILINE)) >= 8, rule
