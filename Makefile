@@ -22,6 +22,7 @@ run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another co
 	@$(ACTIVE) python -m retro.tools.run --config $(CONFIG) --cores $(CORES)
 
 report: .venv/installed  ## Snakemake's own report: every figure with code, versions and run times
+	@mkdir -p results
 	@$(ACTIVE) snakemake --cores 1 --configfile $(CONFIG) --report results/snakemake-report.html
 
 harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from retro.base import stage
 from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
-from retro.base.stage import UserError
+from retro.base.stage import UserError, above, whole
 from retro.interop.infer import flatten, infer, read_state
 from retro.interop.names import Spec, entries, from_megatron, to_megatron, to_ours
 from retro.model.build import build_model
@@ -113,13 +113,13 @@ def _largest(what: str, ours: Mapping[str, Tensor | None], theirs: dict[str, Ten
 
 STAGE = "retro.interop.megatron"
 FACTS = {
-    "heads": int,
-    "chunk_length": int,
-    "retrieved_length": int,
-    "seq_length": int,
-    "rotary_percent": float,
-    "rotary_base": float,
-    "norm_epsilon": float,
+    "heads": whole,
+    "chunk_length": whole,
+    "retrieved_length": whole,
+    "seq_length": whole,
+    "rotary_percent": above,
+    "rotary_base": above,
+    "norm_epsilon": above,
 }
 
 
@@ -257,7 +257,7 @@ def main() -> None:
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
     reading.add_argument(
-        "--tokens", type=int, help="vocabulary of the tokenizer; Megatron's padding beyond it is cut off"
+        "--tokens", type=whole, help="vocabulary of the tokenizer; Megatron's padding beyond it is cut off"
     )
     reading.add_argument("--encoder-residual", choices=("normed", "raw"), help="raw: a legacy (non-core) model")
     reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
