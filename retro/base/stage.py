@@ -17,6 +17,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal, TextIO, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -173,6 +174,16 @@ class Settings(BaseModel):
             raise ValueError("wanted a number; true would become 1")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_written_out(cls, value: Any, info: ValidationInfo) -> Any:
+        """Write paths, which are marked by `Names`, as Snakemake wants them: `plain`."""
+        for mark in cls.model_fields[str(info.field_name)].metadata:
+            if isinstance(mark, Names) and value is not None:
+                many = isinstance(value, list)
+                value = [plain(text, mark.what) for text in value] if many else plain(value, mark.what)
+        return value
+
     def facts(self) -> dict:
         """Plain values, ready for JSON."""
         return self.model_dump(mode="json")
@@ -188,6 +199,27 @@ class Names:
     """
 
     what: Literal["corpus", "file", "folder", "model", "preset", "results"]
+
+
+VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+FILE_NAME = 255  # bytes, the most that common file systems take
+
+
+def plain(path: str, what: str = "file") -> str:
+    """A path of a config with ~ and $VARIABLES written out, without `./`, `//` and a slash at its end, which Snakemake
+    would take for other files. Raises `ValueError` for what cannot be written out, or be a path."""
+    unset = [name for name in VARIABLE.findall(path) if name.strip("{}") not in os.environ]
+    if unset:
+        raise ValueError(f"${unset[0]} is not set in the environment; set it, or write the path out")
+    written = os.path.expanduser(os.path.expandvars(path))
+    if written.startswith("~"):
+        raise ValueError(f"{written.split('/')[0]} is no home folder here; write the path out")
+    if any(len(os.fsencode(part)) > FILE_NAME for part in written.split("/")):
+        raise ValueError(f"a name in this path is longer than {FILE_NAME} bytes, which no file has; shorten it")
+    found = PurePosixPath(written).as_posix()
+    if what == "results" and found in (".", "/", "//"):
+        raise ValueError("wanted a folder of its own for everything made, such as results")
+    return f"./{found}" if what == "model" and "/" in written and "/" not in found else found  # no run's name
 
 
 @dataclass(frozen=True)
