@@ -78,7 +78,7 @@ def run(main: Callable[[], None]) -> None:
 def _speak() -> None:
     """Let a terminal or log that cannot show a character be given its number, \\u2014, rather than end the process."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="backslashreplace")
 
 
