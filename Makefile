@@ -19,10 +19,11 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: .venv/installed  ## text to report; CONFIG=config/other.yaml for another config
-	@$(ACTIVE) python -m retro.tools.run --config $(CONFIG) --cores $(CORES)
+	@$(ACTIVE) python -m retro.tools.run --config '$(CONFIG)' --cores $(CORES)
 
 report: .venv/installed  ## Snakemake's own report: every figure with code, versions and run times
-	@$(ACTIVE) snakemake --cores 1 --configfile $(CONFIG) --report results/snakemake-report.html
+	@mkdir -p results
+	@$(ACTIVE) snakemake --cores 1 --configfile '$(CONFIG)' --report results/snakemake-report.html
 
 harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)
 
@@ -36,7 +37,7 @@ test-quick: .venv/installed-dev .venv/harness/installed  ## while editing: what 
 	@$(ACTIVE) $(PYTEST) -m "not slow"
 
 archive: .venv/installed  ## everything another machine needs to make this run again, in archive/<dataset>
-	@$(ACTIVE) python -m retro.tools.archive pack --config $(CONFIG) --output archive/$(basename $(notdir $(CONFIG)))
+	@$(ACTIVE) python -m retro.tools.archive pack --config '$(CONFIG)' --output "archive/$$(basename '$(CONFIG)' | sed 's/\.[^.]*$$//')"
 
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm

@@ -8,14 +8,17 @@ for each key that is wrong.
 import argparse
 import difflib
 import errno
+import io
 import json
+import math
 import os
 import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from pathlib import PurePosixPath
+from typing import Any, Literal, TextIO, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -45,7 +48,11 @@ def run(main: Callable[[], None]) -> None:
 
     `RETRO_DEBUG=1` in the environment shows the traceback all the same.
     """
+    _speak()
     try:
+        for word in sys.argv[1:]:
+            if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+                raise UserError(f"the argument {word!r} is not UTF-8. Give it in UTF-8, or in a file.")
         main()
     except (UserError, OSError) as error:
         if os.environ.get("RETRO_DEBUG"):
@@ -68,6 +75,23 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+def _speak() -> None:
+    """Let a terminal or log that cannot show a character be given its number, \\u2014, rather than end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def text_of(stream: TextIO, name: str) -> str:
+    """All of an input as UTF-8, whatever the terminal's language is. Raises `UserError` for other bytes."""
+    try:
+        if isinstance(stream, io.TextIOWrapper):
+            return stream.buffer.read().decode().replace("\r\n", "\n")
+        return stream.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: byte {error.start} is not UTF-8. Convert it, such as with iconv -t utf-8.") from None
+
+
 class Given(dict):
     """A JSON object in which a key that is not there is a `UserError` that names it."""
 
@@ -76,10 +100,41 @@ class Given(dict):
         raise UserError(f"--settings: lacks {key!r}, has {found}. Give this stage's part of the config.")
 
 
+def finite(text: str) -> float:
+    """The type of an argument that is a number, for argparse: float takes nan and inf as well."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"found {text}; wanted a finite number")
+    return value
+
+
+def above(text: str) -> float:
+    """The same of a number above 0: a speed, a size."""
+    value = finite(text)
+    if value <= 0:
+        raise ArgumentTypeError(f"found {text}; wanted a number above 0")
+    return value
+
+
+def natural(text: str, least: int = 0) -> int:
+    """The type of an argument that is a whole number from 0 on, of at most 31 bits."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) < 2**31:
+        raise ArgumentTypeError(f"found {text}; wanted a whole number, at least {least}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """The same from 1 on: threads, steps, vectors."""
+    return natural(text, 1)
+
+
 def given(text: str) -> Given:
     """The type of such an argument, for argparse."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=finite, parse_float=finite)
     except json.JSONDecodeError as error:
         raise ArgumentTypeError(f"not JSON ({error}); wanted an object, such as {{}}") from None
     if not isinstance(value, dict):
@@ -119,6 +174,16 @@ class Settings(BaseModel):
             raise ValueError("wanted a number; true would become 1")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_written_out(cls, value: Any, info: ValidationInfo) -> Any:
+        """Write paths, which are marked by `Names`, as Snakemake wants them: `plain`."""
+        for mark in cls.model_fields[str(info.field_name)].metadata:
+            if isinstance(mark, Names) and value is not None:
+                many = isinstance(value, list)
+                value = [plain(text, mark.what) for text in value] if many else plain(value, mark.what)
+        return value
+
     def facts(self) -> dict:
         """Plain values, ready for JSON."""
         return self.model_dump(mode="json")
@@ -134,6 +199,27 @@ class Names:
     """
 
     what: Literal["corpus", "file", "folder", "model", "preset", "results"]
+
+
+VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+FILE_NAME = 255  # bytes, the most that common file systems take
+
+
+def plain(path: str, what: str = "file") -> str:
+    """A path of a config with ~ and $VARIABLES written out, without `./`, `//` and a slash at its end, which Snakemake
+    would take for other files. Raises `ValueError` for what cannot be written out, or be a path."""
+    unset = [name for name in VARIABLE.findall(path) if name.strip("{}") not in os.environ]
+    if unset:
+        raise ValueError(f"${unset[0]} is not set in the environment; set it, or write the path out")
+    written = os.path.expanduser(os.path.expandvars(path))
+    if written.startswith("~"):
+        raise ValueError(f"{written.split('/')[0]} is no home folder here; write the path out")
+    if any(len(os.fsencode(part)) > FILE_NAME for part in written.split("/")):
+        raise ValueError(f"a name in this path is longer than {FILE_NAME} bytes, which no file has; shorten it")
+    found = PurePosixPath(written).as_posix()
+    if what == "results" and found in (".", "/", "//"):
+        raise ValueError("wanted a folder of its own for everything made, such as results")
+    return f"./{found}" if what == "model" and "/" in written and "/" not in found else found  # no run's name
 
 
 @dataclass(frozen=True)

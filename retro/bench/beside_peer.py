@@ -21,7 +21,7 @@ import torch
 
 from retro.base import provenance, stage
 from retro.base.artifacts import read_manifest
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.bench.model import CASES, CHUNK, SEQ, VOCAB, Timed
 from retro.bench.preprocessing import InMemory
 from retro.model.settings import ModelSettings
@@ -76,8 +76,8 @@ def bench_step(steps: int) -> str:
 
 def step_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6, help="steps of each model, after one to warm up")
+    parser.add_argument("--threads", type=whole, default=2)
+    parser.add_argument("--steps", type=whole, default=6, help="steps of each model, after one to warm up")
     parser.add_argument("--peer", default=".venv/peer", help="folder where retro-pytorch is installed")
     options = parser.parse_args()
     if not os.path.isdir(f"{options.peer}/retro_pytorch"):
@@ -168,7 +168,7 @@ def recall(ids: np.ndarray, vectors: np.ndarray, documents: np.ndarray) -> float
 def index_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, default=Path("results/open-book"), help="a preprocessed dataset")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole, default=1)
     parser.add_argument("--peer", type=Path, default=Path(".venv/peer"), help="where retro-pytorch is installed")
     options = parser.parse_args()
     if not (options.peer / "retro_pytorch").is_dir():

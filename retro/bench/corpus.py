@@ -29,7 +29,7 @@ import psutil
 
 from retro.base import stage
 from retro.base.artifacts import read_json, replacing, write_json
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 
 KINDS = {".py", ".pyi", ".h", ".md", ".rst", ".txt", ".jsonl"}
 LONGEST = 100_000  # bytes of a file; longer ones are mostly tables and generated code
@@ -196,10 +196,10 @@ def compared(small: pd.DataFrame, large: pd.DataFrame) -> tuple[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--megabytes", type=int, default=100, help="text of the larger corpus; the smaller has a quarter"
+        "--megabytes", type=whole, default=100, help="text of the larger corpus; the smaller has a quarter"
     )
     parser.add_argument("--folder", type=Path, default=Path("results/bench-preprocess"), help="where it all goes")
-    parser.add_argument("--cores", type=int, default=1, help="jobs at a time")
+    parser.add_argument("--cores", type=whole, default=1, help="jobs at a time")
     options = parser.parse_args()
     paths = found(roots())
     corpora = {size: written(paths, options.folder, size) for size in (options.megabytes // 4, options.megabytes)}

@@ -15,7 +15,7 @@ import torch
 
 from retro.base import provenance, stage
 from retro.base.machine import BENCH_SIZE, gemm_rate
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
 from retro.model.build import Architecture, build_model
@@ -119,12 +119,12 @@ def bench(settings: ModelSettings, batch: int, steps: int, compiled: bool) -> st
 
 def step_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=4, help="samples of 512 tokens a step")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each model, after one to warm up")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--encoder-width", type=int, default=None)
+    parser.add_argument("--threads", type=whole, default=1)
+    parser.add_argument("--batch", type=whole, default=4, help="samples of 512 tokens a step")
+    parser.add_argument("--steps", type=whole, default=5, help="steps of each model, after one to warm up")
+    parser.add_argument("--layers", type=whole, default=6)
+    parser.add_argument("--width", type=whole, default=256)
+    parser.add_argument("--encoder-width", type=whole, default=None)
     parser.add_argument("--flavour", choices=["paper", "megatron", "copy-ready"], default="paper")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer-shape", action="store_true", help="12 + 2 layers of 256, 8 heads, batch 4")
@@ -159,9 +159,9 @@ def write_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: results/<dataset>/runs/<run>")
     parser.add_argument("--prompt", default="Sri Lanka: Communications", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens to write each time (512)")
-    parser.add_argument("--repeats", type=int, default=3, help="times each way, in turns; the fastest counts (3)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--tokens", type=whole, default=512, help="tokens to write each time (512)")
+    parser.add_argument("--repeats", type=whole, default=3, help="times each way, in turns; the fastest counts (3)")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     options = parser.parse_args()
     for name in ("tokens", "repeats", "threads"):
         if getattr(options, name) < 1:

@@ -18,7 +18,7 @@ import numpy as np
 from retro.base import provenance, stage
 from retro.base.artifacts import read_manifest
 from retro.base.machine import calibrate
-from retro.base.stage import UserError
+from retro.base.stage import UserError, given, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.embed import texts_of
@@ -61,9 +61,9 @@ def texts(folder: Path | None, count: int) -> list[str]:
 def embedding_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, help="folder of a dataset to take chunks from")
-    parser.add_argument("--chunks", type=int, default=1024, help="chunks to embed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--encoder", type=json.loads, default={}, help="JSON: encoder settings")
+    parser.add_argument("--chunks", type=whole, default=1024, help="chunks to embed")
+    parser.add_argument("--threads", type=whole, default=1)
+    parser.add_argument("--encoder", type=given, default={}, help="JSON: encoder settings")
     options = parser.parse_args()
     start = time.perf_counter()
     encoder = open_encoder(EncoderSettings(**options.encoder), options.threads)
@@ -149,10 +149,10 @@ def timed(work: Callable[[], object], operations: float) -> dict[str, float]:
 
 def search_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vectors", type=int, default=50_000)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--queries", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vectors", type=whole, default=50_000)
+    parser.add_argument("--width", type=whole, default=384)
+    parser.add_argument("--queries", type=whole, default=8192)
+    parser.add_argument("--threads", type=whole, default=1)
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
     vectors = clustered(options.vectors, options.width)

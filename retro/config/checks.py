@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from retro.base.names import ALL, WORD, seeded
-from retro.base.stage import Names, Overrides, UserError, settings_in, takes_truth_as_a_number
+from retro.base.stage import Names, Overrides, UserError, plain, settings_in, takes_truth_as_a_number
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
@@ -42,7 +42,7 @@ def _within(section: type[BaseModel], values: Mapping[str, Any], above: tuple[st
         for mark in field.metadata:
             if isinstance(mark, Names):
                 for place, text in items(key, value):
-                    yield Named(place, text, mark.what)
+                    yield Named(place, plain(text, mark.what), mark.what)
             elif isinstance(mark, Overrides) and value:
                 yield from _within(mark.section, value, key)
         if inside is not None and value:

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from retro.base.artifacts import read_json
 from retro.base.names import prefix
-from retro.base.stage import Overrides, Settings, UserError, reasons
+from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
 from retro.database.settings import EncoderSettings
 from retro.retrieval.bm25 import FILES
@@ -35,7 +35,11 @@ def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -
     name = raw.get("preset")
     if name is None:
         return raw
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    try:
+        name = plain(str(name))
+    except ValueError as error:
+        raise UserError(f"{where}: preset: {error} (found {name!r})") from None
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
         raise UserError(

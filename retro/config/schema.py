@@ -5,7 +5,7 @@ so that a changed key reruns what read it and nothing else.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -145,7 +145,9 @@ class Config(Settings):
         description="Defaults that this config overrides: a file of config/models (its name without .yaml) or the "
         "path of any config file, which may have a preset in its turn.",
     )
-    results: Annotated[str, Names("results")] = Field("results", description="Folder of everything made.")
+    results: Annotated[str, Names("results")] = Field(
+        "results", description="Folder of everything made. Here and in every path, ~ and $VARIABLES are written out."
+    )
     dataset: DatasetSettings = Field(description="What preprocessing decides.")
     retrievals: dict[str, RetrievalSettings] = Field(
         {}, description="Other retrievals of the same dataset, by name: trained models can be evaluated on them."
@@ -202,7 +204,9 @@ class Config(Settings):
         """The model.json that a run begins with."""
         if start in self.runs:
             return f"{self.results}/{self.dataset.name}/{names.RUN}/model.json".format(run=seeded(start, seed))
-        return start if start is None or start.endswith(".json") else f"{start.rstrip('/')}/model.json"
+        if start is None:
+            return None
+        return PurePosixPath(start if start.endswith(".json") else f"{start}/model.json").as_posix()
 
     def paths(self) -> dict[str, str]:
         """Files and folders that Snakemake is told of, by their keys; those of the sources: `files_of`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from retro.base import artifacts, log, provenance, stage
 from retro.base.shards import shard_name
-from retro.base.stage import Settings, UserError, given, read_section
+from retro.base.stage import Settings, UserError, given, read_section, whole
 from retro.corpus.documents import Ledger, Spelling, Table, join, split_of
 from retro.corpus.files import twins
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="the manifest to write")
     parser.add_argument("--shard", type=shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", default=[], type=Path, help="notes of all shards: join them")
-    parser.add_argument("--threads", type=int, default=1, help="the same files for any number")
+    parser.add_argument("--threads", type=whole, default=1, help="the same files for any number")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     settings = read_section(TokenizeSettings, arguments.settings)

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro.base import artifacts, log, stage
-from retro.base.stage import Settings, UserError, given, read_section
+from retro.base.stage import Settings, UserError, given, read_section, whole
 from retro.corpus.documents import TRAIN, split_of
 from retro.corpus.files import COMPRESSIONS, SourceFile
 from retro.corpus.readers import Document, Reader
@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=given, help="JSON: tokenizer, sources, split, seed, on_error")
     parser.add_argument("--output", required=True, type=Path, help="the manifest to write")
-    parser.add_argument("--threads", type=int, default=1, help="the same file for any number")
+    parser.add_argument("--threads", type=whole, default=1, help="the same file for any number")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     settings = read_section(TrainTokenizerSettings, arguments.settings)

@@ -15,7 +15,7 @@ from retro.base import log, provenance, shards, stage
 from retro.base.artifacts import growing_array, read_manifest, sha256, write_manifest
 from retro.base.machine import release
 from retro.base.shards import Blocks
-from retro.base.stage import UserError, given, read_section
+from retro.base.stage import UserError, given, read_section, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.encoders import Encoder, open_encoder
@@ -81,11 +81,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", required=True, type=Path, help="manifest of the token store")
     parser.add_argument("--chunks", required=True, type=Path, help="manifest of the chunk table")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
-    parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
+    parser.add_argument("--block", type=whole, default=BLOCK, help="chunks a block")
     parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, embed nothing")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from retro.base import log, stage
 from retro.base.artifacts import write_array, write_manifest
 from retro.base.names import HELD_OUT
-from retro.base.stage import UserError, given
+from retro.base.stage import UserError, given, whole
 from retro.dataset.dataset import Dataset
 from retro.dataset.store import Vectors
 from retro.retrieval.exact import ExactSearch
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--settings", required=True, type=given, help="nearest, shown, retrieved_chunks, as JSON")
     parser.add_argument("--split", required=True, choices=HELD_OUT, help="split to measure")
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     options = parser.parse_args()
     dataset, settings, split = Dataset.open(options.config), options.settings, options.split
     rows = dataset.rows(split)

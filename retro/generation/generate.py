@@ -19,7 +19,7 @@ import torch
 from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.base.machine import best_device
-from retro.base.stage import UserError
+from retro.base.stage import UserError, finite, text_of, whole
 from retro.dataset.dataset import Dataset
 from retro.generation.decoding import Decoder, Sampler
 from retro.generation.live import GivenPassages, LiveLookup, open_book, read_lines
@@ -123,7 +123,7 @@ class Writer:
         yield {"type": "end", "tokens": written, "ended": token == self.dataset.tokenizer.eod_id}
 
 
-LEAST = {"tokens": 1, "temperature": 0, "top_k": 0, "neighbours": 0, "threads": 1, "seed": 0}
+LEAST = {"tokens": 1, "temperature": 0, "top_k": 0, "neighbours": 0, "seed": 0}
 
 
 def show(event: dict[str, Any]) -> None:
@@ -154,24 +154,24 @@ def parse() -> argparse.Namespace:
     prompts.add_argument("--prompts", type=Path, help='a file of prompts, a line each: text, or JSON {"prompt": …}')
     parser.add_argument("--output", type=Path, help="also write JSON lines: prompt, seed, text, what was looked up")
     parser.add_argument("--tokens", type=int, default=192, help="tokens to write at most (192)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (0)")
+    parser.add_argument("--temperature", type=finite, default=0.0, help="0: always the likeliest token (0)")
     parser.add_argument("--top-k", type=int, default=0, help="choose among so many likeliest tokens; 0: all (0)")
-    parser.add_argument("--top-p", type=float, default=0.9, help="choose among the likeliest that sum to this (0.9)")
+    parser.add_argument("--top-p", type=finite, default=0.9, help="choose among the likeliest that sum to this (0.9)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices, the same for each prompt (0)")
     parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--no-retrieval", action="store_true", help="write without looking anything up")
     sources.add_argument("--neighbours-from", type=Path, help="passages to read in place of what is found, a line each")
     sources.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
-    parser.add_argument("--retrieval-step", type=int, help="look up the last chunk's worth every so many tokens")
+    parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
     parser.add_argument("--no-padding", action="store_true", help="do not pad a short prompt")
     parser.add_argument("--show", action="store_true", help="print what is looked up, on stderr")
     options = parser.parse_args()
     for name, least in LEAST.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: wanted at least {least}.")
+        if value is not None and not least <= value < 2**63:
+            raise UserError(f"--{name.replace('_', '-')} {value}: wanted at least {least}, and less than 2^63.")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p {options.top_p}: wanted more than 0 and at most 1.")
     return options
@@ -182,7 +182,7 @@ def prompts(options: argparse.Namespace) -> list[str]:
     if options.prompts:
         lines = read_lines(options.prompts, "prompt")
         return [line if isinstance(line, str) else line["prompt"] for line in lines]
-    return [sys.stdin.read() if options.prompt is None else options.prompt]
+    return [text_of(sys.stdin, "standard input") if options.prompt is None else options.prompt]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from retro.base import stage
 from retro.base.artifacts import write_json
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.generation.decoding import Found
 from retro.generation.generate import Writer
 from retro.generation.live import read_lines
@@ -92,7 +92,7 @@ def main() -> None:
         "--documents", required=True, type=Path, help="JSON lines {text, and perhaps fact: words in it}"
     )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     options = parser.parse_args()
     documents = [line if isinstance(line, dict) else {"text": line} for line in read_lines(options.documents, "text")]
     old = Writer(options.run, threads=options.threads)

@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from retro.base import stage
-from retro.base.stage import Settings, UserError, reasons
+from retro.base.stage import Settings, UserError, natural, reasons, whole
 from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
 
@@ -114,11 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
     parser.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
-    parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
-    parser.add_argument("--retrieval-step", type=int, help="look up the last chunk's worth every so many tokens")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--neighbours", type=natural, help="neighbours a chunk sees; default: as in training")
+    parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port (8000)")
+    parser.add_argument("--port", type=whole, default=8000, help="port (8000)")
     options = parser.parse_args()
     if not 1 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: wanted 1 to 65535.")

@@ -3,9 +3,9 @@
 State dicts are safetensors, or torch files, read without running anything that they contain.
 
 Shapes tell nearly everything. They cannot tell how rows divide into heads, the chunk length, how much of a head rope
-rotates, its base, the norm's epsilon, the form of GELU, or that a checkpoint is of the legacy model, which adds the
-encoder's cross-attention to the raw state: those come from the facts (flags, or a JSON of Megatron's arguments), and
-where both speak they must agree.
+rotates, its base, the norm's epsilon, the form of GELU, that norms hold how far their weights are from 1, or that a
+checkpoint is of the legacy model, which adds the encoder's cross-attention to the raw state: those come from the facts
+(flags, or a JSON of Megatron's arguments), and where both speak they must agree.
 """
 
 import pickle
@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from retro.base import log
 from retro.base.stage import UserError, reasons
 from retro.model.settings import ModelSettings
 
@@ -86,6 +87,7 @@ ALIASES = {
     "gelu_tanh": ("gelu_tanh", "bias_gelu_fusion", "bias_activation_fusion"),
     "cca_layers": ("cca_layers_1based",),
     "encoder_residual": ("encoder_residual",),
+    "layernorm_1p": ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "zero_centered_gamma", "layernorm_1p"),
 }
 
 
@@ -198,6 +200,33 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
         raise UserError(
             f"{where}: no model can be built of these shapes: {reasons(error, ModelSettings)[0]}. Give other facts."
         ) from None
+
+
+LEAST_MEAN, MOST_NEGATIVE = 0.25, 0.25  # of weights that multiply: they begin at 1 and seldom change sign
+
+
+def zero_centred(state: Mapping[str, Tensor], facts: Mapping[str, Any], where: str) -> bool:
+    """Whether norms hold how far their weights are from 1, as `--apply-layernorm-1p` makes them.
+
+    The facts decide. Without them, weights that look so raise UserError; weights that look otherwise than the facts
+    say are told on stderr.
+    """
+    norms = [t.float() for name, t in state.items() if re.search(r"(layernorm|layer_norm|norm)[._]weight$", name)]
+    if not norms:
+        return bool(facts.get("layernorm_1p"))
+    weights = torch.cat([each.flatten() for each in norms])
+    mean, negative = weights.mean().item(), (weights < 0).float().mean().item()
+    seems = mean < LEAST_MEAN or negative > MOST_NEGATIVE
+    found = f"weights of norms are {mean:.2f} on average, {negative:.0%} of them negative"
+    said = facts.get("layernorm_1p")
+    if said is None and seems:
+        raise UserError(
+            f"{where}: {found}, as Megatron's --apply-layernorm-1p stores them, which counts from 1. Give "
+            "--layernorm-1p if it was trained so, else --no-layernorm-1p."
+        )
+    if said is not None and bool(said) != seems:
+        log.warn(f"{where}: {found}; they are read as {'distances from 1' if said else 'they are'} all the same")
+    return bool(said)
 
 
 def _agree(facts: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from retro.base import stage
 from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
-from retro.base.stage import UserError
-from retro.interop.infer import flatten, infer, read_state
+from retro.base.stage import UserError, above, whole
+from retro.interop.infer import flatten, infer, read_state, zero_centred
 from retro.interop.names import Spec, entries, from_megatron, to_megatron, to_ours
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
@@ -77,7 +77,8 @@ def compare(dump: Path) -> list[Difference]:
     with torch.device("meta"):
         model = build_model(settings, architecture=architecture, seed=None, **lengths)
     model.to_empty(device="cpu")
-    model.load_state_dict(from_megatron(parameters, settings, architecture), strict=True)
+    centred = zero_centred(parameters, facts, str(dump))
+    model.load_state_dict(from_megatron(parameters, settings, architecture, centred), strict=True)
     found = []
     if "logits" in outputs:
         found.append(_largest("logits", {"": model(tokens, neighbours).detach()}, {"": outputs["logits"]}))
@@ -113,13 +114,13 @@ def _largest(what: str, ours: Mapping[str, Tensor | None], theirs: dict[str, Ten
 
 STAGE = "retro.interop.megatron"
 FACTS = {
-    "heads": int,
-    "chunk_length": int,
-    "retrieved_length": int,
-    "seq_length": int,
-    "rotary_percent": float,
-    "rotary_base": float,
-    "norm_epsilon": float,
+    "heads": whole,
+    "chunk_length": whole,
+    "retrieved_length": whole,
+    "seq_length": whole,
+    "rotary_percent": above,
+    "rotary_base": above,
+    "norm_epsilon": above,
 }
 
 
@@ -133,7 +134,8 @@ def load(state_path: Path, out: Path, given: dict[str, Any], tokens: int | None 
     facts = flatten(read_json(beside)) if beside.exists() else {}
     facts |= flatten({name: value for name, value in given.items() if value is not None})
     found = infer({name: tuple(t.shape) for name, t in state.items()}, facts, str(state_path))
-    ours = from_megatron(state, found.settings, found.architecture)
+    centred = zero_centred(state, facts, str(state_path))
+    ours = from_megatron(state, found.settings, found.architecture, centred)
     if tokens is not None:
         _cut(ours, found.lengths, tokens, state_path)
     with torch.device("meta"):
@@ -174,13 +176,16 @@ def _cut(ours: dict[str, torch.Tensor], lengths: dict[str, int], tokens: int, st
     lengths["vocab_size"] = tokens
 
 
-def save(folder: Path, state_path: Path, spec: Spec) -> None:
-    """Export the model in `folder` to Megatron's names, with the arguments it needs in a JSON beside it."""
+def save(folder: Path, state_path: Path, spec: Spec, layernorm_1p: bool = False) -> None:
+    """Export the model in `folder` to Megatron's names, with the arguments it needs in a JSON beside it.
+
+    `layernorm_1p`: for a Megatron that runs with `--apply-layernorm-1p`.
+    """
     manifest = read_manifest(folder / "model.json", "model")
     model = described(manifest.settings, str(manifest.path))
     settings, architecture, lengths = model.model, model.architecture, model.recorded
     _expressible(settings, architecture, folder)
-    state = to_megatron(read_state(manifest.file("model.safetensors")), settings, architecture, spec)
+    state = to_megatron(read_state(manifest.file("model.safetensors")), settings, architecture, spec, layernorm_1p)
     with replacing(state_path) as temporary:
         save_file({name: t.contiguous() for name, t in sorted(state.items())}, temporary)
     args = {
@@ -195,6 +200,7 @@ def save(folder: Path, state_path: Path, spec: Spec) -> None:
         "rotary_base": settings.rope_base,
         "norm_epsilon": settings.norm_eps,
         "gelu_tanh": settings.activation == "gelu_tanh",
+        "apply_layernorm_1p": layernorm_1p,
     }
     if architecture == "retro":
         args |= {
@@ -257,14 +263,21 @@ def main() -> None:
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
     reading.add_argument(
-        "--tokens", type=int, help="vocabulary of the tokenizer; Megatron's padding beyond it is cut off"
+        "--tokens", type=whole, help="vocabulary of the tokenizer; Megatron's padding beyond it is cut off"
     )
     reading.add_argument("--encoder-residual", choices=("normed", "raw"), help="raw: a legacy (non-core) model")
     reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
+    reading.add_argument(
+        "--layernorm-1p",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="norms hold distances from 1 (Megatron's --apply-layernorm-1p, InstructRetro), or do not",
+    )
     writing = commands.add_parser("export", help="a model folder becomes a Megatron state dict")
     writing.add_argument("model", type=Path, help="folder with model.json")
     writing.add_argument("state", type=Path, help=".safetensors to write; its arguments go to a .json beside it")
     writing.add_argument("--spec", choices=("local", "te"), default="te", help="whose parameter names")
+    writing.add_argument("--layernorm-1p", action="store_true", help="store norms' distances from 1")
     checking = commands.add_parser("check", help="compare with reference dumps of Megatron-core")
     checking.add_argument("dumps", type=Path, nargs="+", help=".safetensors with its .json beside it")
     options = parser.parse_args()
@@ -272,11 +285,11 @@ def main() -> None:
         load(
             options.state,
             options.out,
-            {name: getattr(options, name) for name in (*FACTS, "gelu_tanh", "encoder_residual")},
+            {name: getattr(options, name) for name in (*FACTS, "gelu_tanh", "encoder_residual", "layernorm_1p")},
             options.tokens,
         )
     elif options.command == "export":
-        save(options.model, options.state, options.spec)
+        save(options.model, options.state, options.spec, options.layernorm_1p)
     elif not check(options.dumps):
         raise SystemExit(1)
 

@@ -27,6 +27,11 @@ class Entry(NamedTuple):
     heads: int = 0  # query heads
     groups: int = 0  # key/value heads
 
+    @property
+    def norm(self) -> bool:
+        """Whether it is the weight of a norm."""
+        return self.ours.endswith("norm.weight")
+
 
 def entries(settings: ModelSettings, architecture: str) -> Iterator[Entry]:
     """Every parameter of the model, in the order of its state dict."""
@@ -91,9 +96,12 @@ def _layer(s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cr
     yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
 
 
-def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architecture: str) -> dict[str, Tensor]:
+def from_megatron(
+    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, layernorm_1p: bool = False
+) -> dict[str, Tensor]:
     """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
 
+    `layernorm_1p`: its norms hold how far a weight is from 1 (`apply_layernorm_1p`); ours hold the weight, in fp32.
     Raises UserError naming the first missing or unknown parameter.
     """
     left = {name for name in state if not name.endswith("_extra_state")}
@@ -104,7 +112,8 @@ def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architec
             other = "" if entry.te == entry.local else f" (nor {entry.te})"
             raise UserError(f"{entry.local} is missing{other}; the model of these settings needs it")
         left.remove(name)
-        ours[entry.ours] = to_ours(state[name], entry)
+        tensor = to_ours(state[name], entry)
+        ours[entry.ours] = tensor.float() + 1 if layernorm_1p and entry.norm else tensor
     if left:
         raise UserError(
             f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter, remove them"
@@ -113,15 +122,21 @@ def from_megatron(state: Mapping[str, Tensor], settings: ModelSettings, architec
 
 
 def to_megatron(
-    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, spec: Spec
+    state: Mapping[str, Tensor],
+    settings: ModelSettings,
+    architecture: str,
+    spec: Spec,
+    layernorm_1p: bool = False,
 ) -> dict[str, Tensor]:
-    """Our parameters under Megatron's names and layouts. Raises UserError as `from_megatron` does."""
+    """Our parameters under Megatron's names and layouts: the inverse of `from_megatron`, with its errors."""
     left, theirs = set(state), {}
     for entry in entries(settings, architecture):
         if entry.ours not in left:
             raise UserError(f"{entry.ours} is missing; the model of these settings needs it")
         left.remove(entry.ours)
-        theirs[entry.local if spec == "local" else entry.te] = to_theirs(state[entry.ours], entry)
+        tensor = to_theirs(state[entry.ours], entry)
+        tensor = tensor - 1 if layernorm_1p and entry.norm else tensor
+        theirs[entry.local if spec == "local" else entry.te] = tensor
     if left:
         raise UserError(
             f"{min(left)} has no counterpart in Megatron-core, with {len(left) - 1} more; "

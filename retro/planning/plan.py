@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from retro.base import stage
-from retro.base.stage import UserError
+from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
 from retro.config.schema import Config
 from retro.planning import counts, estimates
@@ -148,20 +148,20 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=shown)
     parser.add_argument("config", nargs="?", help="config file")
     parser.add_argument("--preset", help="plan a file of config/models alone, such as 857m, 2b or 4b")
-    parser.add_argument("--database-tokens", type=float, help="assume a corpus of so many tokens, such as 300e9")
-    parser.add_argument("--document-tokens", type=float, default=1000, help="tokens a document of that corpus")
-    parser.add_argument("--vocab-size", type=int, default=50304, help="vocabulary of that corpus")
+    parser.add_argument("--database-tokens", type=above, help="assume a corpus of so many tokens, such as 300e9")
+    parser.add_argument("--document-tokens", type=above, default=1000, help="tokens a document of that corpus")
+    parser.add_argument("--vocab-size", type=whole, default=50304, help="vocabulary of that corpus")
     parser.add_argument("--sample", action="store_true", help="count from the sources even if artifacts exist")
-    parser.add_argument("--cores", type=int, default=2, help="CPU cores")
-    parser.add_argument("--core-gflops", "--cores-gflops", type=float, default=20, help="GFLOP/s a core reaches")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs")
-    parser.add_argument("--gpu-tflops", type=float, default=989, help="peak TFLOP/s of a GPU (H100, bf16, dense)")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
-    parser.add_argument("--gpu-memory", type=float, default=80, help="GB of a GPU, of which nine tenths are planned")
-    parser.add_argument("--fsdp", type=int, nargs="+", default=[8, 16], help="GPUs that share a model")
+    parser.add_argument("--cores", type=whole, default=2, help="CPU cores")
+    parser.add_argument("--core-gflops", "--cores-gflops", type=above, default=20, help="GFLOP/s a core reaches")
+    parser.add_argument("--gpus", type=natural, default=8, help="GPUs")
+    parser.add_argument("--gpu-tflops", type=above, default=989, help="peak TFLOP/s of a GPU (H100, bf16, dense)")
+    parser.add_argument("--utilisation", type=above, default=0.4, help="share of the peak that is reached")
+    parser.add_argument("--gpu-memory", type=above, default=80, help="GB of a GPU, of which nine tenths are planned")
+    parser.add_argument("--fsdp", type=whole, nargs="+", default=[8, 16], help="GPUs that share a model")
     parser.add_argument(
         "--gpu-search-tflops",
-        type=float,
+        type=above,
         default=1.3,
         help="TFLOP/s, or look-ups, a GPU reaches in search (memory-bound)",
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from retro.base import stage
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.config import schema
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
@@ -43,19 +43,19 @@ def preset(name: str, vocab_size: int, recompute: str) -> tuple[ModelSettings, W
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("preset", help="a file of config/models, such as 857m")
-    parser.add_argument("--tokens", type=int, default=256, help="of the one sample, a multiple of the chunk length")
-    parser.add_argument("--vocab-size", type=int, default=50304)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=whole, default=256, help="of the one sample, a multiple of the chunk length")
+    parser.add_argument("--vocab-size", type=whole, default=50304)
+    parser.add_argument("--threads", type=whole, default=1)
     parser.add_argument("--keep", action="store_true", help="keep activations instead of computing layers again")
     options = parser.parse_args()
     settings, work = preset(options.preset, options.vocab_size, "none" if options.keep else "layers")
     if options.tokens % work.chunk_length or not 0 < options.tokens <= work.seq_length:
         wanted = f"a multiple of {work.chunk_length} up to {work.seq_length}"
         raise UserError(f"--tokens is {options.tokens}; wanted {wanted}.")
-    whole = step(settings, "retro", work)
+    full = step(settings, "retro", work)
     lengths, work = work.lengths, replace(work, seq_length=options.tokens)
     passing = step(settings, "retro", work).activations
-    planned = BASE["train"] * 1e6 + whole.parameters + whole.gradients + passing
+    planned = BASE["train"] * 1e6 + full.parameters + full.gradients + passing
     has = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(f"plan       {planned / 1e9:.2f} GB; {has / 1e9:.1f} GB are free", flush=True)
     if planned > has:

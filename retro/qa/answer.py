@@ -17,7 +17,7 @@ from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.base.machine import best_device
 from retro.base.names import unseeded, untuned
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import ON, usual
 from retro.model.cache import DecodingCache
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--questions", required=True, type=Path, help="JSON lines of questions")
     parser.add_argument("--retrieval", required=True, choices=[*usual("retro"), *usual("gpt")], help="none: for a gpt")
     parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads")
     options = parser.parse_args()
     settings = QuestionSettings(**json.loads(options.settings))
     torch.set_num_threads(options.threads)

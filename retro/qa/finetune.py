@@ -18,7 +18,7 @@ from retro.base import hashing, provenance, stage
 from retro.base.artifacts import Manifest, read_manifest, sha256
 from retro.base.log import duration, say
 from retro.base.shards import locked
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.model.count import flops_per_token
 from retro.qa.questions import (
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--settings", required=True, help="the qa section's finetune_facts(), as JSON")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts")
     parser.add_argument("--output", required=True, type=Path, help="model.json to write")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; part of what makes the bytes")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads; part of what makes the bytes")
     options = parser.parse_args()
     settings = QuestionSettings(**json.loads(options.settings))
     base = read_manifest(options.model, "model")

@@ -19,7 +19,7 @@ import torch
 from retro.base import provenance, stage
 from retro.base.artifacts import sha256, write_text
 from retro.base.machine import best_device
-from retro.base.stage import UserError
+from retro.base.stage import UserError, natural, whole
 from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import NONE, OFF, ON
 from retro.qa.reading import Lookups
@@ -109,10 +109,10 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, nargs="+", help="lm-eval's names of tasks")
     parser.add_argument("--include_path", "--include-path", nargs="*", default=[], type=Path, help="folders of tasks")
     parser.add_argument("--no-retrieval", action="store_true", help="a RETRO run without neighbours")
-    parser.add_argument("--num_fewshot", "--num-fewshot", type=int, help="examples before each prompt (the task's own)")
-    parser.add_argument("--limit", type=int, help="only so many examples a task")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="windows a forward pass (8)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--num_fewshot", "--num-fewshot", type=natural, help="examples a prompt (the task's own)")
+    parser.add_argument("--limit", type=whole, help="only so many examples a task")
+    parser.add_argument("--batch_size", "--batch-size", type=whole, default=8, help="windows a forward pass (8)")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     parser.add_argument("--output", type=Path, help="JSON of the scores to write")
     parser.add_argument("--samples", type=Path, help="JSON lines to write: every example, its requests and scores")
     options = parser.parse_args()

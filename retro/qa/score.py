@@ -18,7 +18,7 @@ import numpy as np
 
 from retro.base import stage
 from retro.base.artifacts import write_text
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.evaluation.bits_per_byte import by_unit, resampled_sums
 from retro.evaluation.conditions import OFF, ON
 
@@ -175,7 +175,7 @@ def _cell(value: object) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answers", required=True, nargs="+", type=Path, help="files that retro.qa.answer wrote")
-    parser.add_argument("--bootstrap", type=int, default=10_000, help="resamplings of groups")
+    parser.add_argument("--bootstrap", type=whole, default=10_000, help="resamplings of groups")
     parser.add_argument("--scores", required=True, type=Path, help="qa.csv to write")
     parser.add_argument("--differences", required=True, type=Path, help="qa-differences.csv to write")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ import numpy as np
 from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.base.names import HELD_OUT
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import group_documents
 from retro.qa.answer import asked
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--questions", required=True, type=Path, help="JSON lines of questions")
     parser.add_argument("--name", default="factbook", help="what the tasks' names begin with (factbook)")
     parser.add_argument("--split", default="test", choices=HELD_OUT, help="split that is asked (test)")
-    parser.add_argument("--answer-tokens", type=int, default=24, help="tokens of an answer at most (24)")
+    parser.add_argument("--answer-tokens", type=whole, default=24, help="tokens of an answer at most (24)")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     options = parser.parse_args()
     dataset = Dataset.open(options.config)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from retro.base import stage
 from retro.base.artifacts import read_manifest, replacing, write_text
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.report import style
 from retro.report.style import figure_html
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--neighbours", required=True, nargs="+", type=Path, help="their neighbours' manifests")
     parser.add_argument("--indexes", required=True, nargs="+", type=Path, help="their indexes' manifests")
     parser.add_argument("--split", required=True, help="the split these are the neighbours of")
-    parser.add_argument("--k", type=int, default=10, help="neighbours a query")
-    parser.add_argument("--sample", type=int, default=1000, help="queries measured")
+    parser.add_argument("--k", type=whole, default=10, help="neighbours a query")
+    parser.add_argument("--sample", type=whole, default=1000, help="queries measured")
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figure and the table")
     parser.add_argument("--part", required=True, type=Path, help="parts/indexes.html to write")
     options = parser.parse_args()
@@ -154,7 +154,10 @@ def main() -> None:
         rows[-1] |= measured
         print(f"{name}: {rows[-1]}", file=sys.stderr)
     options.output_folder.mkdir(parents=True, exist_ok=True)
-    with replacing(options.output_folder / "indexes.csv") as temporary, open(temporary, "w", newline="") as file:
+    with (
+        replacing(options.output_folder / "indexes.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

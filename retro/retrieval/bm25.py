@@ -20,7 +20,7 @@ import regex
 
 from retro.base import log, stage
 from retro.base.artifacts import read_manifest, write_manifest
-from retro.base.stage import UserError, given, read_section
+from retro.base.stage import UserError, given, read_section, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import open_store, texts
 from retro.retrieval.exclusion import Barred
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, type=Path, help="manifest of the tokenizer")
     parser.add_argument("--tokens", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
-    parser.add_argument("--memory", type=int, help="MB that the job may use")
+    parser.add_argument("--memory", type=whole, help="MB that the job may use")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     options = parser.parse_args()
     settings, folder = read_section(IndexSettings, options.settings["index"], "index"), options.output.parent

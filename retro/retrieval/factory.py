@@ -44,6 +44,8 @@ def build(factory: str, width: int) -> faiss.Index:
     Polysemous training, which faiss does by default for PQ and no search here uses, is switched off: for
     small indexes it takes most of the time.
     """
+    for reason in _unusable(factory):
+        raise UserError(f"dataset.index.factory {factory!r}: {reason}. Try auto, Flat, or IVF1024,SQ8.")
     try:
         index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -60,6 +62,20 @@ def build(factory: str, width: int) -> faiss.Index:
     # faiss's own list of what must live as long as the index.
     index.referenced_objects = [_quiet(r) for r in transforms(index) if isinstance(r, faiss.OPQMatrix)]
     return index
+
+
+LINKS = {"HNSW": 2, "NSG": 8}  # of a vector in a graph, at least: with fewer, faiss may hang or end the process
+
+
+def _unusable(factory: str) -> Iterator[str]:
+    """Why faiss would take a string and then fail, hang or end the process when its index is filled."""
+    if "IDMap" in factory:
+        yield "an id is a vector's position in the database here, and IDMap wants others; leave it out"
+    if re.search(r"(?<!\d)0+(?!\d)", factory):
+        yield "it has 0 of something; wanted at least one list, part, bit and dimension"
+    for kind, links in re.findall(r"(HNSW|NSG)(\d+)", factory):
+        if int(links) < LINKS[kind]:
+            yield f"{kind}{links} has too few links a vector; wanted at least {LINKS[kind]}, such as {kind}32"
 
 
 def _quiet(rotation: faiss.OPQMatrix) -> faiss.ProductQuantizer:

@@ -28,7 +28,7 @@ from retro.base import log, stage
 from retro.base.artifacts import read_manifest, replacing, write_manifest
 from retro.base.names import LISTED
 from retro.base.shards import Bounds, bounds, shard_name
-from retro.base.stage import UserError, given, read_section
+from retro.base.stage import UserError, given, read_section, whole
 from retro.dataset.store import Vectors
 from retro.retrieval import factory
 from retro.retrieval.settings import IndexSettings
@@ -219,8 +219,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shard", type=shard_name, help="the shard that --part add adds")
     parser.add_argument("--shards", nargs="*", type=Path, help="the files of all shards: join them")
     parser.add_argument("--output", required=True, type=Path, help="manifest (or faiss file) to write")
-    parser.add_argument("--block", type=int, default=VECTORS_AT_ONCE, help="vectors added at a time")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--block", type=whole, default=VECTORS_AT_ONCE, help="vectors added at a time")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     return parser.parse_args()
 
 

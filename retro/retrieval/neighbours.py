@@ -20,7 +20,7 @@ from retro.base.artifacts import growing_array, open_array, read_manifest, sha25
 from retro.base.machine import release
 from retro.base.names import LISTED
 from retro.base.shards import Blocks
-from retro.base.stage import given, read_section
+from retro.base.stage import given, read_section, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import Vectors, open_store
 from retro.retrieval.exact import ExactSearch
@@ -107,10 +107,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
-    parser.add_argument("--block", type=int, default=BLOCK, help="chunks a block")
+    parser.add_argument("--block", type=whole, default=BLOCK, help="chunks a block")
     parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, search nothing")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_manifest
 from retro.base.names import LISTED
-from retro.base.stage import UserError
+from retro.base.stage import UserError, natural, whole
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
@@ -230,12 +230,12 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="config.json of the dataset")
     parser.add_argument("--split", default="test", choices=LISTED)
     chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--chunk", type=int, help="position of a chunk in the split")
+    chosen.add_argument("--chunk", type=natural, help="position of a chunk in the split")
     chosen.add_argument("--document", help="id of a document: all its chunks in the split")
     chosen.add_argument("--text", help="any text: search for it now")
     parser.add_argument("--retrieval", help="a name under retrievals in the config; default: the dataset's own")
-    parser.add_argument("--k", type=int, default=5, help="neighbours to show")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--k", type=whole, default=5, help="neighbours to show")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     options = parser.parse_args()
     for line in lines(Dataset.open(options.config), options):
         print(line)

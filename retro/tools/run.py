@@ -31,6 +31,7 @@ def main() -> None:
     os.environ["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated
     )
+    cache_elsewhere()
     command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
     if any(Path(".snakemake/locks").glob("*")) and not _snakemake_is_running():
         print("A run in this folder was killed; taking its lock away and going on where it stopped.", flush=True)
@@ -42,6 +43,20 @@ def main() -> None:
     elif status:
         print(failed(folder / "logs", begin), file=sys.stderr)
     sys.exit(status)
+
+
+def cache_elsewhere() -> None:
+    """Let Snakemake and matplotlib keep their caches in this folder where nothing can be written below HOME."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home at all
+        writable = False
+    if not writable:
+        here = Path(".snakemake/cache").resolve()
+        os.environ.update(XDG_CACHE_HOME=str(here), MPLCONFIGDIR=str(here / "matplotlib"))
+        print(f"HOME cannot be written to; caches lie in {here}", file=sys.stderr, flush=True)
 
 
 def _snakemake_is_running() -> bool:

@@ -20,7 +20,7 @@ import faiss
 from retro.base import stage
 from retro.base.artifacts import replacing
 from retro.base.names import LISTED
-from retro.base.stage import UserError
+from retro.base.stage import UserError, finite, whole
 from retro.dataset.dataset import Dataset
 from retro.report.indexes import draw
 from retro.retrieval import factory
@@ -80,13 +80,13 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="config.json of a preprocessed dataset")
     parser.add_argument("--factory", help="faiss factory string to build and sweep; default: the dataset's index")
     parser.add_argument("--split", default="valid", choices=LISTED, help="where queries come from")
-    parser.add_argument("--sample", type=int, default=1000, help="queries, a seeded random sample of the split")
-    parser.add_argument("--k", type=int, default=10, help="recall of the first k; as many as saved are searched")
-    parser.add_argument("--recall", type=float, default=0.95, help="the recall wanted, 0 to 1")
+    parser.add_argument("--sample", type=whole, default=1000, help="queries, a seeded random sample of the split")
+    parser.add_argument("--k", type=whole, default=10, help="recall of the first k; as many as saved are searched")
+    parser.add_argument("--recall", type=finite, default=0.95, help="the recall wanted, 0 to 1")
     parser.add_argument(
         "--output-folder", type=Path, help="for tune.csv, .svg and .png; default: tune/ beside the config"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     options = parser.parse_args()
     if not 0 <= options.recall <= 1:
         raise UserError(f"--recall {options.recall:g}: wanted a share from 0 to 1. Give 0.95 for 95 %.")

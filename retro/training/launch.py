@@ -29,7 +29,7 @@ from typing import Any
 
 from retro.base import stage
 from retro.base.log import say
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.training.loop import TRY_AGAIN
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -63,8 +63,8 @@ def main() -> None:
     if sys.argv[1:2] == [FOLLOW]:
         become_trainer(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of the SLURM job")
-    parser.add_argument("--processes", type=int, default=1, help="training processes on each node")
+    parser.add_argument("--nodes", type=whole, default=1, help="nodes of the SLURM job")
+    parser.add_argument("--processes", type=whole, default=1, help="training processes on each node")
     parser.add_argument("--inside", default="", help="several nodes: a command that starts the container on each")
     parser.add_argument("--rendezvous", help=argparse.SUPPRESS)  # host:port; given to the launcher of each node
     parser.add_argument("arguments", nargs="+", help="after --: the trainer's")

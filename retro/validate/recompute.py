@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retro.base import provenance
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_json
-from retro.base.stage import UserError, run
+from retro.base.stage import UserError, finite, natural, run, whole
 from retro.validate import database, tokens
 from retro.validate.sample import Difference, Sample
 
@@ -105,10 +105,10 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--manifests", nargs="+", type=Path, help="manifests of artifacts")
     what.add_argument("--reports", nargs="+", type=Path, help="judge these reports instead")
-    parser.add_argument("--fraction", type=float, default=0.05, help="share of the blocks, at least one")
-    parser.add_argument("--seed", type=int, default=1, help="decides which blocks")
+    parser.add_argument("--fraction", type=finite, default=0.05, help="share of the blocks, at least one")
+    parser.add_argument("--seed", type=natural, default=1, help="decides which blocks")
     parser.add_argument("--output", type=Path, help="report to write, JSON")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to use")
+    parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     options = parser.parse_args()
     if options.reports:
         judge(options.reports)

@@ -1,6 +1,7 @@
 """Megatron-core state dicts: parity with the oracle, round trips, refusals."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -182,6 +183,86 @@ def test_half_precision_becomes_fp32(tmp_path):
     save_file({n: t.bfloat16().contiguous() for n, t in theirs.items()}, tmp_path / "s.safetensors")
     load(tmp_path / "s.safetensors", tmp_path / "model", GIVEN)
     assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "model" / "model.safetensors").values())
+
+
+def shifted(theirs, by):
+    """Parameters of Megatron with every norm's weight moved."""
+    norm = re.compile(r"(layernorm(\.norm)?\.weight|layer_norm_weight)$")
+    assert any(norm.search(name) for name in theirs)
+    return {name: (t + by if norm.search(name) else t).contiguous() for name, t in theirs.items()}
+
+
+def logits_of(folder, inputs, chunks):
+    manifest = read_manifest(folder / "model.json", "model")
+    lengths = manifest.settings["recorded"]
+    settings = ModelSettings(**manifest.settings["model"]).model_copy(update={"encoder_dropout": 0.0})
+    model = build_model(settings, architecture="retro", seed=None, **lengths)
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    ids = inputs["input_ids"]
+    return model(ids, inputs["context_input_ids"].view(len(ids), chunks, -1, lengths["retrieved_length"]))
+
+
+@pytest.mark.parametrize("told", ["flag", "apply_layernorm_1p", "layernorm_zero_centered_gamma"])
+@pytest.mark.parametrize("spec", ["local", "te"])
+@pytest.mark.parametrize("name", ["base", "final norm", "rmsnorm"])
+def test_norms_that_count_from_1_give_the_same_logits(name, spec, told, tmp_path):
+    """InstructRetro's: Megatron's --apply-layernorm-1p stores how far a norm's weight is from 1."""
+    settings, lengths, model, inputs, chunks, _ = variant(name)
+    theirs = to_megatron({n: p.detach() for n, p in model.named_parameters()}, settings, "retro", spec)
+    path = tmp_path / "state.safetensors"
+    save_file(shifted(theirs, -1.0), path)
+    given = GIVEN | {"retrieved_length": lengths["retrieved_length"], "encoder_residual": settings.encoder_residual}
+    given |= {"gelu_tanh": settings.activation == "gelu_tanh"}
+    if told == "flag":
+        given |= {"layernorm_1p": True}
+    else:
+        path.with_suffix(".json").write_text(json.dumps({"args": {told: True}}))
+    load(path, tmp_path / "model", given)
+    neighbours = inputs["context_input_ids"].view(2, chunks, -1, lengths["retrieved_length"])
+    wanted = model(inputs["input_ids"], neighbours)
+    assert (logits_of(tmp_path / "model", inputs, chunks) - wanted).abs().max() < 1e-5
+
+    back = tmp_path / "back.safetensors"
+    save(tmp_path / "model", back, spec, layernorm_1p=True)
+    found = load_file(back)
+    assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in shifted(theirs, -1.0).items())
+    load(back, tmp_path / "again", {})  # the JSON beside it says so
+    assert (logits_of(tmp_path / "again", inputs, chunks) - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("by", [-1.0, -1.6])
+def test_norms_that_seem_to_count_from_1_are_not_read_without_a_word(by, tmp_path, capsys):
+    settings, _, ours = state_of("base")
+    path = tmp_path / "state.safetensors"
+    save_file(shifted(to_megatron(ours, settings, "retro", "local"), by), path)
+    with pytest.raises(UserError, match=r"weights of norms are -0\.\d+ on average.*--layernorm-1p if|norms are 0\.0"):
+        load(path, tmp_path / "model", GIVEN)
+    assert not (tmp_path / "model").exists()
+    load(path, tmp_path / "model", GIVEN | {"layernorm_1p": False})
+    assert "read as they are all the same" in capsys.readouterr().err
+
+
+def test_facts_that_the_norms_contradict_are_told(tmp_path, capsys):
+    settings, _, ours = state_of("base")
+    path = tmp_path / "state.safetensors"
+    save_file(shifted(to_megatron(ours, settings, "retro", "te"), 0.0), path)
+    load(path, tmp_path / "model", GIVEN)
+    assert "norms" not in capsys.readouterr().err
+    load(path, tmp_path / "model", GIVEN | {"layernorm_1p": True})
+    assert "read as distances from 1 all the same" in capsys.readouterr().err
+
+
+def test_small_numbers_beside_1_are_not_lost_in_half_precision(tmp_path):
+    """0.001 in bf16, added to 1 in bf16, would be nothing."""
+    settings, _, ours = state_of("base")
+    centred = shifted(to_megatron(ours, settings, "retro", "local"), -1.0)
+    name = "decoder.layers.0.input_layernorm.weight"
+    centred[name] = torch.full_like(centred[name], 0.001)
+    path = tmp_path / "state.safetensors"
+    save_file({n: t.bfloat16() for n, t in centred.items()}, path)
+    load(path, tmp_path / "model", GIVEN | {"layernorm_1p": True})
+    found = load_file(tmp_path / "model" / "model.safetensors")["decoder.layers.0.attention_norm.weight"]
+    assert torch.allclose(found, torch.tensor(1.001), atol=1e-5) and not torch.equal(found, torch.ones(len(found)))
 
 
 def test_facts_go_by_several_names():

@@ -197,6 +197,21 @@ def test_a_string_faiss_does_not_take_is_refused_with_its_reason(name):
         factory.build(name, 32)
 
 
+@pytest.mark.parametrize("name", ["IDMap,Flat", "IDMap2,IVF16,SQ8", "PCA16,IDMap,Flat", "IVF16,Flat,IDMap"])
+def test_a_string_that_numbers_vectors_itself_is_refused(name):
+    with pytest.raises(UserError, match=r"dataset\.index\.factory .*IDMap wants others; leave it out"):
+        factory.build(name, 32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["IVF0,SQ8", "HNSW0", "HNSW1", "IVF16_HNSW0,Flat", "NSG2", "PCA0,Flat", "OPQ0,Flat", "RQ4x0", "PQ8x0", "PQ8x4fs_0"],
+)
+def test_a_string_on_which_faiss_would_hang_or_end_the_process_is_refused(name):
+    with pytest.raises(UserError, match=r"dataset\.index\.factory .*Try auto"):
+        factory.build(name, 32)
+
+
 @pytest.mark.parametrize(
     ("vectors", "queries", "wanted"),
     [

@@ -5,7 +5,9 @@ import importlib
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,12 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "retro").rglob("*.py"))
-    if "errors.run(main)" in path.read_text(encoding="utf-8") and "os.execv(" not in path.read_text(encoding="utf-8")
+    if "run(main)" in path.read_text(encoding="utf-8") and "os.execv(" not in path.read_text(encoding="utf-8")
 ]  # but those that become the trainer, which has its own turn
+SEVERAL = {  # modules of several commands, which their first word names
+    "retro.bench.beside_peer": ("step", "index"),
+    "retro.bench.model": ("step", "write"),
+    "retro.bench.preprocessing": ("embed", "search"),
+}
+COMMANDS = [f"{name} {word}".strip() for name in MODULES for word in SEVERAL.get(name, ("",))]
 # Commands that can be run without naming a file.
-NAMELESS = {"retro.tools.audit", "retro.bench.corpus"}
-NAMELESS |= {f"retro.{room}.bench" for room in ("database", "retrieval", "training")}
-NAMELESS |= {f"retro.{room}.bench_peer" for room in ("retrieval", "training")}
+NAMELESS = {"retro.tools.audit", "retro.bench.corpus", "retro.validate.recompute"}
+NAMELESS |= {f"{name} {word}" for name, words in SEVERAL.items() for word in words} - {"retro.bench.model write"}
 FACTS = ("files", "counts", "inputs")
 # What a path may lead to by mistake: the content of the file, None for nothing there, "folder" for a folder.
 MISTAKES = {
@@ -39,6 +46,13 @@ MISTAKES = {
 
 class Seen(Exception):
     """The parser of a command, its commands below included, before it parses."""
+
+
+def opened(command: str, monkeypatch) -> tuple[ModuleType, list[str]]:
+    """The module of a command, and the words that choose the command in it; they are the command line."""
+    name, *chosen = command.split()
+    monkeypatch.setattr(sys, "argv", ["python -m", *chosen])
+    return importlib.import_module(name), chosen
 
 
 def parser_of(module, monkeypatch) -> argparse.ArgumentParser:
@@ -79,24 +93,31 @@ def ended(module, line: list[str], monkeypatch, capsys) -> tuple[int, str]:
     return stopped.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_help_describes_every_argument(name, monkeypatch, capsys):
-    module = importlib.import_module(name)
-    monkeypatch.setattr(sys, "argv", ["python -m", "--help"])
+def test_every_room_with_commands_is_looked_at():
+    assert len(MODULES) > 40
+    assert {name for name in MODULES if "one_of(" in (ROOT / f"{name.replace('.', '/')}.py").read_text()} == set(
+        SEVERAL
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_argument(command, monkeypatch, capsys):
+    module, chosen = opened(command, monkeypatch)
+    parser = parser_of(module, monkeypatch)
+    assert parser.description and len(parser.description) > 20
+    assert ("given.json" in words(parser, "given.json")) == (command not in NAMELESS)
+    monkeypatch.setattr(sys, "argv", ["python -m", *chosen, "--help"])
     with pytest.raises(SystemExit) as stopped:
         module.main()
     assert stopped.value.code in (0, None)
     assert "usage:" in capsys.readouterr().out
-    parser = parser_of(module, monkeypatch)
-    assert parser.description and len(parser.description) > 20
-    assert ("given.json" in words(parser, "given.json")) == (name not in NAMELESS)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in NAMELESS])
-def test_what_is_not_wanted_is_said_in_words(name, mistake, tmp_path, monkeypatch, capsys):
-    module = importlib.import_module(name)
-    line = words(parser_of(module, monkeypatch), "given.json")
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NAMELESS])
+def test_what_is_not_wanted_is_said_in_words(command, mistake, tmp_path, monkeypatch, capsys):
+    module, chosen = opened(command, monkeypatch)
+    line = [*chosen, *words(parser_of(module, monkeypatch), "given.json")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     content = MISTAKES[mistake]
@@ -107,3 +128,75 @@ def test_what_is_not_wanted_is_said_in_words(name, mistake, tmp_path, monkeypatc
     status, said = ended(module, line, monkeypatch, capsys)
     assert status in (1, 2)
     assert "error: " in said and len(said.strip().splitlines()[-1]) > 15
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every argument, those of the commands below included."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inside in action.choices.values():
+                yield from actions(inside)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_number_is_nan_or_infinite(command, monkeypatch):
+    module, _ = opened(command, monkeypatch)
+    for action in actions(parser_of(module, monkeypatch)):
+        number = action.type is not None and action.type is not Path and _takes(action.type, "1")
+        if number and action.dest != "mode":
+            found = [text for text in ("nan", "inf", "-Infinity", "1e999") if _takes(action.type, text)]
+            assert not found, action.dest
+
+
+@pytest.mark.parametrize("text", ['{"temperature": NaN}', '{"lr": [-Infinity]}', '{"a": {"b": 1e999}}'])
+def test_nor_is_one_inside_settings(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="wanted a finite number"):
+        given(text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_threads_and_other_counts_begin_at_1(command, monkeypatch):
+    module, _ = opened(command, monkeypatch)
+    for action in actions(parser_of(module, monkeypatch)):
+        if action.dest in ("threads", "block", "sample", "k", "cores", "steps") and action.type is not None:
+            assert [text for text in ("0", "-1", "1.5", str(10**30)) if _takes(action.type, text)] == [], action.dest
+
+
+def _takes(kind, text: str) -> bool:
+    try:
+        kind(text)
+    except (argparse.ArgumentTypeError, ValueError, stage.UserError):
+        return False
+    return True
+
+
+def test_a_terminal_without_our_characters_is_given_their_numbers(monkeypatch):
+    """PYTHONIOENCODING=ascii, or a locale that knows no dash."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def main() -> None:
+        print("Évian — a title", flush=True)
+        raise stage.UserError("Évian: no such document. Give another.")
+
+    with pytest.raises(SystemExit):
+        stage.run(main)
+    assert streams["stdout"].buffer.getvalue() == b"\\xc9vian \\u2014 a title\n"
+    assert streams["stderr"].buffer.getvalue().startswith(b"error: \\xc9vian: no such")
+
+
+def test_standard_input_is_utf_8_whatever_the_terminal_is():
+    typed = io.TextIOWrapper(io.BytesIO("Évian\r\n".encode()), encoding="ascii")
+    assert stage.text_of(typed, "standard input") == "Évian\n"
+    with pytest.raises(stage.UserError, match="standard input: byte 1 is not UTF-8"):
+        stage.text_of(io.TextIOWrapper(io.BytesIO("aÉ".encode("latin-1"))), "standard input")
+
+
+def test_an_argument_that_is_not_utf_8_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python -m", "--prompt", b"caf\xe9".decode("utf-8", "surrogateescape")])
+    with pytest.raises(SystemExit):
+        stage.run(lambda: None)
+    assert "error: the argument 'caf\\udce9' is not UTF-8" in capsys.readouterr().err
