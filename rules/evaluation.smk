@@ -81,7 +81,7 @@ rule overlap:
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         neighbours=arrays(expand(rules.neighbours.output.ids, retrieval="", allow_missing=True)),
     output:
-        runs=[f"{D}/{names.OVERLAP}/{name}.npy" for name in ["training", "shown"]],
+        runs=[f"{D}/{names.OVERLAP}/{name}.npy" for name in WORKFLOW.overlaps()],
         manifest=f"{D}/{names.OVERLAP}/manifest.json",
     log:
         f"{D}/logs/overlap/{{split}}.log",

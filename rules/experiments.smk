@@ -94,6 +94,7 @@ rule experiment:
         runtime="1h",
     params:
         code=code("retro.experiments.draw"),
+        shown=[] if CONFIG.evaluate.neighbours_used is None else [CONFIG.evaluate.neighbours_used],
     shell:
         "python -m retro.experiments.draw"
         " --name {wildcards.experiment}"
@@ -102,6 +103,7 @@ rule experiment:
         " --models {input.models:q}"
         " --metrics {input.metrics:q}"
         " --neighbours {input.neighbours:q}"
+        " --shown {params.shown:q}"
         " --output {output.table:q}"
         " 2>&1 | tee {log:q}"
 

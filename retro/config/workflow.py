@@ -170,14 +170,28 @@ class Workflow:
         manifest = Condition.parse(mode).manifest(split, self.retrievals.named)
         return [f"{self.folder}/{manifest}"] if manifest else []
 
+    def neighbours_shown(self, run: str | None = None) -> int:
+        """Neighbours a chunk sees when a run is evaluated."""
+        train, evaluate = self.runs[run].train if run else self.config.train, self.config.evaluate
+        return train.neighbours_used if evaluate.neighbours_used is None else evaluate.neighbours_used
+
     def overlap(self) -> dict[str, Any]:
-        """How overlap is measured: with how many nearest chunks, and with how many neighbours of how many chunks."""
-        evaluate, train = self.config.evaluate, self.config.train
-        return {
-            "nearest": 10,
-            "shown": train.neighbours_used if evaluate.neighbours_used is None else evaluate.neighbours_used,
-            "retrieved_chunks": evaluate.retrieved_chunks or train.retrieved_chunks,
-        }
+        """How overlap is measured: with how many nearest chunks, and with how many neighbours of how many chunks.
+
+        That is what the first RETRO run is shown; `others`, by the name of their array, is what runs are that see more
+        or less.
+        """
+        chosen = self.config.evaluate.retrieved_chunks
+        runs: list[str | None] = [*filter(None, [self.first]), *self.retro_runs]
+        trains = [(run, self.runs[run].train if run else self.config.train) for run in runs or [None]]
+        views = [(self.neighbours_shown(run), chosen or train.retrieved_chunks) for run, train in trains]
+        (shown, retrieved), *others = dict.fromkeys(views)
+        named = {"others": {f"shown-{k}x{count}": [k, count] for k, count in others}} if others else {}
+        return {"nearest": 10, "shown": shown, "retrieved_chunks": retrieved, **named}
+
+    def overlaps(self) -> list[str]:
+        """Names of the arrays of overlap."""
+        return ["training", "shown", *self.overlap().get("others", {})]
 
     def explored(self) -> list[str]:
         """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
@@ -221,9 +235,7 @@ class Workflow:
             self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode)
             for run in runs
             for mode in CATALOGUE[experiment].conditions(
-                self.config.experiments.offered(
-                    self.retrievals.named, used=self.runs[run].train.neighbours_used, saved=saved
-                )
+                self.config.experiments.offered(self.retrievals.named, used=self.neighbours_shown(run), saved=saved)
             )
         ]
 

@@ -1,7 +1,8 @@
 """leakage.csv: bits per byte of chunks by how much of them overlaps with other text (RETRO §2.6).
 
 `up to` rows hold the chunks of ratio r ≤ alpha, so that alpha 1 is all of them; `bucket` rows those of ratio above
-`over` and up to alpha (Norlund et al. 2023). `overlap` says with what: the training data, or what is shown.
+`over` and up to alpha (Norlund et al. 2023). `overlap` says with what: the training data, or what is shown. A run that
+is shown more or fewer than the first RETRO run stands under `shown-<neighbours>x<chunks>`, and its twin there, too.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import numpy as np
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_manifest, write_text
 from retro.base.names import ALL
-from retro.base.stage import given
+from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
 from retro.evaluation.bits_per_byte import Documents, bits_per_byte, by_unit, compare, resampled_sums
-from retro.evaluation.leakage import ratio
+from retro.evaluation.conditions import ON
+from retro.evaluation.leakage import ratio, views
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.summarise import measure
 
@@ -57,6 +59,29 @@ def interval(
     return float(low), float(high)
 
 
+def readers(losses: list[Manifest], runs: dict[str, dict], overlap: Manifest) -> dict[str, dict[str, dict]]:
+    """The runs that each overlap is of, by the name of its array: all, then those that are shown just that text.
+
+    Raises `UserError` for a run that is shown what the overlap was not measured with.
+    """
+    seen = {view: name for name, view in views(overlap.settings).items()}
+    found: dict[str, dict[str, dict]] = {"training": runs} | {name: {} for name in seen.values()}
+    where: dict[str, list[str]] = {}  # the overlaps of each RETRO run and of each twin
+    for settings in (manifest.settings for manifest in losses if manifest.settings["mode"] == ON):
+        view = (settings["neighbours_used"], settings["retrieved_chunks"])
+        if view not in seen:
+            raise UserError(
+                f"{overlap.path}: overlap was measured with (neighbours, chunks of each) {sorted(seen)}, but "
+                f"{settings['run']} was shown {view}. Run snakemake: it measures what the config shows."
+            )
+        for name in (settings["run"], runs[settings["run"]]["twin"]):
+            where.setdefault(name, []).append(seen[view])
+    for name, run in runs.items():
+        for overlapping in dict.fromkeys(where.get(name, ["shown"])):
+            found[overlapping][name] = run
+    return found
+
+
 def rows(
     dataset: Dataset,
     split: str,
@@ -73,14 +98,14 @@ def rows(
         (m.settings["run"], m.settings["mode"]): np.asarray(np.nansum(m.array("losses.npy"), 1, np.float64))
         for m in losses
     }
-    for name in ("training", "shown"):
+    for name, read in readers(losses, runs, overlap).items():
         ratios = ratio(overlap.array(f"{name}.npy"), records["length"])
         for kind, over, alpha, chosen in slices(ratios):
             if not chosen.any():
                 continue
             size = kept(documents, records["bytes"].astype(np.int64), chosen)
             here = replace(measured, nats={key: kept(documents, nats, chosen) for key, nats in chunk.items()})
-            for entry in tables.entries(here, runs, pooled=True):
+            for entry in tables.entries(here, read, pooled=True):
                 low, high = interval(entry.nats, size, units, *draw)
                 row = {
                     "run": entry.run, "twin": entry.twin or "", "model": entry.model, "seed": ALL,

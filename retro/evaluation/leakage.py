@@ -2,7 +2,8 @@
 
 training.npy, int16 [C]: the longest run of tokens that a chunk shares with any of its 10 nearest chunks of the training
 data and their continuations; what the weights may remember. shown.npy: the same with the neighbours that
-retrieval shows; what can be copied. They differ where the database holds text that was not trained on.
+retrieval shows; what can be copied. They differ where the database holds text that was not trained on. Where runs see
+different numbers of neighbours, or of their chunks, each has an array of its own: shown-<neighbours>x<chunks>.npy.
 
 Runs are found by dynamic programming over blocks of chunks (`common_run`).
 """
@@ -10,6 +11,7 @@ Runs are found by dynamic programming over blocks of chunks (`common_run`).
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +50,12 @@ def common_run(chunks: np.ndarray, real: np.ndarray, neighbours: np.ndarray, sho
 def ratio(runs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """r = s/m, float64 [C]: the share of a chunk's own tokens that its longest common run is."""
     return runs / np.maximum(lengths, 1)
+
+
+def views(settings: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """What runs are shown: neighbours a chunk and chunks of each, by the name of the array of its overlap."""
+    found = {"shown": (settings["shown"], settings["retrieved_chunks"])}
+    return found | {name: (count, retrieved) for name, (count, retrieved) in settings.get("others", {}).items()}
 
 
 STAGE = "retro.evaluation.leakage"
@@ -98,11 +106,10 @@ def main() -> None:
     rows = dataset.rows(split)
     if not len(rows):
         raise UserError(f"{options.config}: the {split} split is empty. Remove it from evaluate.splits.")
-    ids = dataset.neighbour_ids(split)[:, : settings["shown"]]
-    near = {
-        "training": (nearest(dataset, split, settings["nearest"], options.threads), 2),
-        "shown": (dataset.neighbour_rows(ids), settings["retrieved_chunks"]),
-    }
+    ids = dataset.neighbour_ids(split)
+    near = {"training": (nearest(dataset, split, settings["nearest"], options.threads), 2)}
+    for name, (count, retrieved) in views(settings).items():
+        near[name] = (dataset.neighbour_rows(ids[:, :count]), retrieved)
     lengths, files = dataset.store.chunks(rows)["length"], []
     counts: dict[str, float] = {"chunks": len(rows)}
     for name, (neighbours, retrieved) in near.items():

@@ -18,7 +18,7 @@ CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
 
 @dataclass(frozen=True)
 class Offered:
-    """What conditions can be made of: sections of the config, and a run that used `used` of `saved` neighbours."""
+    """What conditions can be made of: sections of the config, and a run that is shown `used` of `saved` neighbours."""
 
     k: Sequence[int]
     fractions: Sequence[float]
@@ -32,12 +32,14 @@ class Offered:
 class Found:
     """What was measured: the comparison's rows of one split over all sources, and what is known beside them.
 
-    `runs`: by name in the config. `recall`: condition → recall of its search.
+    `runs`: by name in the config. `recall`: condition → recall of its search. `shown`: neighbours that evaluation shows
+    to every run; None: as many as each was trained with.
     """
 
     rows: list[Row]
     runs: dict[str, Run]
     recall: dict[str, float]
+    shown: int | None = None
 
     def pooled(self, conditions: Container[str] | None = None) -> list[Row]:
         """The rows over all seeds, of these conditions; None: of all."""
@@ -72,7 +74,9 @@ def _neighbours(found: Found) -> list[Row]:
             return 0
         if condition.source != ON or condition.part != "both":
             return None
-        return found.runs[row["run"]].settings.train.neighbours_used if condition.k is None else condition.k
+        if condition.k is not None:
+            return condition.k
+        return found.runs[row["run"]].settings.train.neighbours_used if found.shown is None else found.shown
 
     rows = [(count(row), row) for row in found.pooled()]
     shown = sorted(((k, row) for k, row in rows if k is not None), key=lambda each: each[0])
@@ -263,7 +267,9 @@ CATALOGUE = {
 }
 
 
-def rows_of(name: str, comparison: list[Row], runs: dict[str, Run], recall: dict[str, float]) -> list[Row]:
-    """The rows of experiment `name`, of the first split of a comparison; `runs` and `recall` as in `Found`."""
+def rows_of(
+    name: str, comparison: list[Row], runs: dict[str, Run], recall: dict[str, float], shown: int | None = None
+) -> list[Row]:
+    """The rows of experiment `name`, of the first split of a comparison; `runs`, `recall` and `shown` as in `Found`."""
     split = comparison[0]["split"] if comparison else None
-    return CATALOGUE[name].rows(Found(where(comparison, source=ALL, split=split), runs, recall))
+    return CATALOGUE[name].rows(Found(where(comparison, source=ALL, split=split), runs, recall, shown))

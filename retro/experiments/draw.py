@@ -159,13 +159,16 @@ def main() -> None:
     parser.add_argument("--models", required=True, nargs="+", type=Path, help="model.json of every run")
     parser.add_argument("--metrics", required=True, nargs="+", type=Path, help="metrics.jsonl of every run")
     parser.add_argument("--neighbours", nargs="*", default=[], type=Path, help="manifests of the retrievals compared")
+    parser.add_argument(
+        "--shown", nargs="?", type=int, help="neighbours that evaluation shows; default: as in training"
+    )
     parser.add_argument("--output", required=True, type=Path, help="<name>.csv to write, the figure beside it")
     options = parser.parse_args()
     runs: dict[str, Run] = {}
     for run in read_runs(options.models, options.metrics):
         runs.setdefault(run.base, run)
     recall = recalls(options.neighbours, options.config.parent)
-    found = rows_of(options.name, read_csv(options.comparison), runs, recall)
+    found = rows_of(options.name, read_csv(options.comparison), runs, recall, options.shown)
     experiment = CATALOGUE[options.name]
     columns = (*LABELS, *experiment.extra, *tables.COMPARISON)
     write_text(options.output, tables.as_csv(columns, found))

@@ -150,7 +150,7 @@ def main() -> None:
     runs = read_runs(options.models, options.metrics)
     summary, comparison = read_csv(options.summary), read_csv(options.comparison)
     split = summary[0]["split"] if summary else "test"
-    used = max((run.settings.train.neighbours_used for run in runs if run.architecture == "retro"), default=2)
+    used = sorted({run.settings.train.neighbours_used for run in runs if run.architecture == "retro"}) or [2]
     drawings = {
         "loss": lambda: draw_loss(runs, folder),
         "bpb": lambda: draw_bpb(comparison, folder),

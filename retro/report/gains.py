@@ -145,9 +145,9 @@ def random_scores(dataset: Dataset, split: str) -> np.ndarray | None:
     return np.einsum("nd,nd->n", vectors(left), vectors(right))
 
 
-def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> None:
+def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path) -> None:
     """Left: densities of scores of the first, second and last neighbour and of random pairs. Right:
-    sources.
+    sources of as many neighbours as the run with the most uses; `used` of all runs, ascending.
     """
     manifest = read_manifest(dataset.folder / f"neighbours/{split}/manifest.json", "neighbours")
     scores, ids = manifest.array("scores.npy"), dataset.neighbour_ids(split)
@@ -185,14 +185,20 @@ def draw_neighbours(dataset: Dataset, split: str, used: int, folder: Path) -> No
         left.legend(
             loc="upper center", ncols=min(len(curves), 2 + len(curves) % 2), columnspacing=1.2, handlelength=1.4
         )
-        found = shares(dataset, np.asarray(ids[:, :used]))
+        found = shares(dataset, np.asarray(ids[:, : used[-1]]))
+        if not found:
+            style.nothing(right, "No run uses neighbours.")
+            return
         right.barh(range(len(found)), found.values(), color=style.SOURCES[: len(found)], height=0.62)
         for position, share in enumerate(found.values()):
             right.text(share, position, "  <1%" if share < 0.005 else f"  {share:.0%}", va="center")
         right.set_yticks(range(len(found)), list(found))
         right.set_xlim(0, 1.2 * max(found.values()))
         right.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        right.set(xlabel=f"share of the {used} neighbours used", title="Where they come from")
+        most = f"{used[-1]} neighbours used"
+        if len(used) > 1:
+            most = f"first {used[-1]} neighbours; runs use {', '.join(map(str, used))}"
+        right.set(xlabel=f"share of the {most}", title="Where they come from")
         style.bars(right)
 
 

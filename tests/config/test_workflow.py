@@ -198,6 +198,39 @@ def test_overlap_is_measured_with_what_evaluation_shows(evaluate, shown, chunks)
     assert (found["shown"], found["retrieved_chunks"]) == (shown, chunks)
 
 
+@pytest.mark.parametrize(
+    ("alone", "others"),
+    [
+        ({}, {}),
+        ({"neighbours_used": 7}, {"shown-7x2": [7, 2]}),
+        ({"retrieved_chunks": 1}, {"shown-2x1": [2, 1]}),
+    ],
+    ids=["the same", "more neighbours", "fewer chunks"],
+)
+def test_overlap_is_measured_for_each_number_of_neighbours_that_a_run_is_shown(alone, others):
+    found = workflow(runs={"alone": {"train": alone}})
+    assert found.overlap().get("others", {}) == others
+    assert found.overlap()["shown"] == 2, "what the run is shown that the report is about"
+    assert found.overlaps() == ["training", "shown", *others]
+
+
+def test_what_no_run_takes_from_the_config_is_not_measured():
+    runs = {name: {"train": {"neighbours_used": 3}} for name in ("alone", "retro")}
+    assert workflow(train={"neighbours_used": 9}, runs=runs).overlap() == {
+        "nearest": 10, "shown": 3, "retrieved_chunks": 2,
+    }  # fmt: skip
+
+
+def test_what_evaluation_shows_to_all_runs_is_measured_once():
+    found = workflow(runs={"alone": {"train": {"neighbours_used": 7}}}, evaluate={"neighbours_used": 4}).overlap()
+    assert found["shown"] == 4 and "others" not in found
+
+
+def test_the_number_that_evaluation_shows_is_not_measured_twice_and_the_one_trained_with_is():
+    found = losses(workflow(evaluate={"neighbours_used": 5}, experiments={"k": [2, 5]}).compared("neighbours"))
+    assert {mode for run, _, mode in found if run == "retro-s1"} == {"on", "off", "random", "on+k2"}
+
+
 def test_the_report_is_about_the_first_retro_with_a_twin():
     found = workflow()
     assert found.first == "retro-s1"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro.base.artifacts import read_manifest, write_text
+from retro.base.stage import UserError
 from retro.evaluation.leakage import common_run, ratio
 from retro.report.leakage import first, sentence
 from tests.evaluation.built import measure, stage, summarise
@@ -142,6 +144,73 @@ def test_without_a_twin_the_section_says_nothing(tmp_path):
     write_text(tmp_path / "leakage.csv", "run,twin,retrieval,split,overlap,kind\n")
     given = ("--table", tmp_path / "leakage.csv", "--output-folder", tmp_path, "--part", tmp_path / "leakage.html")
     stage("retro.report.leakage", *given)
+
+
+@pytest.fixture(scope="module")
+def wide(dataset, table):
+    """Losses of a run that is shown 2 neighbours, of one that is shown 4, of their twin; the table; the overlap."""
+    folder, losses = dataset.folder / "runs", []
+    shutil.copytree(folder / "retro-s1", folder / "wide-s1", ignore=shutil.ignore_patterns("evaluation"))
+    facts = json.loads((folder / "wide-s1/model.json").read_text())
+    facts["settings"]["name"], facts["settings"]["train"]["neighbours_used"] = "wide-s1", 4
+    write_text(folder / "wide-s1/model.json", json.dumps(facts))
+    for name, mode in (("gpt-s1", "none"), ("retro-s1", "on"), ("wide-s1", "on")):
+        losses.append(folder / name / "evaluation/test" / mode / "manifest.json")
+        given = ("--config", dataset.path, "--model", folder / name / "model.json", "--settings", "{}")
+        stage("retro.evaluation.losses", *given, "--split", "test", "--mode", mode, "--output", losses[-1])
+    output = dataset.folder / "both/overlap/test/manifest.json"
+    settings = {"nearest": 10, "shown": 2, "retrieved_chunks": 2, "others": {"shown-4x2": [4, 2]}}
+    given = ("--config", dataset.path, "--settings", json.dumps(settings), "--split", "test", "--output", output)
+    stage("retro.evaluation.leakage", *given)
+    yield losses, filtered(dataset, losses, output), read_manifest(output, "overlap")
+    shutil.rmtree(folder / "wide-s1")
+
+
+def filtered(dataset, losses, overlap):
+    """Rows of leakage.csv of the runs gpt-s1, retro-s1 and wide-s1."""
+    runs = {"gpt-s1": {"twin": None, "seed": 1}} | {f"{n}-s1": {"twin": "gpt-s1", "seed": 1} for n in ("retro", "wide")}
+    given = ("--config", dataset.path, "--losses", *losses, "--overlap", overlap, "--runs", json.dumps(runs))
+    more = (
+        "--settings",
+        '{"bootstrap": 100, "bootstrap_unit": "group"}',
+        "--output",
+        overlap.parents[2] / "leakage.csv",
+    )
+    stage("retro.evaluation.filtered", *given, *more)
+    return read(overlap.parents[2] / "leakage.csv")
+
+
+def test_each_run_is_filtered_by_the_neighbours_it_is_shown_itself(dataset, wide):
+    _, rows, overlap = wide
+    lengths = dataset.store.chunks(dataset.rows("test"))["length"]
+    for run, name in (("retro", "shown"), ("wide", "shown-4x2")):
+        mine = [row for row in rows if row["run"] == run and row["overlap"] != "training" and row["kind"] == "up to"]
+        assert {row["overlap"] for row in mine} == {name}
+        ratios = ratio(overlap.array(f"{name}.npy"), lengths)
+        for row in mine:
+            assert int(row["chunks"]) == (ratios <= float(row["alpha"])).sum()
+    assert (overlap.array("shown-4x2.npy") >= overlap.array("shown.npy")).all()
+    assert (overlap.array("shown-4x2.npy") > overlap.array("shown.npy")).any()
+
+
+def test_the_twin_stands_beside_every_run_and_what_is_remembered_is_told_once(wide):
+    places = [
+        row["overlap"] for row in wide[1] if row["run"] == "gpt" and row["kind"] == "up to" and row["alpha"] == "1.0"
+    ]
+    assert sorted(places) == ["shown", "shown-4x2", "training"]
+
+
+def test_runs_that_are_shown_the_same_are_filtered_as_before(table, wide):
+    """What a third run sees changes no row of the others."""
+    assert [row for row in wide[1] if row["run"] == "retro"] == [
+        {**row, "off_percent": "", "off_low": "", "off_high": ""} for row in table[0]
+        if row["run"] == "retro" and row["retrieval"] == "on"
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_shown_something_else_than_was_measured_is_refused(dataset, overlap, wide):
+    with pytest.raises(UserError, match=r"measured with .* \[\(2, 2\)\], but wide-s1 was shown \(4, 2\)"):
+        filtered(dataset, wide[0], overlap.path)
 
 
 def test_ratio_is_of_the_chunks_own_tokens():

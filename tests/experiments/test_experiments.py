@@ -169,6 +169,18 @@ def test_what_needs_no_other_losses(made, name, count):
     assert len(table_of(made, name)) == count
 
 
+@pytest.mark.parametrize(("shown", "wanted"), [(None, [2, 5]), (1, [1, 5])], ids=["as in training", "as evaluated"])
+def test_neighbours_are_counted_as_they_were_shown(shown, wanted):
+    """`evaluate.neighbours_used` shows every run as many, whatever it was trained with."""
+    facts = json.loads(run_json(neighbours_used=2))
+    lengths = {"chunk_length": 8, "retrieved_length": 16, "seq_length": 32, "vocab_size": 257}
+    runs = {"retro": Run(TrainedRun.of({**facts, "recorded": lengths}, "model.json"), {}, [])}
+    rows = [
+        {"run": "retro", "retrieval": mode, "source": "all", "seed": "all", "split": "test"} for mode in ("on", "on+k5")
+    ]
+    assert [row["x"] for row in rows_of("neighbours", rows, runs, {}, shown)] == wanted
+
+
 @pytest.mark.parametrize(("layers", "shown"), [("every-third", "3, 6"), ("paper", "6"), ([2, 5], "2, 5")])
 def test_a_shape_names_the_layers_whichever_way_they_were_given(layers, shown):
     facts = json.loads(run_json(model={"layers": 6, "cca_layers": layers}))

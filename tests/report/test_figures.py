@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from retro.base.log import duration
+from retro.dataset.dataset import Dataset
 from retro.report.figures import draw_cost, draw_loss
-from retro.report.gains import draw_bpb, draw_sections
+from retro.report.gains import draw_bpb, draw_neighbours, draw_sections
 from retro.report.read import read_benchmarks, read_csv, read_runs
 from retro.report.style import interval, percent, short
 
@@ -24,6 +25,13 @@ def test_the_same_inputs_give_the_same_bytes(report, tmp_path):
     report.draw(tmp_path)
     for path in sorted(tmp_path.iterdir()):
         assert path.read_bytes() == (report.folder / "figures" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("used", [[2, 4], [0], [0, 4]], ids=str)
+def test_the_neighbours_of_runs_that_use_different_numbers_are_drawn_and_said(report, tmp_path, used):
+    draw_neighbours(Dataset.open(report.folder / "config.json"), "test", used, tmp_path)
+    told = "runs use " + ", ".join(map(str, used)) if len(used) > 1 else "No run uses neighbours."
+    assert told in (tmp_path / "neighbours.svg").read_text(encoding="utf-8")
 
 
 def test_runs_carry_their_curves(report):
