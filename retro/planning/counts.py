@@ -17,6 +17,7 @@ from retro.corpus.train_tokenizer import TrainTokenizerSettings, copy_given, tra
 
 SAMPLE = 20_000_000  # bytes of text read of each source
 TRAINED = 2_000_000  # bytes of text that the sample's tokenizer is trained on
+TOKEN = 4.2  # bytes of text a token, where none is at hand: English and a vocabulary of 50,000 (an assumption)
 LINE = 90  # bytes of a line of documents.jsonl, where no document is at hand
 
 
@@ -26,6 +27,7 @@ class Counts:
 
     documents: float = 0
     tokens: float = 0
+    text: float = 0  # bytes of UTF-8
     lines: float = 0  # bytes of documents.jsonl
     database: float = 0
     vocab_size: int = 50304
@@ -49,6 +51,7 @@ def recorded(path: Path) -> Counts:
         tokens = facts["counts"][f"tokens/{name}/manifest.json"]
         found.documents += tokens["documents"]
         found.tokens += tokens["tokens"]
+        found.text += tokens["bytes"]
         for split, chunks in facts["counts"][f"chunks/{name}/manifest.json"]["by_split"].items():
             found.splits[split] += chunks
         listed = path.parent / "tokens" / name / "documents.jsonl"
@@ -87,6 +90,7 @@ def sampled(config: Config) -> Counts:
         scale = reader.bytes / max(1, reader.done)
         found.documents += scale * documents
         found.tokens += scale * tokens
+        found.text += scale * read
         found.lines += scale * lines
         for held, chunks in splits.items():
             found.splits[held] += scale * chunks
@@ -120,4 +124,5 @@ def assumed(tokens: float, chunk_length: int, vocab_size: int, document_tokens: 
     chunks = tokens / chunk_length + documents / 2
     splits = dict(zip(SPLITS, (0.998 * chunks, 0.001 * chunks, 0.001 * chunks, 0.0), strict=True))
     told = f"assumed: {tokens:.3g} tokens in documents of {document_tokens:g}"
-    return Counts(documents, tokens, LINE * documents, 0.998 * chunks, vocab_size, splits, told)
+    text = TOKEN * tokens
+    return Counts(documents, tokens, text, LINE * documents, 0.998 * chunks, vocab_size, splits, told)

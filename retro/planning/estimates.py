@@ -13,6 +13,7 @@ from retro.base.names import CHUNK, DOCUMENT, LISTED
 from retro.base.stage import UserError
 from retro.config.schema import Config
 from retro.corpus.mmididx import token_dtype
+from retro.evaluation.conditions import Condition, usual
 from retro.model.count import flops_per_token, parameters
 from retro.planning.counts import Counts
 from retro.planning.memory import Fit, Work, fit, step
@@ -23,6 +24,7 @@ from retro.training.checkpoints import KEPT
 BASE = {"static": 230, "embed": 460, "neighbours": 340, "train": 440}
 MINILM = {"layers": 6, "width": 384, "ffn": 1536, "parameters": 22_713_216}
 WORD_PIECES = 1.1  # word pieces of the encoder for each token of a chunk
+EF_CONSTRUCTION = 16  # candidates a list is found among in a graph of centroids (faiss's efSearch)
 ITERATIONS = 10  # of k-means when an index of inverted lists is trained (faiss)
 
 
@@ -41,7 +43,7 @@ class Model:
 
 @dataclass
 class Plan:
-    """`disk` and `memory`: bytes by artifact and by job; `flops` by kind of work."""
+    """`disk` and `memory`: bytes by artifact and by job; `flops`, and bytes `moved` to and from disks, by work."""
 
     counts: Counts
     factory: str
@@ -50,6 +52,7 @@ class Plan:
     disk: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, float] = field(default_factory=dict)
     models: list[Model] = field(default_factory=list)
 
 
@@ -79,6 +82,14 @@ def search_flops(name: str, width: int, vectors: float, queries: float, nprobe: 
     parts = next((each.pq.M for each in factory.layers(factory.build(name, width)) if hasattr(each, "pq")), 0)
     scan = seen * parts + 2 * 256 * width if parts else seen * 2 * width
     return queries * (coarse + scan)
+
+
+def index_flops(name: str, width: int, vectors: float, sample: float) -> float:
+    """Operations of k-means over the sample (faiss compares each vector with each centroid), and of finding the list
+    of every vector; product quantizers, trained on few vectors, are left out."""
+    lists = next((each.nlist for each in factory.layers(factory.build(name, width)) if hasattr(each, "nlist")), 0)
+    near = 32 * EF_CONSTRUCTION if "_HNSW" in name else lists
+    return 2.0 * width * (ITERATIONS * min(vectors, sample) * lists + vectors * near) if lists else 0.0
 
 
 def embed_flops(config: Config, chunks: float) -> float:
@@ -115,6 +126,7 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
     }
     plan.flops = {
         "embedding": embed_flops(config, chunks),
+        "index": index_flops(name, width, vectors, dataset.index.train_vectors),
         "search": search_flops(name, width, vectors, queries, dataset.index.nprobe, dataset.index.ef_search),
     }
     _memory(plan, config, index)
@@ -161,7 +173,58 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
     plan.disk["models"] = sum(4 * model.parameters for model in plan.models)
     plan.disk["checkpoints"] = sum(12 * model.checkpoints * model.parameters for model in plan.models)
     plan.flops["training"] = sum(model.flops_per_token * model.tokens for model in plan.models)
+    _evaluation(plan, config)
+    _moved(plan, config)
     return plan
+
+
+def _scored(plan: Plan, config: Config) -> tuple[float, float]:
+    """Tokens of the evaluated splits, and how many times a window reads each of them."""
+    m, window = config.dataset.chunk_length, config.dataset.samples.seq_length
+    stride = config.evaluate.stride or max(m, window // 2 // m * m)
+    return m * sum(plan.counts.splits[split] for split in config.evaluate.splits), window / stride
+
+
+def _evaluation(plan: Plan, config: Config) -> None:
+    """Forward passes, a third of a training step's operations, over every window of every run and condition."""
+    dataset, evaluate, total = config.dataset, config.evaluate, 0.0
+    for run in config.models().values():
+        used = run.train.neighbours_used if evaluate.neighbours_used is None else evaluate.neighbours_used
+        read = dataset.chunk_length * (evaluate.retrieved_chunks or run.train.retrieved_chunks)
+        for mode in usual(run.architecture, controls=evaluate.random_neighbours):
+            total += flops_per_token(
+                run.model,
+                architecture=run.architecture,
+                vocab_size=plan.counts.vocab_size,
+                seq_length=dataset.samples.seq_length,
+                chunk_length=dataset.chunk_length,
+                retrieved_length=read,
+                neighbours=0 if Condition.parse(mode).empty else used,
+            )
+    tokens, times = _scored(plan, config)
+    plan.flops["evaluation"] = total / 3 * tokens * times
+
+
+def _moved(plan: Plan, config: Config) -> None:
+    """Bytes read and written; what a job reads again from memory counts once."""
+    disk, counts, item = plan.disk, plan.counts, token_dtype(plan.counts.vocab_size).itemsize
+    share = counts.database / counts.chunks if counts.chunks else 0.0
+    scored, times = _scored(plan, config)
+    plan.moved = {
+        "tokenizing": counts.text + disk["tokens"] + disk["chunks"],
+        "embedding": disk["tokens"] + disk["embeddings"],
+        "index": share * disk["embeddings"] + disk["index"],
+        "search": disk["embeddings"] + disk["index"] + disk["neighbours"],
+        "training": disk["models"],
+        "evaluation": disk["models"],
+    }
+    for run, model in zip(config.models().values(), plan.models, strict=True):
+        retrieved = run.train.retrieved_chunks * run.train.neighbours_used if run.retro else 0
+        saves = math.ceil(model.tokens / config.dataset.samples.seq_length / config.dataset.samples.global_batch_size)
+        saves = math.ceil(saves / run.train.checkpoint_interval)
+        plan.moved["training"] += model.tokens * item * (1 + retrieved) + saves * 12 * model.parameters
+        modes = len(usual(run.architecture, controls=config.evaluate.random_neighbours))
+        plan.moved["evaluation"] += modes * scored * (4 + times * item * (1 + retrieved))
 
 
 def _memory(plan: Plan, config: Config, index: float) -> None:

@@ -53,6 +53,23 @@ def speeds(options: argparse.Namespace, work: str = "training") -> dict[str, flo
     return {"cpu": options.cores * options.core_gflops * 1e9, "gpu": options.gpus * each * 1e12}
 
 
+def spent(plan: estimates.Plan, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Hours of each work by what it waits for: cpu, gpu (where there are some) and disk."""
+    found = {}
+    for name, moved in plan.moved.items():
+        rates = speeds(options, name)
+        own = {kind: plan.flops[name] / rate / 3600 for kind, rate in rates.items() if rate and name in plan.flops}
+        own = own or {"cpu": plan.counts.text / (options.tokenize * options.cores * 1e6) / 3600}
+        found[name] = own | {"disk": moved / (options.disk * 1e6) / 3600}
+    return found
+
+
+def binding(hours: dict[str, float]) -> tuple[str, float]:
+    """What a work waits for, and hours: reading and computing go on together, on GPUs where they are."""
+    kinds = [kind for kind in hours if kind != "cpu" or "gpu" not in hours]
+    return max(((kind, hours[kind]) for kind in kinds), key=lambda pair: pair[1])
+
+
 def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
     """Everything the table says, as numbers in bytes, operations and hours."""
     return {
@@ -61,17 +78,19 @@ def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
         "disk_bytes": {**plan.disk, "total": sum(plan.disk.values())},
         "memory_bytes": {**plan.memory, **{f"train/{model.name}": model.memory for model in plan.models}},
         "flops": plan.flops,
-        "hours": {
-            name: {kind: flops / value / 3600 for kind, value in speeds(options, name).items() if value}
-            for name, flops in plan.flops.items()
-        },
+        "moved_bytes": plan.moved,
+        "hours": (hours := spent(plan, options)),
+        "binding": {name: binding(each)[0] for name, each in hours.items()},
+        "total_hours": sum(binding(each)[1] for each in hours.values()),
         "models": [asdict(model) for model in plan.models],
     }
 
 
 def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
     """The plan for a reader."""
-    found, speed = plan.counts, speeds(options)
+    found, speed, works = plan.counts, speeds(options), spent(plan, options)
+    total = {name: binding(each)[1] for name, each in works.items()}
+    longest = max(total, key=lambda name: total[name])
     splits = ", ".join(f"{name} {chunks:,.0f}" for name, chunks in found.splits.items() if chunks)
     lines = [
         f"Counts, {found.told}",
@@ -85,9 +104,11 @@ def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
         table([["Memory of a job", ""], *([name, size(count)] for name, count in plan.memory.items()),
                *([f"train {model.name}", size(model.memory)] for model in plan.models)]),
         "",
-        table([["Work", "operations", "hours, CPU", "hours, GPU"],
-               *([name, f"{flops:.3g}", *(hours(flops, each) for each in speeds(options, name).values())]
-                 for name, flops in plan.flops.items())]),
+        table([["Work", "operations", "moved", "hours, CPU", "hours, GPU", "hours, disks", "binds"],
+               *([name, f"{plan.flops[name]:.3g}" if name in plan.flops else "-", size(plan.moved[name]),
+                  *(f"{each[kind]:,.3g}" if kind in each else "-" for kind in ("cpu", "gpu", "disk")),
+                  binding(each)[0]] for name, each in works.items()),
+               ["in all", "", "", "", "", f"{sum(total.values()):,.3g}", longest]]),
         "",
         table([["Run", "parameters", "operations a token", "tokens", "hours, CPU", "hours, GPU"],
                *([each.name, f"{each.parameters:,}", f"{each.flops_per_token:.4g}", f"{each.tokens:.3g}",
@@ -96,6 +117,8 @@ def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
         "",
         f"CPU: {options.cores} cores x {options.core_gflops:g} GFLOP/s. GPU: {options.gpus} x {options.gpu_tflops:g} "
         f"TFLOP/s x {options.utilisation:g} reached, in search {options.gpu_search_tflops:g} TFLOP/s each.",
+        f"Disks: {options.disk:g} MB/s. Tokenizing: {options.tokenize:g} MB/s a core. In all: one work after another, "
+        "each by what binds it, and the longest.",
         "Memory of training: one process that holds the whole model and one micro batch.",
     ]  # fmt: skip
     large = [model for model in plan.models if model.parameters >= LARGE]
@@ -165,6 +188,8 @@ def arguments() -> argparse.ArgumentParser:
         default=1.3,
         help="TFLOP/s, or look-ups, a GPU reaches in search (memory-bound)",
     )
+    parser.add_argument("--disk", type=above, default=500, help="MB/s of the disks in all, read and written (an SSD)")
+    parser.add_argument("--tokenize", type=above, default=2.6, help="MB/s of text a core tokenizes (docs/scale.md)")
     parser.add_argument("--json", action="store_true", help="numbers as JSON")
     parser.add_argument("--check", action="store_true", help="compare with the finished run of the config")
     return parser

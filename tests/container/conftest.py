@@ -18,6 +18,7 @@ from tests.told import TOLD, tell
 from tests.workflow.conftest import ROOT, Project, finished  # noqa: F401
 
 MORE = ["Makefile", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "docs", "envs"]
+TOOLS = "tools"  # where Apptainer is unpacked, beside the desks, which are called by what is run there
 BIN = Path(__file__).parent / "bin"
 USER = pwd.getpwnam("nobody").pw_uid  # Apptainer's users have names
 NUMBER = 12345  # Docker's need none
@@ -37,6 +38,14 @@ class Place:
     folder: Path  # everything is below it; users may read it
     project: Project
     environment: dict[str, str]
+
+    @classmethod
+    def create(cls, folder: Path, tools: Path) -> "Place":
+        """A copy of the project whose own commands, Snakemake's dry run too, find the programs in `tools`."""
+        project, environment = _project(folder / "project"), _environment(folder, tools)
+        project.environment |= {key: environment[key] for key in environment.keys() - os.environ.keys()}
+        project.environment["PATH"] = environment["PATH"]
+        return cls(folder, project, environment)
 
     def shell(self, line: str, cwd: Path | None = None, offline: bool = False, **variables) -> str:
         """Run a line of shell, perhaps without any network, and return what it says; it must succeed."""
@@ -81,7 +90,7 @@ def place():
     folder.chmod(0o755)  # another user will read below
     began = time.monotonic()
     try:
-        place = Place(folder, _project(folder / "project"), _environment(folder))
+        place = Place.create(folder, install(folder / TOOLS))
         base = _base(place)
         place.shell(documented("make wheels"))
         sizes = [path.stat().st_size for path in (place.project.folder / "wheelhouse").iterdir()]
@@ -105,9 +114,8 @@ def _project(folder: Path) -> Project:
     return project
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, tools: Path) -> dict[str, str]:
     """Tools on the path and everything they store below the folder."""
-    tools = install(folder / "apptainer")
     storage = f'driver = "{_driver(folder)}"\ngraphroot = "{folder}/images"\nrunroot = "{folder}/run"'
     (folder / "storage.conf").write_text(f"[storage]\n{storage}\n", encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}

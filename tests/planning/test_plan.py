@@ -6,9 +6,12 @@ import sys
 import pytest
 
 from retro.base import stage
-from retro.planning import plan
+from retro.config.schema import parse
+from retro.planning import estimates, plan
+from retro.planning.counts import Counts
 from retro.planning.estimates import index_bytes
 from retro.retrieval import factory
+from retro.retrieval.settings import IndexSettings
 
 
 def planned(monkeypatch, capsys, *words: str) -> dict:
@@ -45,6 +48,63 @@ def test_twice_the_tokens_are_twice_the_work(monkeypatch, capsys):
     assert large["disk_bytes"]["embeddings"] == pytest.approx(2 * small["disk_bytes"]["embeddings"])
     assert large["flops"]["embedding"] == pytest.approx(2 * small["flops"]["embedding"])
     assert large["flops"]["training"] == small["flops"]["training"]
+
+
+LARGE = ("--preset", "2b", "--database-tokens", "300e9", "--gpus", "256")
+
+
+def test_terabytes_are_not_written_in_a_minute(monkeypatch, capsys):
+    """Embeddings of 300 billion tokens: seconds of arithmetic on 256 GPUs, hours of a disk."""
+    found = planned(monkeypatch, capsys, *LARGE, "--disk", "1000")
+    hours, moved = found["hours"]["embedding"], found["moved_bytes"]["embedding"]
+    assert moved == found["disk_bytes"]["embeddings"] + found["disk_bytes"]["tokens"]
+    assert hours["disk"] == pytest.approx(moved / 1e9 / 3600)
+    assert hours["gpu"] < 0.1 < 2 < hours["disk"]
+    assert found["binding"]["embedding"] == "disk"
+    faster = planned(monkeypatch, capsys, *LARGE, "--disk", "1000000")
+    assert faster["binding"]["embedding"] == "gpu" and faster["total_hours"] < found["total_hours"]
+
+
+def test_tokenizing_goes_by_its_own_rate(monkeypatch, capsys):
+    found = planned(monkeypatch, capsys, *LARGE, "--tokenize", "4", "--cores", "32")
+    assert found["hours"]["tokenizing"]["cpu"] == pytest.approx(found["counts"]["text"] / (4e6 * 32) / 3600)
+    assert set(found["hours"]["tokenizing"]) == {"cpu", "disk"}
+    assert found["counts"]["text"] == pytest.approx(4.2 * 300e9)
+
+
+def test_the_index_is_trained_by_k_means(monkeypatch, capsys):
+    found = planned(monkeypatch, capsys, "--preset", "2b", "--database-tokens", "300e9")
+    assert found["index"].startswith("OPQ64_384,IVF262144")
+    sample = IndexSettings().train_vectors
+    assert found["flops"]["index"] > 2 * 384 * sample * 262144 * 10  # ten times all distances
+    assert estimates.index_flops("Flat", 384, 1e6, sample) == 0
+    two, one = (estimates.index_flops("IVF1024,SQ8", 384, 1e6, count) for count in (2e5, 1e5))
+    assert two - one == pytest.approx(2 * 384 * 1e5 * 1024 * 10)
+
+
+def of_a_large_test_split(**evaluate) -> estimates.Plan:
+    dataset = {"name": "d", "sources": {"a": {"path": "a"}}, "samples": {"train_samples": 1000}}
+    settings = parse({"preset": "tiny", "dataset": dataset, "evaluate": evaluate})
+    counted = Counts(tokens=64e6, text=270e6, database=1e5, splits={"train": 1e5, "valid": 1e5, "test": 9e5, "book": 0})
+    return estimates.make(settings, counted)
+
+
+def test_evaluating_a_large_split_takes_more_than_training():
+    plan = of_a_large_test_split()
+    assert plan.flops["evaluation"] > 2 * plan.flops["training"]
+    both = of_a_large_test_split(splits=["valid", "test"])
+    assert both.flops["evaluation"] == pytest.approx(10 / 9 * plan.flops["evaluation"])
+
+
+def test_evaluation_counts_every_window_and_every_condition():
+    overlapping = of_a_large_test_split()  # windows move by half their length: each token is read twice
+    window = 2 * parse({"dataset": {"sources": {"a": {"path": "a"}}}, "preset": "tiny"}).dataset.samples.seq_length
+    once = of_a_large_test_split(stride=window // 2)
+    assert overlapping.flops["evaluation"] == pytest.approx(2 * once.flops["evaluation"])
+    fewer = of_a_large_test_split(random_neighbours=False)
+    assert 0.5 < fewer.flops["evaluation"] / overlapping.flops["evaluation"] < 0.9
+    blind = of_a_large_test_split(neighbours_used=0)
+    assert blind.flops["evaluation"] < overlapping.flops["evaluation"]
 
 
 OPQ = pytest.param("OPQ8_32,IVF16_HNSW32,PQ8", marks=pytest.mark.slow)
