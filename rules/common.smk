@@ -8,6 +8,7 @@ Both are params, so Snakemake reruns a rule when either changes. What the config
 import json
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from retro.base.artifacts import canonical
 from retro.base.names import LISTED
 from retro.base.provenance import digest
 from retro.base.stage import UserError
+from retro.config.checks import doubts
 from retro.config.workflow import DRAWN
 from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
@@ -41,6 +43,8 @@ except UserError as error:
 
 if workflow.is_main_process:
     present(Path.cwd())  # who holds Snakemake's lock: `make run` wants to know
+    for line in doubts(CONFIG, WORKFLOW.runs):
+        print(f"warning: {line}", file=sys.stderr)
 DATASET, RESOURCES, EXPERIMENTS = CONFIG.dataset, CONFIG.resources, CONFIG.experiments
 D, SOURCES, RUNS, RETRIEVALS = WORKFLOW.folder, WORKFLOW.sources, WORKFLOW.runs, WORKFLOW.retrievals
 CONTENTS = Contents(Path(CONFIG.results, ".contents.json"))
