@@ -211,7 +211,7 @@ def doubts(config: Any, runs: dict[str, Run]) -> Iterator[str]:
         if train.warmup_samples > samples:
             yield (
                 f"runs.{name}: train.warmup_samples {train.warmup_samples} is more than the {samples} samples it is "
-                f"trained on, so that the learning rate never reaches train.lr {train.lr}; lower the one or raise the other"
+                f"trained on, so that the learning rate never reaches {train.lr}; lower the one or raise the other"
             )
     qa = config.qa
     if qa.questions is not None and qa.warmup_samples > qa.examples:
