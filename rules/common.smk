@@ -8,6 +8,7 @@ Both are params, so Snakemake reruns a rule when either changes. What the config
 import json
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from retro.base.artifacts import canonical
 from retro.base.names import LISTED
 from retro.base.provenance import digest
 from retro.base.stage import UserError
+from retro.config.checks import doubts
 from retro.config.workflow import DRAWN
+from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
 from retro.retrieval.bm25 import FILES as BM25_FILES
+from retro.tools.run import present
 
 try:
     CONFIG = retro.config.schema.from_snakemake(config, workflow.configfiles)
@@ -37,8 +41,13 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
+if workflow.is_main_process:
+    present(Path.cwd())  # who holds Snakemake's lock: `make run` wants to know
+    for line in doubts(CONFIG, WORKFLOW.runs):
+        print(f"warning: {line}", file=sys.stderr)
 DATASET, RESOURCES, EXPERIMENTS = CONFIG.dataset, CONFIG.resources, CONFIG.experiments
 D, SOURCES, RUNS, RETRIEVALS = WORKFLOW.folder, WORKFLOW.sources, WORKFLOW.runs, WORKFLOW.retrievals
+CONTENTS = Contents(Path(CONFIG.results, ".contents.json"))
 TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
 
 
@@ -65,6 +74,20 @@ def arrays(*files):
     """Inputs that a manifest, an input beside them, vouches for: their time stamps do not count."""
     flat = [file for part in files for file in ([part] if isinstance(part, str) else part)]
     return ancient([str(file) for file in flat])
+
+
+def content(files):
+    """A param that changes exactly when what `files` hold does: they come from elsewhere, and times may lie."""
+    return CONTENTS.digest(files)
+
+
+def elsewhere(files, manifest=None):
+    """Inputs made elsewhere, whose `content` is a param beside them: their time stamps do not count.
+
+    Without Snakemake's own records there are no params to compare. Then, where the manifest that was made from them
+    tells of other contents, their time counts.
+    """
+    return files if manifest and CONTENTS.differ(files, manifest) else ancient(files)
 
 
 def named(wildcards):

@@ -7,13 +7,15 @@ out    {D}/tokenizer, {D}/tokens/<source>, {D}/duplicates
 """
 
 LEARNED_FROM, READ = WORKFLOW.learned_from(), WORKFLOW.read()
+LEARNED_FILES = [file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]]
+GIVEN_FILES = [path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path]
 
 
 rule train_tokenizer:
     """Training the tokenizer on the train split, or taking the given one."""
     input:
-        sources=[file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]],
-        given=[path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path],
+        sources=lambda wildcards: elsewhere(LEARNED_FILES, WORKFLOW.manifest(names.TOKENIZER)),
+        given=lambda wildcards: elsewhere(GIVEN_FILES, WORKFLOW.manifest(names.TOKENIZER)),
     output:
         files=[f"{D}/{names.TOKENIZER}/{name}" for name in TOKENIZER_FILES[DATASET.tokenizer.type]],
         manifest=f"{D}/{names.TOKENIZER}/manifest.json",
@@ -27,6 +29,7 @@ rule train_tokenizer:
         runtime="4h",
     params:
         code=code("retro.corpus.train_tokenizer"),
+        content=lambda wildcards: content([*LEARNED_FILES, *GIVEN_FILES]),
         settings=section(sources=LEARNED_FROM, **WORKFLOW.settings("tokenizer", "split", "seed", "on_error")),
     shell:
         "python -m retro.corpus.train_tokenizer"
@@ -39,7 +42,9 @@ rule train_tokenizer:
 rule tokenize:
     """Tokenizing {wildcards.source}; with shards, joining them."""
     input:
-        sources=lambda wildcards: SOURCE_FILES[wildcards.source],
+        sources=lambda wildcards: elsewhere(
+            SOURCE_FILES[wildcards.source], WORKFLOW.manifest(names.TOKENS, source=wildcards.source)
+        ),
         tokenizer=rules.train_tokenizer.output.manifest,
         shards=shards(f"{D}/{names.TOKENS}"),
     output:
@@ -59,6 +64,7 @@ rule tokenize:
         runtime="12h",
     params:
         code=code("retro.corpus.tokenize"),
+        content=lambda wildcards: content(SOURCE_FILES[wildcards.source]),
         settings=lambda wildcards: section(
             name=wildcards.source,
             source=READ[wildcards.source],

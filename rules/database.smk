@@ -58,6 +58,7 @@ rule embed:
         gpu=lambda wildcards: 0 if WORKFLOW.shards and "shard" not in wildcards.keys() else RESOURCES.gpus,
     params:
         code=code("retro.database.embed"),
+        content=lambda wildcards: content(WORKFLOW.encoder_files(named(wildcards))),
         settings=lambda wildcards: section(
             encoder=RETRIEVALS.facts[named(wildcards)]["encoder"], chunk_length=DATASET.chunk_length
         ),

@@ -22,7 +22,9 @@ rule finetune:
         weights=arrays(rules.train.output.weights),
         index=arrays(expand(rules.index.output.index, retrieval="")),
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
-        instructions=CONFIG.qa.instructions,
+        instructions=lambda wildcards: elsewhere(
+            CONFIG.qa.instructions, f"{WORKFLOW.path(names.RUN, run=wildcards.run)}-{TUNED}/model.json"
+        ),
     output:
         weights=f"{D}/{names.RUN}-{TUNED}/model.safetensors",
         model=f"{D}/{names.RUN}-{TUNED}/model.json",
@@ -37,6 +39,7 @@ rule finetune:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.qa.finetune"),
+        content=lambda wildcards: content(CONFIG.qa.instructions),
         settings=canonical(CONFIG.qa.finetune_facts()),
         checkpoints=f"{D}/{names.RUN}-{TUNED}/checkpoints",  # undeclared: they survive failures and retries
         # Not what a cluster cuts `threads` down to: it is part of what makes the bytes.
@@ -60,7 +63,7 @@ rule answer:
         weights=arrays(f"{D}/runs/{{answering}}/model.safetensors"),
         index=arrays(expand(rules.index.output.index, retrieval="")),
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
-        questions=lambda wildcards: WORKFLOW.questions(),
+        questions=lambda wildcards: elsewhere([WORKFLOW.questions()]),
     output:
         answers=f"{D}/{TUNED}/{names.ANSWERS}",
     log:
@@ -74,6 +77,7 @@ rule answer:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.qa.answer"),
+        content=lambda wildcards: content([WORKFLOW.questions()]),
         settings=canonical(CONFIG.qa.answer_facts()),
     shell:
         "python -m retro.qa.answer"

@@ -51,7 +51,7 @@ rule explorer:
     input:
         config=rules.record.output.config,
         losses=lambda wildcards: WORKFLOW.explored(),
-        templates=TEMPLATES,
+        templates=elsewhere(TEMPLATES),
     output:
         page=report(f"{D}/neighbours.html", caption="../docs/captions/explorer.rst", category="Pages"),
     log:
@@ -63,6 +63,7 @@ rule explorer:
         runtime="1h",
     params:
         code=code("retro.report.explorer"),
+        content=lambda wildcards: content(TEMPLATES),
     shell:
         "python -m retro.report.explorer"
         " --config {input.config:q}"
@@ -109,7 +110,7 @@ rule page:
         samples=expand(rules.sample.output.sample, run=WORKFLOW.retro_runs[:1]),
         explorer=rules.explorer.output.page,
         parts=WORKFLOW.parts(),
-        templates=TEMPLATES,
+        templates=elsewhere(TEMPLATES),
     output:
         page=report(f"{D}/report.html", caption="../docs/captions/report.rst", category="Pages"),
     log:
@@ -121,6 +122,7 @@ rule page:
         runtime="1h",
     params:
         code=code("retro.report.report_page"),
+        content=lambda wildcards: content(TEMPLATES),
     shell:
         "python -m retro.report.report_page"
         " --config {input.config:q}"

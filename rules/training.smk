@@ -16,7 +16,10 @@ rule train:
         database=arrays(rules.assemble.output.rows),
         index=arrays(expand(rules.index.output.index, retrieval="")),
         neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"], retrieval="")),
-        initial=lambda wildcards: RUNS[wildcards.run].start or [],
+        initial=lambda wildcards: WORKFLOW.begun(wildcards.run)[0] or [],
+        given=lambda wildcards: elsewhere(
+            WORKFLOW.begun(wildcards.run)[1][:1], f"{WORKFLOW.path(names.RUN, run=wildcards.run)}/model.json"
+        ),
     output:
         weights=f"{D}/{names.RUN}/model.safetensors",
         model=f"{D}/{names.RUN}/model.json",
@@ -39,6 +42,7 @@ rule train:
         slurm_extra=f"--gpus-per-node={RESOURCES.processes}" if RESOURCES.gpus and RESOURCES.nodes > 1 else None,
     params:
         code=code("retro.training.train"),
+        content=lambda wildcards: content(WORKFLOW.begun(wildcards.run)[1]),
         run=lambda wildcards: canonical(RUNS[wildcards.run].facts()),
         checkpoints=f"{D}/{names.RUN}/checkpoints",  # undeclared: they survive failures and retries
     shell:

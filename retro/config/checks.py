@@ -203,6 +203,24 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             yield f"{key}: found {lists[key]}, wanted numbers from 0 on"
 
 
+def doubts(config: Any, runs: dict[str, Run]) -> Iterator[str]:
+    """A line for each thing that is allowed and hardly meant, as `contradictions` has them."""
+    for name in config.runs:
+        train = runs[seeded(name, config.seeds[0])].train
+        samples = config.dataset.samples.of(train.samples_share).train_samples
+        if train.warmup_samples > samples:
+            yield (
+                f"runs.{name}: train.warmup_samples {train.warmup_samples} is more than the {samples} samples it is "
+                f"trained on, so that the learning rate never reaches {train.lr}; lower the one or raise the other"
+            )
+    qa = config.qa
+    if qa.questions is not None and qa.warmup_samples > qa.examples:
+        yield (
+            f"qa.warmup_samples {qa.warmup_samples} is more than qa.examples {qa.examples}, so that the learning rate "
+            f"never reaches qa.lr {qa.lr}; lower the one or raise the other"
+        )
+
+
 def check_runs(runs: dict[str, Any]) -> None:
     """Raise `ValueError` for the first wrong twin or beginning of a config's runs."""
     for name, run in runs.items():

@@ -3,9 +3,11 @@
 The rules are its only user; it knows nothing of Snakemake. Paths are those of `retro.base.names`.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
+from retro.base.artifacts import read_manifest
 from retro.base.names import (
     ANSWERS,
     BM25,
@@ -30,6 +32,7 @@ from retro.base.names import (
 from retro.base.stage import UserError
 from retro.config.layers import Retrievals
 from retro.config.schema import Config
+from retro.corpus import files
 from retro.evaluation.conditions import NONE, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE
 
@@ -145,6 +148,30 @@ class Workflow:
     def twins(self) -> dict[str, dict[str, Any]]:
         """Twin and seed of each run, in the config's order: the report is about the first RETRO run."""
         return {name: {"twin": run.twin, "seed": run.seed} for name, run in self.runs.items()}
+
+    def begun(self, run: str) -> tuple[str | None, list[str]]:
+        """The model.json that a run begins with if it is trained here; else that model's files, made elsewhere.
+
+        Those are its model.json and what that lists beside it, so that other weights are another beginning.
+        """
+        start = self.runs[run].start
+        if start is None:
+            return None, []
+        here = {os.path.abspath(path): path for path in self.models() if path.endswith(".json")}
+        if (made := here.get(os.path.abspath(start))) is not None:
+            return made, []
+        try:
+            files = list(read_manifest(start, "model").facts["files"])
+        except UserError:  # the training says what is wrong with it
+            files = []
+        return None, [start, *(str(Path(start).parent / file) for file in files)]
+
+    def encoder_files(self, retrieval: str) -> list[str]:
+        """What an encoder reads of the folder that the config names: settings, word pieces, weights; sorted."""
+        folder = self.retrievals.facts[retrieval]["encoder"]["path"]
+        if folder is None:
+            return []
+        return [str(path) for path, _ in files.walk(Path(folder)) if path.suffix in (".json", ".txt", ".safetensors")]
 
     def models(self) -> list[str]:
         """Every trained model."""

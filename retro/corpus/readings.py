@@ -1,11 +1,18 @@
-"""What was read of each file of a source, so that one that changes meanwhile is not vouched for."""
+"""What was read of each file of a source, so that one that changes meanwhile is not vouched for.
+
+And what files hold (`Contents`), remembered, so that a large corpus is not read again to see that it is the same.
+"""
 
 import hashlib
+import json
 import os
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retro.base.artifacts import sha256
+from retro.base.artifacts import canonical, read_manifest, sha256, write_text
 from retro.base.stage import UserError
 
 
@@ -99,3 +106,101 @@ class Readings:
             found[path] = reading.sha256 or sha256(path)
             reading.check()
         return found
+
+
+YOUNG = 3.0  # seconds: a file written so lately may be written to again without its times telling
+LARGE = 1 << 28  # bytes; to read more is said before it is done
+
+
+class Contents:
+    """sha256 of files, remembered in the file `path` for as long as their `stamp` is the same.
+
+    Several processes may share `path`: it is replaced whole, and what one loses of another's is read again. Where it
+    cannot be written, files are read each time. A file that cannot be read has the reason in place of its sha256.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._found: dict[str, str] = {}  # by this process
+        self._known: dict[str, Any] | None = None
+
+    def digest(self, files: Iterable[str]) -> str:
+        """What files hold, in their order: 16 characters that change when one does."""
+        return hashlib.sha256(canonical(list(self.hashes(files).values())).encode()).hexdigest()[:16]
+
+    def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        """sha256 of each file, by its path; of each, this process looks once."""
+        given = list(files)
+        unknown: dict[str, list[int]] = {}
+        for file in dict.fromkeys(given):
+            if file in self._found:
+                continue
+            try:
+                state = stamp(Path(file))
+            except OSError as error:
+                self._found[file] = str(error.strerror)
+                continue
+            kept = self._remembered().get(os.path.abspath(file))
+            if kept is not None and kept["stamp"] == state:
+                self._found[file] = kept["sha256"]
+            else:
+                unknown[file] = state
+        if unknown:
+            self._read(unknown)
+        return {file: self._found[file] for file in given}
+
+    def differ(self, files: Iterable[str], manifest: str) -> bool:
+        """Whether a manifest names other contents of these files; not if it names none, or is not there."""
+        path = Path(manifest)
+        try:
+            inputs = read_manifest(path).facts["inputs"]
+        except (UserError, KeyError):
+            return False
+        return any(
+            inputs.get(os.path.relpath(name, path.parent), found) != found for name, found in self.hashes(files).items()
+        )
+
+    def _read(self, files: dict[str, list[int]]) -> None:
+        """Hash files, each with its stamp, and remember them; those that may still be written to are not."""
+        size = sum(state[0] for state in files.values())
+        if size > LARGE:
+            print(
+                f"Reading {size / 1e9:,.1f} GB of {len(files)} files to know their content; {self.path} remembers it.",
+                file=sys.stderr,
+            )
+        settled = {}
+        try:
+            for file, state in files.items():
+                begin = time.time()
+                try:
+                    self._found[file] = sha256(file)
+                    same = stamp(Path(file)) == state
+                except OSError as error:
+                    self._found[file] = str(error.strerror)
+                    continue
+                if same and max(state[1], state[2]) / 1e9 < begin - YOUNG:
+                    settled[os.path.abspath(file)] = {"stamp": state, "sha256": self._found[file]}
+        finally:
+            self._remember(settled)
+
+    def _remembered(self) -> dict[str, Any]:
+        """What the file says; nothing where it is damaged or of another form."""
+        if self._known is None:
+            try:
+                known = json.loads(self.path.read_text(encoding="utf-8"))
+                self._known = {
+                    path: each for path, each in known.items() if isinstance(each["sha256"], str) and each["stamp"]
+                }
+            except (OSError, ValueError, AttributeError, TypeError, KeyError):
+                self._known = {}
+        return self._known
+
+    def _remember(self, settled: dict[str, Any]) -> None:
+        """Add to the file, which another process may have replaced meanwhile."""
+        if settled:
+            self._known = None
+            self._known = self._remembered() | settled
+            try:
+                write_text(self.path, canonical(self._known) + "\n")
+            except OSError as error:
+                print(f"{self.path}: not written ({error.strerror}); files are read again next time", file=sys.stderr)

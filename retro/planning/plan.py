@@ -10,12 +10,14 @@ files and the memory of the finished run in the config's results folder.
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from retro.base import stage
 from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
+from retro.config.checks import doubts
 from retro.config.schema import Config
 from retro.planning import counts, estimates
 from retro.planning.estimates import compare
@@ -198,6 +200,8 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     settings = open_config(options)
+    for line in doubts(settings, settings.models()):
+        print(f"warning: {line}", file=sys.stderr)
     plan = estimates.make(settings, count(settings, options), options.fsdp, options.gpu_memory * 1e9)
     rows = compare(plan, Path(settings.results) / settings.dataset.name) if options.check else []
     if options.json:

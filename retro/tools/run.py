@@ -2,22 +2,31 @@
 
     python -m retro.tools.run --config config/config.yaml --cores 2 [targets …]
 
-A run that was killed leaves Snakemake's lock behind. If no Snakemake works in this folder any more, the lock is
-taken away and the run goes on where the killed one stopped.
+A run that was killed leaves Snakemake's lock behind. Every Snakemake of this project records itself beside it
+(`present`): host, process, and a sign of life now and then. If all that did are shown to be dead, the lock is taken
+away and the run goes on where the killed one stopped. What is on another machine or in another container cannot be seen
+from here, and counts as alive: to unlock is then the user's decision.
 """
 
 import argparse
+import atexit
+import getpass
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import psutil
 
 from retro.base import stage
+from retro.base.artifacts import read_json, write_json
+from retro.base.log import duration
 from retro.base.names import ALL
+from retro.base.stage import UserError
 from retro.config import schema
 
 
@@ -33,9 +42,8 @@ def main() -> None:
     )
     cache_elsewhere()
     command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
-    if any(Path(".snakemake/locks").glob("*")) and not _snakemake_is_running():
-        print("A run in this folder was killed; taking its lock away and going on where it stopped.", flush=True)
-        subprocess.run([*command, "--unlock", "--quiet", "all"], check=True)
+    if take_lock_away(options.config):
+        print("A run in this folder was killed; its lock is taken away, and it goes on where it stopped.", flush=True)
     folder, begin = Path(settings.results) / settings.dataset.name, time.time()
     status = subprocess.run([*command, *options.targets]).returncode
     if status == 0 and not options.targets:
@@ -59,8 +67,123 @@ def cache_elsewhere() -> None:
         print(f"HOME cannot be written to; caches lie in {here}", file=sys.stderr, flush=True)
 
 
+LOCKS, RECORDS = Path(".snakemake/locks"), Path(".snakemake/running")
+BEAT = 30.0  # seconds between signs of life
+SILENT = 600.0  # seconds without one, and without a lock, after which a record is of nobody
+
+
+def place() -> dict[str, str]:
+    """Where a process is seen from: the machine since its last start, and the container, which numbers its own."""
+    found = {"host": socket.gethostname(), "boot": "", "numbering": ""}
+    try:
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["numbering"] = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux: the host's name has to do
+        pass
+    return found
+
+
+def started(pid: int) -> str:
+    """When a process began, in ticks since the machine did: tells it from a later one. Empty where that is not told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def present(folder: Path) -> None:
+    """Record this process, a Snakemake that works in `folder`, until it ends; not where that cannot be written."""
+    records, pid, where = folder / RECORDS, os.getpid(), place()
+    numbering = "".join(filter(str.isdigit, where["numbering"]))
+    path = records / f"{where['host']}-{pid}-{numbering}-{where['boot'][:8]}.json"
+    if path in _PRESENT:
+        return
+    try:
+        write_json(path, {**where, "pid": pid, "started": started(pid), "user": getpass.getuser()})
+    except (OSError, KeyError):
+        return
+    _PRESENT.add(path)
+    atexit.register(path.unlink, missing_ok=True)
+    threading.Thread(target=_beat, args=(path,), daemon=True).start()
+    if not any((folder / LOCKS).glob("*")):  # then all who work here are at their beginning
+        now = path.stat().st_mtime
+        for other in records.glob("*.json"):
+            if dead(_read(other)) or now - _last(other, now) > SILENT:
+                other.unlink(missing_ok=True)
+
+
+_PRESENT: set[Path] = set()
+
+
+def _beat(path: Path) -> None:
+    """Signs of life: the time of the record is set anew, by the clock of its file system."""
+    while True:
+        time.sleep(BEAT)
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; of one that cannot be read, nothing is known."""
+    try:
+        facts = read_json(path)
+        return facts if isinstance(facts, dict) else {}
+    except (UserError, OSError):
+        return {}
+
+
+def _last(path: Path, now: float) -> float:
+    """Time of the last sign of life; `now` if the record is gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return now
+
+
+def dead(record: dict[str, Any]) -> bool:
+    """Whether it is shown that the process of a record has ended: it would be seen from here, and is not."""
+    pid = record.get("pid")
+    if not isinstance(pid, int) or any(record.get(key) != value for key, value in place().items()):
+        return False
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE or started(pid) != record.get("started")
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def take_lock_away(config: str) -> bool:
+    """Remove what a killed Snakemake locked here; False if there is nothing. Raises `UserError` if one may live."""
+    locks = sorted(LOCKS.glob("*"))
+    if not locks:
+        return False
+    records = sorted(RECORDS.glob("*.json"))
+    alive = [path for path in records if not dead(_read(path))]
+    if alive or not records or _snakemake_is_running():
+        raise UserError(
+            f"{Path.cwd()}: locked by {', '.join(map(_told, alive)) or 'a Snakemake that is not known here'}. What "
+            f"cannot be shown to have ended counts as running, on other machines and in other containers, too. Wait "
+            f"for it, or end it there; or, if you know that it is gone, run `snakemake --unlock --configfile "
+            f"{config}`, and then this again."
+        )
+    for path in [*locks, *records]:  # not `snakemake --unlock`: that takes seconds, in which another may begin
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _told(path: Path) -> str:
+    """A record in words."""
+    record = _read(path)
+    silent = max(0.0, time.time() - _last(path, time.time()))
+    who = f"process {record.get('pid', '?')} of {record.get('user', '?')} on {record.get('host', '?')}"
+    return f"{who} (last sign of life {duration(silent)} ago)"
+
+
 def _snakemake_is_running() -> bool:
-    """Whether a Snakemake of this machine has this folder as its working folder."""
+    """Whether a Snakemake of this machine has this folder as its working folder, recorded or not."""
     for process in psutil.process_iter():
         try:
             inside = Path(process.cwd()) == Path.cwd()
@@ -84,6 +207,8 @@ def failed(logs: Path, begin: float) -> str:
 
 def found(folder: Path) -> str:
     """The figures in short, and the pages to open."""
+    import pandas as pd  # rules import this module, too, and need no tables
+
     summary = pd.read_csv(folder / "summary.csv")
     rows = summary[summary["source"] == ALL][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
     pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]

@@ -1,17 +1,21 @@
-"""Check a dataset: every file against its manifest, every manifest against what was recorded.
+"""Check a dataset: every file against its manifest, every manifest and every input against what was recorded.
 
     python -m retro.tools.verify results/open-book
 
-Prints a line for each artifact; exit status 1 if one does not hold. Changes nothing.
+Prints a line for each artifact; exit status 1 if one does not hold. Changes nothing. What cannot be compared is named.
 """
 
 import argparse
 import os
+from functools import cache
 from pathlib import Path
 
 from retro.base import provenance, stage
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256
+from retro.base.names import untuned
 from retro.base.stage import UserError
+from retro.config.checks import TUNINGS
+from retro.report.read import read_csv
 
 
 def main() -> None:
@@ -20,29 +24,84 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
     folder: Path = options.folder
+    _digest.cache_clear()  # files may have changed since
     bad: list[str] = []
+    left: dict[str, None] = {}  # folders that nothing makes again
     notes: set[str] = set()
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
         raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")
-    recorded = facts["manifests"]
+    recorded, asked = facts["manifests"], measured(folder)
     found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
     paths = sorted(found | {folder / name for name in recorded})
     for path in paths:
         name = os.path.relpath(path, folder)
         problems = _problems(path, recorded.get(name), options.quick, notes)
-        bad += problems
+        old = left_over(Path(name).as_posix(), facts.get("source_order", []), asked) if problems else None
+        if old is not None:
+            problems = [f"{line} The config no longer asks for it: delete {folder / old}." for line in problems]
+            left[str(folder / old)] = None
+        else:
+            bad += problems
         for line in problems or ["ok"]:
             print(f"{name:48s} {line}")
+    for tuning in TUNINGS:
+        if any((folder / tuning).glob("*.jsonl")):
+            notes.add(f"{tuning}: answers have no manifest, so what they were made from is not compared")
     for note in sorted(notes):
         print(f"note: {note}")
-    if bad:
-        raise UserError(f"{folder}: {len(bad)} artifact(s) do not hold. Run snakemake to make them again.")
+    if bad or left:
+        raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left)))}")
     print(f"{folder}: {len(paths)} artifacts hold.")
 
 
+def ways_out(bad: int, left: list[str]) -> list[str]:
+    """What to do about artifacts that do not hold, and about folders that nothing makes again."""
+    found = []
+    if bad:
+        found.append(
+            f"{bad} artifact(s) do not hold. Run snakemake to make them again, with the target that made them (all, "
+            f"experiments, qa)."
+        )
+    if left:
+        found.append(f"Snakemake makes no longer what the config no longer asks for. Delete: {' '.join(left)}")
+    return found
+
+
+def measured(folder: Path) -> set[tuple[str, str, str]]:
+    """Run, condition and split of all that the config asked for when it ran last, by the tables made then."""
+    rows = [row for path in folder.glob("summary.csv") for row in read_csv(path)]
+    rows += [row for path in folder.glob("experiments/*/summary.csv") for row in read_csv(path)]
+    return {(row["run"], row["retrieval"], row["split"]) for row in rows}
+
+
+def left_over(name: str, sources: list[str], asked: set[tuple[str, str, str]]) -> str | None:
+    """The folder of an artifact that the config no longer asks for; None if it does, or that cannot be told."""
+    first, *rest = name.split("/")
+    if first in ("tokens", "chunks", "embeddings") and rest[0] not in sources:
+        return f"{first}/{rest[0]}"
+    if first == "overlap" and asked and rest[0] not in {split for _, _, split in asked}:
+        return f"{first}/{rest[0]}"
+    if first != "runs" or not asked:
+        return None
+    run = rest[0]
+    for tuning in TUNINGS:
+        run = untuned(run, tuning)
+    if run not in {name for name, _, _ in asked}:
+        return f"runs/{rest[0]}"
+    if rest[1] == "evaluation" and (run, rest[3], rest[2]) not in asked:
+        return "/".join([first, *rest[:4]])
+    return None
+
+
+@cache
+def _digest(path: Path) -> str:
+    """sha256 of an input, which several artifacts may have."""
+    return sha256(path)
+
+
 def _problems(path: Path, wanted: str | None, quick: bool, notes: set[str]) -> list[str]:
-    """What is wrong with one artifact, a line each; versions and code that differ become notes."""
+    """What is wrong with one artifact, a line each; what differs here or cannot be compared becomes a note."""
     try:
         manifest = read_manifest(path)
         for name in manifest.facts["files"]:
@@ -56,12 +115,36 @@ def _problems(path: Path, wanted: str | None, quick: bool, notes: set[str]) -> l
     if wanted is not None and sha256(path) != wanted:
         problems.append(f"{path}: is not the manifest that config.json recorded.")
     for name, digest in manifest.facts["inputs"].items():
-        source = manifest.folder / name
+        source = Path(os.path.normpath(manifest.folder / name))  # as it was recorded, links not followed
+        source = source if source.exists() else manifest.folder / name
         if not source.exists():
             problems.append(f"{path}: was made from {source}, which is missing.")
-        elif source.suffix == ".json" and sha256(source) != digest:
-            problems.append(f"{path}: was made from another {source}; it is stale.")
+        elif quick and source.suffix != ".json":
+            notes.add("--quick: files that are no manifests, such as corpora, are not compared with what was read")
+        else:
+            try:
+                same = _digest(source) == digest
+            except OSError as error:
+                notes.add(f"{source}: could not be compared with what was read ({error.strerror})")
+                continue
+            if not same:
+                problems.append(f"{path}: was made from another {source}; it is stale.")
+    if not quick:
+        problems += _encoder(manifest, notes)
     return problems
+
+
+def _encoder(manifest: Manifest, notes: set[str]) -> list[str]:
+    """What is wrong with the folder of the encoder that made embeddings: its weights are known by their sha256."""
+    encoder = manifest.settings.get("encoder") if manifest.facts["kind"] == "embeddings" else None
+    if not encoder or not encoder.get("path"):
+        return []
+    weights = sorted(Path(encoder["path"]).rglob("model.safetensors"))
+    if not weights:
+        notes.add(f"{encoder['path']}: the encoder's weights could not be compared: they are not there")
+    elif encoder["identity"] not in map(_digest, weights):
+        return [f"{manifest.path}: was made by another encoder than {encoder['path']} is now; it is stale."]
+    return []
 
 
 def _compare_with_here(manifest: Manifest, notes: set[str]) -> None:

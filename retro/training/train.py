@@ -25,7 +25,7 @@ from retro.training.distribution import World, own_rank
 from retro.training.loop import fit
 from retro.training.metrics import Metrics
 from retro.training.samples import blend_facts
-from retro.training.session import Session
+from retro.training.session import Session, learning_rate
 from retro.training.settings import Run, SampleSettings, TrainedRun
 from retro.training.weights import start_from, tokenizer_files, write_tensors
 
@@ -56,6 +56,13 @@ def describe(session: Session, checked: str, resumed: str | None, stale: list[st
     if parts.spread or train.recompute != "none":
         cut = f"FSDP over {session.world.data}" if parts.fsdp else f"{session.world.data} whole copies"
         say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
+    if train.warmup_samples > session.course.samples:
+        section, samples = session.course.section, session.course.samples
+        ends = learning_rate(train, samples, samples)
+        warn(
+            f"{section}.warmup_samples is {train.warmup_samples:,}, and there are {samples:,} samples: the learning "
+            f"rate ends at {ends:.3g} and never reaches {section}.lr {train.lr:.3g}. Shorten the one, or train on more."
+        )
     say(f"start      {resumed or 'afresh'}")
     for line in stale:
         warn(f"checkpoints of another run are not used, and go when the first new one is written: {line}")

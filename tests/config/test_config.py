@@ -8,6 +8,7 @@ import yaml
 from retro.base import stage
 from retro.base.stage import UserError
 from retro.config import layers, schema
+from retro.config.checks import doubts
 from retro.tools import docs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,3 +147,32 @@ def test_a_broken_file_is_one_clear_message(tmp_path):
         schema.load(path)
     with pytest.raises(UserError, match=r"no such config file"):
         schema.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({"train": {"warmup_samples": 100}, "dataset": {"samples": {"train_samples": 100}}}, []),
+        (
+            {"train": {"warmup_samples": 101}, "dataset": {"samples": {"train_samples": 100}}},
+            ["runs.gpt", "runs.retro"],
+        ),
+        ({"runs": {"retro": {"train": {"samples_share": 0.01}}}}, ["runs.retro"]),
+        ({"qa": {"questions": "q.jsonl", "examples": 299}}, ["qa.warmup_samples 300"]),
+        ({"qa": {"examples": 299}}, []),
+    ],
+    ids=["just as long", "longer", "of one run", "of fine-tuning", "of no fine-tuning"],
+)
+def test_a_warm_up_longer_than_its_training_is_doubted(over, told):
+    runs = {"gpt": {"architecture": "gpt"}, "retro": {"architecture": "retro", "twin": "gpt"}}
+    config = schema.parse(layers.merged({**GOOD, "runs": runs}, over))
+    lines = list(doubts(config, config.models()))
+    assert [line.partition(":")[0].partition(" is ")[0] for line in lines] == told
+    assert all("learning rate never reaches" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_no_shipped_config_is_doubted(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = schema.load(path)
+    assert not list(doubts(config, config.models()))

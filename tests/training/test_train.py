@@ -47,6 +47,14 @@ def without_times(stage):
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "mfu")} for line in lines(stage)]
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(41, True), (40, False)], ids=["too long", "just as long"])
+def test_a_warm_up_that_never_ends_is_said_before_training(config, tmp_path, warmup, told):
+    stage = Stage(config, run_json("gpt", lr=2e-3, warmup_samples=warmup), tmp_path)
+    assert stage.run() == 0
+    said = f"train.warmup_samples is {warmup}, and there are 40 samples: the learning rate ends at 0.00195 and never"
+    assert (said in stage.log_path.read_text()) == told
+
+
 def test_the_model_is_described(unbroken, config):
     manifest = read_manifest(unbroken.output, "model")
     manifest.check()

@@ -34,6 +34,16 @@ def append(path: str, text: str):
     return change
 
 
+def replace_by_older(path: str, text: str):
+    """As cp -p, rsync -a and tar do it: other content, with a time before that of anything made here."""
+
+    def change(project):
+        append(path, text)(project)
+        os.utime(project.folder / path, (1e9, 1e9))
+
+    return change
+
+
 def touch(path: str):
     return lambda project: os.utime(project.folder / path)
 
@@ -85,6 +95,16 @@ TABLE = {
         append("data/tiny.jsonl", '{"id": "new", "text": "One more document.", "source": "x", "group": "y"}\n'),
         TOKENIZED,
     ),
+    "a corpus file replaced by an older one": (
+        replace_by_older(
+            "data/tiny.jsonl", '{"id": "old", "text": "One document less.", "source": "x", "group": "y"}\n'
+        ),
+        TOKENIZED,
+    ),
+    "a template replaced by an older one": (
+        replace_by_older("retro/report/templates/neighbours.css", "p {margin: 0}"),
+        {"explorer", "page"},
+    ),
     "touching a corpus file": (touch("data/tiny.jsonl"), set()),
     "touching the code": (touch("retro/model/cca.py"), set()),
     "the order of YAML keys": (reorder, set()),
@@ -97,7 +117,12 @@ TABLE = {
 def test_editing(finished, what):
     change, wanted = TABLE[what]
     kept = {}
-    for path in [*finished.folder.glob("retro/**/*.py"), finished.folder / CONFIG, finished.folder / "data/tiny.jsonl"]:
+    for path in [
+        *finished.folder.glob("retro/**/*.py"),
+        *finished.folder.glob("retro/report/templates/*"),
+        finished.folder / CONFIG,
+        finished.folder / "data/tiny.jsonl",
+    ]:
         kept[path] = (path.read_bytes(), path.stat())
     removed = [finished.results("index/index.faiss"), finished.results("runs/gpt-s1/model.safetensors")]
     for path in removed:
@@ -137,3 +162,20 @@ def test_without_snakemakes_own_records_nothing_runs_again(finished):
     finally:
         shutil.rmtree(records)
         (finished.folder / "records.kept").rename(records)
+
+
+def test_touching_a_corpus_too_large_for_snakemakes_checksums_runs_nothing(finished):
+    file = finished.folder / "data/tiny.jsonl"
+    status = file.stat()
+    os.utime(file)
+    try:
+        assert finished.planned("--max-checksum-file-size", "1") == set()
+    finally:
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_without_snakemakes_own_records_a_corpus_that_changed_later_is_noticed(finished, tmp_path):
+    project = finished.clone(tmp_path / "project")
+    shutil.rmtree(project.folder / ".snakemake")
+    append("data/tiny.jsonl", '{"id": "new", "text": "One more.", "source": "x", "group": "y"}\n')(project)
+    assert project.planned() == TOKENIZED

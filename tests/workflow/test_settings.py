@@ -48,3 +48,9 @@ def test_candidates_of_a_bm25_dataset_are_found_by_their_words(finished, tmp_pat
     facts = json.loads(project.results("candidates/test/manifest.json").read_text(encoding="utf-8"))
     assert facts["settings"]["retriever"] == "bm25"
     assert "../../bm25/manifest.json" in facts["inputs"]
+
+
+def test_what_a_config_hardly_means_is_said_when_it_is_read(finished):
+    done = finished.snakemake("--dry-run", "--config", "train={warmup_samples: 900}")
+    assert "warning: runs.retro: train.warmup_samples 900 is more than the 48 samples" in done.stdout
+    assert "warning: " not in finished.snakemake("--dry-run").stdout
