@@ -4,6 +4,9 @@ import argparse
 import importlib
 import io
 import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from retro.base import stage
 from retro.base.stage import given
+from retro.tools import run
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
@@ -200,3 +204,34 @@ def test_an_argument_that_is_not_utf_8_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         stage.run(lambda: None)
     assert "error: the argument 'caf\\udce9' is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["/dev/null/nobody", "/proc/nobody"])
+def test_caches_lie_beside_the_run_where_home_cannot_be_written_to(home, tmp_path, monkeypatch, capsys):
+    """Snakemake would end with a traceback before it reads a rule."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "unset")  # so that it is put back
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    run.cache_elsewhere()
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / ".snakemake/cache")
+    assert os.environ["MPLCONFIGDIR"].startswith(str(tmp_path))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_caches_stay_at_home_where_there_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    run.cache_elsewhere()
+    assert "XDG_CACHE_HOME" not in os.environ and not capsys.readouterr().err
+
+
+def test_make_report_makes_the_folder_it_writes_into():
+    """Snakemake would end with a traceback after all its work."""
+    command = ["make", "--no-print-directory", "-n", "report"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    words = shlex.split(lines[-1])
+    folder = words[words.index("--report") + 1].rpartition("/")[0]
+    assert f"mkdir -p {folder}" in lines[-2]
