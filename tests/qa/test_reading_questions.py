@@ -197,7 +197,7 @@ LINES = b"".join(json.dumps(each, ensure_ascii=False).encode() + b"\r\n\n" for e
     [
         ("plain.jsonl", LINES),
         ("bom.json", b"\xef\xbb\xbf" + LINES),
-        ("packed.ndjson.gz", gzip.compress(LINES)),
+        ("packed.ndjson.gz", gzip.compress(LINES, mtime=0)),
         ("members.jsonl.gz", gzip.compress(LINES[:30]) + gzip.compress(LINES[30:])),
         ("packed.jsonl.zst", zstandard.compress(LINES)),
         ("bom.jsonl.zst", zstandard.compress(b"\xef\xbb\xbf" + LINES)),
@@ -218,10 +218,10 @@ LATIN = json.dumps({**QUESTION, "answers": ["Århus"]}, ensure_ascii=False)
     [
         ("latin.jsonl", LATIN.encode("latin-1"), "line 1: not valid UTF-8 (byte 0xc5"),
         ("wide.jsonl", LATIN.encode("utf-16"), "line 1: not valid UTF-8 (byte 0xff): this is UTF-16 text"),
-        ("packed.jsonl", gzip.compress(LINES), "this is gzip data. Name the file .jsonl.gz"),
+        ("packed.jsonl", gzip.compress(LINES, mtime=0), "this is gzip data. Name the file .jsonl.gz"),
         ("plain.jsonl.gz", LINES, "line 1: broken .gz data"),
         ("plain.jsonl.zst", LINES, "line 1: broken .zst data"),
-        ("cut.jsonl.gz", gzip.compress(LINES)[:-9], "the .gz data ends too early"),
+        ("cut.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "the .gz data ends too early"),
         ("twice.jsonl", b'{"question": "a", "question": "b", "answers": ["c"]}', "the key question stands there twice"),
         ("list.json", b"[\n" + LINES + b"]", "one JSON object a line is wanted"),
         ("empty.jsonl", b"", "the file is empty"),
