@@ -226,6 +226,7 @@ def test_the_reason_of_a_skipped_record_reruns_who_writes_it(tmp_path):
 LOOKED_INTO = {
     ("corpus/readers.py", "Damaged"): "its text counts",
     ("corpus/records.py", "Damaged"): "its text counts",
+    ("qa/questions.py", "Damaged"): "its text counts",
     ("corpus/records.py", "Repeated"): "its text is a key, and goes into that of Damaged, which counts",
     ("corpus/files.py", "OSError"): "the system's",
     ("corpus/files.py", "(zlib.error, zstandard.ZstdError)"): "not ours",

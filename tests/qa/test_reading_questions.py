@@ -198,7 +198,7 @@ LINES = b"".join(json.dumps(each, ensure_ascii=False).encode() + b"\r\n\n" for e
         ("plain.jsonl", LINES),
         ("bom.json", b"\xef\xbb\xbf" + LINES),
         ("packed.ndjson.gz", gzip.compress(LINES, mtime=0)),
-        ("members.jsonl.gz", gzip.compress(LINES[:30]) + gzip.compress(LINES[30:])),
+        ("members.jsonl.gz", gzip.compress(LINES[:30], mtime=0) + gzip.compress(LINES[30:], mtime=0)),
         ("packed.jsonl.zst", zstandard.compress(LINES)),
         ("bom.jsonl.zst", zstandard.compress(b"\xef\xbb\xbf" + LINES)),
         ("unended.jsonl", LINES.rstrip()),
