@@ -9,7 +9,6 @@ import pytest
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
 from retro.dataset.store import open_store, texts
-from retro.retrieval import bm25
 from retro.retrieval.bm25 import FILES, Bm25Search, build, check, first, words
 from retro.retrieval.exclusion import Barred, Rule, read_keys
 from retro.retrieval.retrievers import draw, others
@@ -44,7 +43,7 @@ def test_a_bm25_index_larger_than_the_jobs_memory_is_refused_before_it_is_built(
     check(1_000_000, 64, 2560)
     with pytest.raises(UserError, match=r"1,000,000 chunks of 64 tokens takes up to 2,560 MB.*the job has 2,559"):
         check(1_000_000, 64, 2559)
-    monkeypatch.setattr(bm25, "BYTES", 1_000_000)
+    monkeypatch.setattr("retro.retrieval.bm25.BYTES", 1_000_000)
     with pytest.raises(UserError, match=r"--set-resources bm25_index:mem_mb=\d+"):
         index_bm25(corpus, tmp_path / "manifest.json", memory=1)
     assert not list(tmp_path.iterdir())
