@@ -1,6 +1,6 @@
 """What `make test-quick` leaves out (tests marked `slow`), and a guard against a test that is not marked and should be.
 
-A test is slow if it starts Snakemake, a browser or the real Python (but for once), or trains for long. All of
+A test is slow if it starts Snakemake, a browser or the real Python (but for once), trains for long, or takes many seconds. All of
 tests/workflow are, and all that ask for a browser.
 """
 

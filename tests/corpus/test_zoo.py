@@ -13,6 +13,8 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import ChunkStore
 from tests.database.stages import Corpus, M, stage, write_corpus
 
+pytestmark = pytest.mark.slow
+
 LONG_WORDS = [
     "Donaudampfschifffahrtsgesellschaft",
     "Rindfleischetikettierungsüberwachung",

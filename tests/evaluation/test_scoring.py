@@ -9,6 +9,8 @@ from retro.evaluation.losses import score
 from retro.training.batches import Batcher
 from tests.evaluation.built import LENGTH, M, make_model, texts_of
 
+pytestmark = pytest.mark.slow
+
 
 def losses(dataset, architecture="retro", ids="stored", used=2, stride=0, batch_size=3, batcher=None):
     batcher = batcher or Batcher(dataset, "test", neighbours_used=used, retrieved_chunks=2, ids=ids, seed=5)

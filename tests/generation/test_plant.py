@@ -17,6 +17,8 @@ from retro.generation.plant import measure
 from retro.training.batches import Batcher
 from tests.evaluation.built import LENGTH, M, build_dataset, configure, make_model, stage, write_run
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[2] / "data"
 POINT, FACT = re.compile(r"highest point: [^\d\n]+ ([\d,]+) m\n"), "7,319"
 

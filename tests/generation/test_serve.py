@@ -13,6 +13,8 @@ from retro.generation.serve import application
 from tests.evaluation.words import HOSTILE
 from tests.generation.browser import Browser, find_or_install, free_port, wait
 
+pytestmark = pytest.mark.slow
+
 START = """
 document.getElementById('prompt').value = arguments[0];
 document.getElementById('tokens').value = arguments[1];

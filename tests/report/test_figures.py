@@ -11,6 +11,8 @@ from retro.report.gains import draw_bpb, draw_neighbours, draw_sections
 from retro.report.read import read_benchmarks, read_csv, read_runs
 from retro.report.style import interval, percent, short
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["loss", "bpb", "sections", "cost", "neighbours"]
 
 

@@ -12,6 +12,8 @@ from retro.report.explorer import split_pieces
 from retro.report.style import embedded
 from tests.evaluation.words import HOSTILE
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 

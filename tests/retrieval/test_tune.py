@@ -13,6 +13,8 @@ from retro.tools.tune_index import cheapest, settings_of, suggestion
 from tests.database.stages import stage
 from tests.retrieval.test_retrievers import index_bm25, neighbours
 
+pytestmark = pytest.mark.slow
+
 
 def test_only_the_parameters_an_index_has_are_swept():
     def swept(name):

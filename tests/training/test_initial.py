@@ -14,6 +14,8 @@ from retro.training.weights import load_model, retrieves, start_from
 from tests.training.stage import Stage
 from tests.training.toy import run_json
 
+pytestmark = pytest.mark.slow
+
 SHARE = {"samples_share": 0.5, "warmup_samples": 2}
 
 

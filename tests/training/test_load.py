@@ -14,6 +14,8 @@ from retro.training.weights import load_model
 from tests.training.stage import Stage
 from tests.training.toy import make_dataset, run_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
