@@ -1,7 +1,7 @@
 """What `make test-quick` leaves out (tests marked `slow`), and a guard against a test that is not marked and should be.
 
-A test is slow if it starts Snakemake, a browser or the real Python (but for once), trains for long, or takes many seconds. All of
-tests/workflow are, and all that ask for a browser.
+A test is slow if it starts Snakemake, a browser or the real Python (but for once), trains for long, or stands in a file
+that takes many seconds. All of tests/workflow are.
 """
 
 import sys

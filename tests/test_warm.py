@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from retro.provenance import RECORDED
+
+from retro.base.provenance import RECORDED
 
 pytestmark = pytest.mark.slow
 
