@@ -29,6 +29,9 @@ RANDOM_NEIGHBOUR: Final = 4
 TORCH: Final = 5
 DATA: Final = 6
 BLEND: Final = 7
+SAMPLE: Final = 8
+SHOW_AHEAD: Final = 9
+PLACE_AHEAD: Final = 10
 
 
 def words(seed: int, *coordinates: int | np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ from retro.retrieval.exclusion import Barred, Rule
 from retro.retrieval.factory import choose
 from retro.retrieval.index import make
 from retro.retrieval.settings import IndexSettings
+from retro.training.optimizer import build_optimizer
+from retro.training.settings import TrainSettings
 
 BATCH = 4
 
@@ -44,7 +46,7 @@ class Peer(Timed):
         shape = {"enc_dim": 256, "dec_dim": 256, "enc_depth": 2, "dec_depth": 12, "heads": 8, "dim_head": 32}
         theirs = RETRO(num_tokens=VOCAB, max_seq_len=SEQ, chunk_size=CHUNK, dec_cross_attn_layers=(6, 9, 12), **shape)
         self.parameters = sum(parameter.numel() for parameter in theirs.parameters())
-        self.optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+        self.optimizer = build_optimizer(theirs, TrainSettings(lr=1e-3))
         self.weights = list(theirs.parameters())
         tokens = torch.cat([self.tokens, self.targets[:, -1:]], dim=1).clamp(min=1)  # (b, n + 1)
         assert self.neighbours is not None

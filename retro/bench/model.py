@@ -21,7 +21,7 @@ from retro.generation.generate import Writer
 from retro.model.build import Architecture, build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
-from retro.training.session import build_optimizer
+from retro.training.optimizer import build_optimizer
 from retro.training.settings import TrainSettings
 
 CHUNK, SEQ, VOCAB, NEIGHBOURS = 64, 512, 8192, 2
@@ -81,7 +81,8 @@ class Timed:
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.weights:
+            weight.grad = None
         self.cpu.append(time.process_time() - cpu)
         self.wall.append(time.perf_counter() - wall)
 

@@ -81,9 +81,9 @@ class Shown(Batcher):
             self.ids = self.ids[shuffled(groups, self.seed)]
 
     def _neighbours(
-        self, positions: np.ndarray, hidden: np.ndarray | None
+        self, positions: np.ndarray, hidden: np.ndarray | None, ahead: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-        tokens, mask = super()._neighbours(positions, hidden)
+        tokens, mask = super()._neighbours(positions, hidden, ahead)
         if tokens is None or mask is None:
             return None, None
         if self.part == "both":

@@ -184,6 +184,8 @@ def train_settings(run: TrainedRun, settings: QuestionSettings, threads: int) ->
     Not compiled: batches are of many lengths.
     """
     changed = {
+        "optimizer": "adamw",
+        "curriculum": None,
         "lr": settings.lr,
         "min_lr": settings.lr / 10,
         "warmup_samples": settings.warmup_samples,

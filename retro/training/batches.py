@@ -11,6 +11,7 @@ import torch
 from retro.base import hashing
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
+from retro.training.settings import CurriculumSettings
 
 Source = Literal["stored", "none", "random"]
 
@@ -97,10 +98,11 @@ class Batcher:
                 "database: true for a source."
             )
 
-    def batch(self, positions: np.ndarray, hidden: np.ndarray | None = None) -> Batch:
+    def batch(self, positions: np.ndarray, hidden: np.ndarray | None = None, ahead: np.ndarray | None = None) -> Batch:
         """A batch of samples, int64 [b, l + 1] positions in the split: l chunks and the one that follows.
 
-        −1 is no chunk: padding without targets. `hidden`, bool [b, l], hides the neighbours of chunks.
+        −1 is no chunk: padding without targets. `hidden`, bool [b, l], hides the neighbours of chunks. `ahead`, int64
+        [b, l], shows a chunk's own document from that token of the chunk on in place of its first neighbour; −1: not.
         """
         positions = np.asarray(positions, np.int64)
         samples, chunks = len(positions), positions.shape[1] - 1
@@ -110,7 +112,7 @@ class Batcher:
         targets = np.where(real[:, 1 : length + 1], tokens[:, 1 : length + 1], -1)
         # A position that stands for nothing must predict nothing: it would be the padding of a missing chunk.
         targets[~np.repeat(positions[:, :-1] >= 0, self.store.length, axis=1)] = -1
-        neighbours, mask = self._neighbours(positions[:, :-1], hidden)
+        neighbours, mask = self._neighbours(positions[:, :-1], hidden, ahead)
         return Batch(
             torch.from_numpy(tokens[:, :length].copy()),
             torch.from_numpy(targets),
@@ -125,7 +127,7 @@ class Batcher:
         return np.where(positions >= 0, self.rows[np.maximum(positions, 0)], -1)
 
     def _neighbours(
-        self, positions: np.ndarray, hidden: np.ndarray | None
+        self, positions: np.ndarray, hidden: np.ndarray | None, ahead: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         if self.source == "none":
             return None, None
@@ -143,7 +145,37 @@ class Batcher:
         if hidden is not None:
             ids[hidden] = -1
         tokens, mask = self.store.retrieved(self.dataset.neighbour_rows(ids), self.retrieved)  # (b, l, k, r)
+        if ahead is not None:
+            shown = ahead >= 0 if hidden is None else (ahead >= 0) & ~hidden
+            self._show_ahead(tokens, mask, self._rows(positions), np.where(shown, ahead, -1))
         return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+    def _show_ahead(self, tokens: np.ndarray, mask: np.ndarray, rows: np.ndarray, ahead: np.ndarray) -> None:
+        """Put the text to come into the first neighbour's place, where a document goes on after its chunk."""
+        shown = (ahead >= 0) & (self.store.following(rows) >= 0)  # (b, l)
+        own = self.store.retrieved(rows[shown], self.retrieved + 1)  # (c, r + m)
+        places = ahead[shown][:, None] + np.arange(tokens.shape[-1])  # (c, r)
+        tokens[shown, 0], mask[shown, 0] = (np.take_along_axis(each, places, axis=1) for each in own)
+
+
+def text_ahead(
+    curriculum: CurriculumSettings | None, seed: int, numbers: np.ndarray, total: int, chunks: int, length: int
+) -> np.ndarray | None:
+    """Which chunks of samples `numbers`, of `total`, are shown the text to come, and from which of their `length`
+    tokens on: int64 [len(numbers), chunks], −1 where it is not shown. None without a curriculum.
+
+    A function of seed and sample number alone.
+    """
+    if curriculum is None:
+        return None
+    numbers = np.asarray(numbers)[:, None]
+    done, each = numbers / total, np.arange(chunks)
+    fading = max(curriculum.gone_by - curriculum.always_until, 1e-9)
+    moving = max(curriculum.anywhere_by - curriculum.fixed_until, 1e-9)
+    shown = hashing.uniform(seed, hashing.SHOW_AHEAD, numbers, each) < (curriculum.gone_by - done) / fading
+    reach = 1 + np.clip((done - curriculum.fixed_until) / moving, 0, 1) * (length - 1)
+    places = (hashing.uniform(seed, hashing.PLACE_AHEAD, numbers, each) * reach).astype(np.int64)
+    return np.where(shown & (numbers >= 0), places, -1)
 
 
 def hidden_chunks(

@@ -24,6 +24,7 @@ import torch
 from retro.base.artifacts import canonical, sha256, write_json, write_text
 from retro.base.log import warn
 from retro.base.stage import UserError
+from retro.training.optimizer import Optimizer
 from retro.training.weights import read_note, write_tensors
 
 # Keys of the run that say when things are shown or saved, what it is called, or how it is cut over processes: they
@@ -234,18 +235,18 @@ def sync(folder: Path) -> None:
 
 
 def pack(
-    weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor], optimizer: Optimizer, owners: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """One flat dict of tensors: `model/<name>` and `optimizer/<key>/<name>`; `owners`: the optimizer's, by name."""
     tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
     for name, parameter in owners.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state(parameter).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     return tensors
 
 
 def unpack(
-    tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, owners: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], optimizer: Optimizer, owners: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Put the optimizer's state of a checkpoint in its place and return the model's tensors."""
     weights = {}
@@ -256,6 +257,6 @@ def unpack(
         else:
             key, _, owner = name.partition("/")
             parameter = owners[owner]
-            device = "cpu" if tensor.dim() == 0 and not optimizer.defaults["fused"] else parameter.device
-            optimizer.state[parameter][key] = tensor.clone().to(device)
+            device = "cpu" if tensor.dim() == 0 and optimizer.counts_on_cpu(parameter) else parameter.device
+            optimizer.state(parameter)[key] = tensor.clone().to(device)
     return weights

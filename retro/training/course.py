@@ -10,9 +10,9 @@ import numpy as np
 
 from retro.base import hashing
 from retro.dataset.dataset import Dataset
-from retro.training.batches import Batch, Batcher, Source, hidden_chunks
+from retro.training.batches import Batch, Batcher, Source, hidden_chunks, text_ahead
 from retro.training.metrics import Validation
-from retro.training.samples import Blend, Samples, describe, open_samples
+from retro.training.samples import Blend, Samples, describe, open_samples, reach
 from retro.training.settings import Run, SampleSettings, TrainSettings
 
 
@@ -119,10 +119,14 @@ class Pretraining:
         return np.where((numbers >= 0)[:, None], self.stream.samples(np.maximum(numbers, 0)), -1)
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The samples with their neighbours, of which dropout hides some."""
+        """The samples with their neighbours, of which dropout hides some; of a curriculum with the text to come."""
         train, chunks = self.train, self.stream.seq_chunks
         hidden = hidden_chunks(self.seed, numbers, chunks, train.neighbour_dropout, train.sample_dropout)
-        return self.batcher.batch(self.positions(numbers), hidden)
+        ahead = None
+        if self.batcher.source != "none":
+            length = self.dataset.chunk_length
+            ahead = text_ahead(train.curriculum, self.seed, numbers, self.samples, chunks, length)
+        return self.batcher.batch(self.positions(numbers), hidden, ahead)
 
     def tokens(self, numbers: np.ndarray) -> int:
         """All samples have one length."""
@@ -143,14 +147,20 @@ class Pretraining:
     def described(self) -> list[str]:
         """Samples and epochs, the blend if it is one, neighbours, validation."""
         fixed, train, stream = self.fixed, self.train, self.stream
-        epochs = fixed.train_samples * stream.seq_chunks / stream.count
+        read = reach(stream, fixed.train_samples)
         lines = [
-            f"samples    {fixed.train_samples:,} of {self.dataset.seq_length} tokens ({epochs:.2f} epochs)",
+            f"samples    {fixed.train_samples:,} of {self.dataset.seq_length} tokens: reads {read['documents_read']:,} "
+            f"of {read['documents']:,} documents, {read['epochs']:.2f} epochs",
             *describe(stream, fixed.train_samples),
         ]
         if self.batcher.source != "none":
             hidden = f", hidden: {train.neighbour_dropout:.0%} of chunks, {train.sample_dropout:.0%} of samples"
             lines.append(f"neighbours {train.neighbours_used} of {train.retrieved_chunks} chunks each{hidden}")
+            if (taught := train.curriculum) is not None:
+                lines.append(
+                    f"curriculum the text to come among them, always until {taught.always_until:.0%} of the training, "
+                    f"never from {taught.gone_by:.0%} on"
+                )
         else:
             lines.append("neighbours none")
         return [*lines, f"validation {len(self.validation.positions)} samples every {fixed.eval_interval} steps"]

@@ -20,8 +20,9 @@ from retro.base import hashing
 from retro.base.log import duration, say
 from retro.base.stage import UserError
 from retro.training.batches import Batch
+from retro.training.optimizer import learning_rate
 from retro.training.samples import prefetch
-from retro.training.session import Session, Window, learning_rate, set_learning_rate
+from retro.training.session import Session, Window
 
 OUT_OF_TIME = 1000  # a reason beside the numbers of signals
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -120,7 +121,7 @@ def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) 
         torch._foreach_mul_(gradients, scale.to(world.device))
     zeros = count_zeros(session) if logs_norms(session) else None
     rate = learning_rate(train, session.samples_after(session.step + 1), session.course.samples)
-    set_learning_rate(session.optimizer, rate)
+    session.optimizer.set_rate(rate / train.lr)
     session.optimizer.step()
     session.parts.drop_gradients()
     weights = session.parts.norm(session.parts.own) if logs_norms(session) else None

@@ -1,5 +1,7 @@
 """Which chunks a training sample is made of: a function of the seed and the sample's number alone.
 
+An epoch's documents are shuffled and laid end to end, cut into samples, and the samples shuffled: what follows each
+other in a document stands together in a sample, and samples that follow each other have nothing to do with each other.
 A `Blend` is the same for sources with weights: how many samples come from each, and which. `prefetch` makes the next
 items in a thread while the current one is used.
 """
@@ -9,7 +11,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable
 from fractions import Fraction
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -21,10 +23,11 @@ BLOCK = 1 << 20
 
 
 class Samples:
-    """A stream of a split's chunks, cut into samples of `seq_chunks` chunks.
+    """A stream of a split's chunks, cut into samples of `seq_chunks` chunks, which are shuffled.
 
     Every epoch runs through all chunks once, its documents shuffled, each document's chunks in order. Epochs
-    follow each other without a gap, so nothing is dropped. With `epochs` the stream ends after so many; what
+    follow each other without a gap, so nothing is dropped: a sample belongs to the epoch that it begins in, and the
+    samples of an epoch come in an order of their own. With `epochs` the stream ends after so many; what
     the last sample lacks is −1.
 
     `documents`: int [C], equal for neighbouring chunks of one document, in split order.
@@ -40,9 +43,11 @@ class Samples:
                 f"documents, give the train split a larger share, or lower samples.seq_length."
             )
         changes = documents[1:] != documents[:-1]
+        self.documents = int(changes.sum()) + (self.count > 0)
         self.starts = np.flatnonzero(np.concatenate([[self.count > 0], changes])).astype(np.int64)
         self.lengths = np.diff(np.concatenate([self.starts, [self.count]]))
         self._orders: dict[int, np.ndarray] = {}
+        self._shuffled: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, np.int64))
 
     @property
     def number(self) -> int | None:
@@ -61,12 +66,23 @@ class Samples:
             self._orders[epoch] = order
         return self._orders[epoch]
 
+    def place(self, number: int) -> int:
+        """Where a sample stands in the stream, in samples: shuffled within the epoch that it begins in."""
+        first, last, shuffled = self._shuffled
+        if not first <= number < last:
+            epoch = number * self.seq_chunks // max(self.count, 1)
+            first, last = (-(-each * self.count // self.seq_chunks) for each in (epoch, epoch + 1))
+            keys = hashing.words(self.seed, hashing.SAMPLE, epoch, np.arange(last - first))
+            shuffled = first + np.argsort(keys, kind="stable")
+            self._shuffled = first, last, shuffled
+        return int(shuffled[number - first])
+
     def sample(self, number: int) -> np.ndarray:
         """Positions in the split, int64 [seq_chunks + 1]: the sample's chunks and the one that follows them.
 
         The first token of the one that follows is the sample's last target. −1: the stream has ended.
         """
-        at = number * self.seq_chunks + np.arange(self.seq_chunks + 1)
+        at = self.place(number) * self.seq_chunks + np.arange(self.seq_chunks + 1)
         found = np.full(len(at), -1, np.int64)
         if self.count:
             epochs, inside = np.divmod(at, self.count)
@@ -80,6 +96,19 @@ class Samples:
         """`sample` of each number: int64 [len(numbers), seq_chunks + 1]."""
         found = [self.sample(int(number)) for number in numbers]
         return np.stack(found) if found else np.empty((0, self.seq_chunks + 1), np.int64)
+
+    def read(self, number: int) -> int:
+        """How many of the `documents` the first `number` samples have a chunk of."""
+        if not number or number * self.seq_chunks >= self.count:
+            return self.documents if number else 0
+        self.place(0)
+        places, seen = self._shuffled[2][:number], np.zeros(self.documents, bool)
+        for low in range(0, number, BLOCK):
+            at = (places[low : low + BLOCK, None] * self.seq_chunks + np.arange(self.seq_chunks)).ravel()
+            for epoch in range(1 + int(at.max() >= self.count)):  # one sample may lead into the next epoch
+                here = self.order(epoch)[at[at // self.count == epoch] % self.count]
+                seen[np.searchsorted(self.starts, here, side="right") - 1] = True
+        return int(seen.sum())
 
 
 def documents_of(dataset: Dataset, split: str) -> np.ndarray:
@@ -176,6 +205,15 @@ class Blend:
         found = [self.sample(int(number)) for number in numbers]
         return np.stack(found) if found else np.empty((0, self.seq_chunks + 1), np.int64)
 
+    @property
+    def documents(self) -> int:
+        """Documents of all sources."""
+        return sum(stream.documents for stream in self.streams)
+
+    def read(self, number: int) -> int:
+        """How many of the `documents` the first `number` samples have a chunk of."""
+        return sum(stream.read(int(given)) for stream, given in zip(self.streams, self.given(number), strict=True))
+
     def facts(self, number: int) -> dict[str, dict[str, float]]:
         """What the first `number` samples came to: by source samples, their share, the wanted one, epochs begun."""
         given, chunks = self.given(number), np.diff(self.bounds)
@@ -204,9 +242,32 @@ def open_samples(dataset: Dataset, seed: int) -> Samples | Blend:
     return Blend(documents, bounds, weights, seq_chunks, seed)
 
 
-def blend_facts(samples: Samples | Blend, number: int) -> dict[str, dict]:
-    """For the manifest of a model: `samples_by_source` of a blend, nothing otherwise."""
-    return {"samples_by_source": samples.facts(number)} if isinstance(samples, Blend) else {}
+FEW, MANY = 0.2, 4  # epochs
+
+
+def reach(samples: Samples | Blend, number: int) -> dict[str, Any]:
+    """What the first `number` samples come to, for log and manifest: documents, those read, epochs; of a blend also
+    `samples_by_source`.
+    """
+    by_source = {"samples_by_source": samples.facts(number)} if isinstance(samples, Blend) else {}
+    epochs = round(number * samples.seq_chunks / samples.count, 4)
+    return {"documents": samples.documents, "documents_read": samples.read(number), "epochs": epochs, **by_source}
+
+
+def doubt(reached: dict[str, Any]) -> str | None:
+    """What is wrong with how often a training reads its corpus, or None."""
+    epochs, read, documents = reached["epochs"], reached["documents_read"], reached["documents"]
+    if epochs > MANY:
+        return (
+            f"reads its corpus {epochs:.1f} times, and what is read more than {MANY} times is learnt by heart: lower "
+            f"samples.train_samples, or add text."
+        )
+    if epochs < FEW:
+        return (
+            f"reads {epochs:.2f} of an epoch, {read:,} of {documents:,} documents: raise samples.train_samples, or "
+            f"take a smaller corpus, which is quicker to prepare."
+        )
+    return None
 
 
 def describe(samples: Samples | Blend, number: int) -> list[str]:

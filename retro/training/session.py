@@ -1,12 +1,8 @@
-"""A training run while it runs: what it was made of, and where it stands; its optimizer.
+"""A training run while it runs: what it was made of, and where it stands."""
 
-AdamW decays matrices only; the learning-rate schedule is counted in samples.
-"""
-
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,53 +16,11 @@ from retro.training.checkpoints import Checkpoints, pack, unpack
 from retro.training.course import Course
 from retro.training.distribution import World
 from retro.training.metrics import Metrics
+from retro.training.optimizer import Optimizer, build_optimizer, matrices, refuse_spread
 from retro.training.parallel import parallelize
 from retro.training.settings import Run, TrainSettings
 from retro.training.sharding import Parts
 from retro.training.weights import copy_into, each_tensor, weights
-
-
-class HasParameters(Protocol):
-    """A module, or a process's parts of one."""
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-
-def build_optimizer(model: HasParameters, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over `model`: weight decay for tensors of two or more dimensions, none for norms and biases."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
-    )
-
-
-def learning_rate(settings: TrainSettings, samples: int, total: int) -> float:
-    """The learning rate of the step that ends at `samples` of `total` samples.
-
-    Linear from 0 to `lr` over the warm-up, then cosine or linear down to `min_lr` at `total`, or constant.
-    """
-    warmup = settings.warmup_samples
-    if samples < warmup:
-        return settings.lr * samples / warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    done = min(1.0, (samples - warmup) / max(1, total - warmup))
-    left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return settings.min_lr + (settings.lr - settings.min_lr) * left
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 @dataclass
@@ -91,7 +45,7 @@ class Session:
     model: LanguageModel
     parts: Parts  # what of it is held here
     forward: nn.Module  # the model, compiled if the settings say so
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     checkpoints: Checkpoints
     flops_per_token: float
     peak: float  # FLOP a second of a plain matrix product
@@ -116,6 +70,8 @@ class Session:
         """A run that begins with the weights of `model`, which is cut over the processes as `train` says."""
         model.train()
         parts = parallelize(model, world, train.parallel, train.recompute, train.precision)
+        if parts.spread:
+            refuse_spread(train)
         return cls(
             run=run,
             train=train,
@@ -125,7 +81,7 @@ class Session:
             model=model,
             parts=parts,
             forward=cast(nn.Module, torch.compile(model)) if train.compile else model,
-            optimizer=build_optimizer(parts, train),
+            optimizer=build_optimizer(parts, train, matrices(model)),
             checkpoints=checkpoints,
             flops_per_token=flops_per_token,
             peak=gemm_rate(world.device, train.precision),

@@ -7,7 +7,7 @@ manifests.
 import json
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from retro.base.names import unseeded
 from retro.base.stage import Settings, UserError, explain
@@ -35,10 +35,38 @@ class ParallelSettings(Settings):
     tensor: int = Field(1, ge=1, description="Ranks that share each layer's heads; the others share the samples.")
 
 
+class CurriculumSettings(Settings):
+    """The text to come as one of the neighbours of training chunks, until cross-attention reads.
+
+    That neighbour is the chunk itself and what follows it, which a model that reads need only find and copy. At first
+    it always lies at the same place, then it begins at any token of the chunk, and at last there are real neighbours
+    only. All numbers are shares of the training.
+    """
+
+    fixed_until: float = Field(0.25, ge=0, le=1, description="Until then it begins where the chunk begins.")
+    anywhere_by: float = Field(0.6, ge=0, le=1, description="From then on it begins at any token of the chunk.")
+    always_until: float = Field(0.7, ge=0, le=1, description="Until then every chunk has it.")
+    gone_by: float = Field(0.9, ge=0, le=1, description="From then on none has it.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for first, second in (("fixed_until", "anywhere_by"), ("always_until", "gone_by")):
+            if getattr(self, first) > getattr(self, second):
+                raise ValueError(
+                    f"{first} is {getattr(self, first)}, above {second}, {getattr(self, second)}; what begins to "
+                    f"fade later must end later"
+                )
+        return self
+
+
 class TrainSettings(Settings):
     """How a run is optimized."""
 
-    lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices between hidden states, with adamw for everything else."
+    )
+    lr: float = Field(3e-3, gt=0, description="Peak learning rate; with muon of what is adamw's.")
+    muon_lr: float = Field(0.02, gt=0, description="Peak learning rate of muon's matrices; it falls as lr does.")
     min_lr: float = Field(3e-4, ge=0, description="Learning rate at the end of the decay.")
     warmup_samples: int = Field(60, ge=0, description="Samples of linear warm-up.")
     samples_share: float = Field(
@@ -59,6 +87,9 @@ class TrainSettings(Settings):
     retrieved_chunks: int = Field(2, ge=1, description="Chunks a neighbour brings: itself and its continuation.")
     neighbour_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a chunk's neighbours are hidden.")
     sample_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a whole sample's neighbours are hidden.")
+    curriculum: CurriculumSettings | None = Field(
+        None, description="Show training chunks the text to come among their neighbours, less and less; default: never."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs that have it.")
     parallel: ParallelSettings = Field(ParallelSettings(), description="How the model is cut over processes.")
     recompute: Literal["none", "layers"] = Field(

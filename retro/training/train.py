@@ -24,8 +24,9 @@ from retro.training.course import Pretraining
 from retro.training.distribution import World, own_rank
 from retro.training.loop import fit
 from retro.training.metrics import Metrics
-from retro.training.samples import blend_facts
-from retro.training.session import Session, learning_rate
+from retro.training.optimizer import learning_rate
+from retro.training.samples import doubt, reach
+from retro.training.session import Session
 from retro.training.settings import Run, SampleSettings, TrainedRun
 from retro.training.weights import start_from, tokenizer_files, write_tensors
 
@@ -161,6 +162,8 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     )
     size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
     begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
+    if world.first and (doubtful := doubt(reach(course.stream, course.samples))):
+        warn(f"{run.name} {doubtful}")
     return session
 
 
@@ -172,6 +175,7 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
     run, dataset, course = session.run, session.dataset, session.course
     assert isinstance(course, Pretraining)  # what `setup` made
     samples = session.samples_after(session.step)
+    reached = reach(course.stream, samples)
     recorded = {
         "chunk_length": dataset.chunk_length,
         "eod_id": dataset.facts["tokenizer"]["eod_id"],
@@ -197,10 +201,12 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
             "samples": samples,
             "steps": session.step,
             "tokens": session.tokens,
-            **blend_facts(course.stream, samples),
+            **reached,
         },
     )
     say(f"{output}: {samples:,} samples in {duration(session.seconds)} of training")
+    if doubtful := doubt(reached):
+        warn(f"{run.name} {doubtful}")
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.planning.memory import Work, fit, step
 from retro.training.distribution import World
+from retro.training.optimizer import build_optimizer
 from retro.training.parallel import parallelize
-from retro.training.session import build_optimizer
 from retro.training.settings import ParallelSettings, TrainSettings
 
 SHAPE = {"vocab_size": 999, "seq_length": 128, "chunk_length": 16, "retrieved_length": 32}
@@ -75,7 +75,7 @@ def measured(settings, architecture, work):
 
     micro_batch()
     optimizer.step()  # the moments
-    state = [tensor for group in optimizer.state.values() for tensor in group.values()]
+    state = [tensor for parameter in model.parameters() for tensor in optimizer.state(parameter).values()]
     known = [*model.parameters(), *(p.grad for p in model.parameters()), *state, tokens, targets]
     with Allocated([*known, *(() if mask is None else (neighbours, mask))]) as allocated:
         micro_batch()
@@ -118,7 +118,7 @@ def held(rank, port, settings, queue):
         losses.mean().backward()
         gradients = parts.take_gradients()
         optimizer.step()
-        moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+        moments = [value for p in parts.parameters() for value in optimizer.state(p).values() if value.dim()]
         dtypes = {tensor.dtype for tensor in (*gradients, *moments, *parts.parameters())}
         sizes = [sum(tensor.nbytes for tensor in found) for found in (parts.parameters(), gradients, moments)]
         queue.put((precision, sizes, dtypes == {torch.float32}, losses.isfinite().all().item()))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from retro.base.stage import UserError
-from retro.training.batches import Batcher, hidden_chunks
+from retro.training.batches import Batcher, hidden_chunks, text_ahead
 from retro.training.samples import Samples, documents_of
+from retro.training.settings import CurriculumSettings
 from tests.training.toy import EOD, SEQ, M
 
 K, R = 3, 2
@@ -139,3 +140,42 @@ def test_a_batch_cut_in_parts_is_the_same_batch(batcher, positions):
     assert [len(part) for part in parts] == [7] * 8 + [4]
     for name in ("tokens", "targets", "neighbours", "mask"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+FADING = CurriculumSettings(fixed_until=0.25, anywhere_by=0.5, always_until=0.5, gone_by=0.75)
+
+
+def test_the_text_to_come_is_shown_first_always_and_in_place_then_anywhere_then_never():
+    ahead = text_ahead(FADING, 3, np.arange(1000), 1000, 8, M)
+    assert (ahead[:251] == 0).all()
+    assert (ahead[:500] >= 0).all() and set(ahead[400:500].ravel()) == set(range(M))
+    assert ahead[260:300].max() < ahead[450:500].max()
+    assert 0.4 < (ahead[600:650] >= 0).mean() < 0.6
+    assert (ahead[750:] == -1).all()
+    assert np.array_equal(text_ahead(FADING, 3, np.arange(430, 440), 1000, 8, M), ahead[430:440])
+    assert text_ahead(None, 3, np.arange(10), 1000, 8, M) is None
+
+
+def test_the_text_to_come_takes_the_first_neighbours_place_where_the_document_goes_on(dataset, batcher, positions):
+    chunks = positions.shape[1] - 1
+    ahead = np.arange(len(positions) * chunks).reshape(len(positions), chunks) % (M + 1) - 1
+    hidden = np.arange(ahead.size).reshape(ahead.shape) % 7 == 0
+    usual, batch = batcher.batch(positions, hidden), batcher.batch(positions, hidden, ahead)
+    assert torch.equal(batch.neighbours[:, :, 1:], usual.neighbours[:, :, 1:])
+    rows, taken = dataset.rows("train"), 0
+    for sample, chunk in itertools.product(range(len(positions)), range(chunks)):
+        row, there = int(rows[positions[sample, chunk]]), (sample, chunk, 0)
+        goes_on = row + 1 < len(dataset.store) and document(dataset, row + 1) == document(dataset, row)
+        if ahead[sample, chunk] < 0 or hidden[sample, chunk] or not goes_on:
+            assert torch.equal(batch.neighbours[there], usual.neighbours[there])
+            assert torch.equal(batch.mask[there], usual.mask[there])
+            continue
+        text = []
+        for later in range(row, min(row + R + 1, len(dataset.store))):
+            if document(dataset, later) == document(dataset, row):
+                text += chunk_tokens(dataset, later)
+        text = text[ahead[sample, chunk] :][: R * M]
+        assert batch.neighbours[there][: len(text)].tolist() == text
+        assert batch.mask[there].sum() == len(text)
+        taken += 1
+    assert taken > 20

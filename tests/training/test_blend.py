@@ -56,10 +56,11 @@ def test_counts_follow_the_weights_and_a_sample_depends_on_its_number_alone():
 
 def test_epochs_of_a_source_follow_without_a_gap_each_with_its_own_shuffle():
     used = blend()
-    own = [number for number in range(400) if used.sample(number)[0] < 12]
-    for left, right in itertools.pairwise(own):
-        assert used.sample(left)[-1] == used.sample(right)[0]
-    epochs = np.concatenate([used.sample(number)[:-1] for number in own])[:120].reshape(-1, 12)
+    own = [used.sample(number) for number in range(400) if used.sample(number)[0] < 12]
+    stream = [own[number] for number in np.argsort([used.streams[0].place(number) for number in range(len(own))])]
+    for left, right in itertools.pairwise(stream[:100]):
+        assert left[-1] == right[0]
+    epochs = np.concatenate([sample[:-1] for sample in stream])[:120].reshape(-1, 12)
     assert all(np.array_equal(np.sort(epoch), np.arange(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 5
 

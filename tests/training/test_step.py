@@ -28,7 +28,7 @@ def test_accumulated_micro_batches_are_the_large_batch(config, tmp_path, size):
     assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
     assert cut.norm == pytest.approx(whole.norm, rel=1e-5)
     for one, two in zip(session.model.parameters(), other.model.parameters(), strict=True):
-        state, same = session.optimizer.state[one], other.optimizer.state[two]
+        state, same = session.optimizer.state(one), other.optimizer.state(two)
         assert torch.allclose(state["exp_avg"], same["exp_avg"], atol=1e-6)
 
 
