@@ -145,12 +145,26 @@ def _cost(found: Found) -> list[Row]:
     return made
 
 
+def _emergence(found: Found) -> list[Row]:
+    """A point for each validation of each RETRO run: what retrieval changes, by the tokens trained on so far."""
+    rows: list[Row] = []
+    for run in found.runs.values():
+        off = {line["step"]: line for line in run.validation(OFF)}
+        for line in run.validation(ON):
+            if (step := line["step"]) in off:
+                percent = 100 * (line["loss"] / off[step]["loss"] - 1)
+                facts = {"run": run.base, "retrieval": ON, "split": line["split"], "source": ALL}
+                shown = {"bits_per_byte": line["bits_per_byte"], "off_percent": percent}
+                rows.append(_row({**facts, **shown}, run.base, line["tokens"]))
+    return rows
+
+
 COST = ("parameters", "training_tokens", "training_flop", "inference_flop_per_token", "training_seconds")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question to trained models. `kind` of figure: bars, line or points.
+    """A question to trained models. `kind` of figure: bars, line, points, or curves (one a run, over its training).
 
     `question` and `caption` are the report's. `rows` makes the table's rows, each with a `label` and, for lines and
     points, an `x`; `extra` are columns of its own. `one_run`: it measures the run `experiments.of` and its twin, under
@@ -161,7 +175,7 @@ class Experiment:
     """
 
     title: str
-    kind: Literal["bars", "line", "points"]
+    kind: Literal["bars", "line", "points", "curves"]
     question: str
     caption: str
     rows: Callable[[Found], list[Row]]
@@ -252,6 +266,17 @@ CATALOGUE = {
         "The difference from the GPT twin for models of other shapes: where "
         "intervals overlap, bars cannot be told apart.",
         _architecture,
+    ),
+    "emergence": Experiment(
+        "When does RETRO begin to read",
+        "curves",
+        "After how much training does retrieval change what a model says?",
+        "Validation loss with retrieval on against off, the same weights, by tokens trained on: a curve that leaves "
+        "the zero line downwards has begun to read.",
+        _emergence,
+        against="off",
+        x="tokens trained on",
+        axis="from zero",
     ),
     "cost": Experiment(
         "Cost",

@@ -31,6 +31,8 @@ def draw(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> No
     """<folder>/<name>.svg and .png."""
     if experiment.kind == "bars":
         _bars(name, experiment, rows, folder)
+    elif experiment.kind == "curves":
+        _curves(name, experiment, rows, folder)
     else:
         _plane(name, experiment, rows, folder)
 
@@ -93,6 +95,31 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
         axes.set(xlabel=experiment.x, ylabel="bits per byte")
         if not line:
             _label(axes, rows)
+
+
+def _curves(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> None:
+    """Differences in percent, a curve for each label."""
+    columns, other = AGAINST[experiment.against]
+    with style.figure(folder, name, 3.6) as (_, axes):
+        labels = list(dict.fromkeys(row["label"] for row in rows))
+        if not labels:
+            style.nothing(axes, "No run of the config belongs here.")
+            return
+        for number, label in enumerate(labels):
+            mine = [row for row in rows if row["label"] == label]
+            colour = style.SOURCES[number % len(style.SOURCES)]
+            axes.plot(
+                [row["x"] for row in mine],
+                [row[columns[0]] for row in mine],
+                "o-",
+                markersize=3,
+                color=colour,
+                label=label,
+            )
+        axes.axhline(0, color=style.INK, linewidth=0.9)
+        AXES[experiment.axis](axes, sorted({row["x"] for row in rows}))
+        axes.set(xlabel=experiment.x, ylabel=f"against {other}, %")
+        axes.legend()
 
 
 def _values(axes: Axes, xs: list[float]) -> None:

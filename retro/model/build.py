@@ -16,6 +16,8 @@ from retro.model.settings import ModelSettings
 # slot weighs log(keys), about 5.5), and how loud what is read is in the residual stream.
 MATCH_GAIN = (4.0, 2.0, 1.0)
 READ_GAIN = 0.1
+# How far the output copier trusts a match of one, two, .. tokens at the start.
+COPY_GATE = [0.07, 0.26, 0.52, 0.62, 0.71, 0.71, 0.71, 0.85]
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -40,6 +42,10 @@ def initialise(model: LanguageModel, seed: int) -> None:
             std /= (2 * layers) ** 0.5
         if "norm" in name and name.endswith("weight"):
             parameter.fill_(1.0)
+        elif name == "copier.length":
+            parameter.copy_(
+                torch.logit(torch.tensor(COPY_GATE[: len(parameter)] + COPY_GATE[-1:] * (len(parameter) - 8)))
+            )
         elif name.endswith(".match"):
             steps = [*MATCH_GAIN, *[MATCH_GAIN[-1]] * parameter.shape[1]]
             parameter.copy_(torch.tensor(steps[: parameter.shape[1]]).expand_as(parameter))

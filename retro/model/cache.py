@@ -69,7 +69,7 @@ class DecodingCache:
         if self._tokens is None:
             self._tokens = tokens.new_empty(batch, self.capacity)
         self._tokens[:, self.length : self.length + count] = tokens
-        states, done, chunk = [], 0, 0
+        logits, done, chunk = [], 0, 0
         while done < count:
             # A piece reads the neighbours of one chunk: it begins with a chunk's last token, or at the start.
             place = (self.length + 1 - self._first) % self.chunk_length  # 0: the next token completes a chunk
@@ -80,10 +80,26 @@ class DecodingCache:
                     mask = None if neighbour_mask is None else neighbour_mask[:, chunk : chunk + 1]
                     retrieved = neighbours[:, chunk : chunk + 1], mask
                 self._encoded, chunk = None, chunk + 1
-            states.append(self._piece(tokens[:, done : done + piece], retrieved, place))
+            x = self._piece(tokens[:, done : done + piece], retrieved, place)  # (b, p, d)
             done += piece
-        x = torch.cat(states, dim=1)[:, -1 if last else 0 :]  # (b, s or 1, d)
-        return F.linear(x, self.model.head_weight)  # (b, s or 1, V)
+            if not last or done == count:
+                logits.append(self._logits(x[:, -1 if last else 0 :]))
+        return torch.cat(logits, dim=1)  # (b, s or 1, V)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits [b, p, V] of the last tokens, whose states are x [b, p, d]."""
+        logits = F.linear(x, self.model.head_weight)  # (b, p, V)
+        if self.model.copier is None or self._encoded is None:
+            return logits
+        history = self._history(self.length - x.shape[1], self.length)
+        return self.model.copied_logits(logits, x, history, self._encoded)  # (b, p, V)
+
+    def _history(self, start: int, end: int) -> Tensor:
+        """The last tokens at positions start .. end: [b, p, c], as `recent` has them."""
+        assert self._tokens is not None
+        length = self.model.settings.match_length
+        first = max(0, start - length + 1)
+        return recent(self._tokens[:, first:end], length)[:, start - first :]
 
     def _move(self) -> None:
         """Let the next token complete a chunk: the states kept are those of the last tokens, in whatever order."""
@@ -139,12 +155,10 @@ class DecodingCache:
     def _cca(self, layer: DecoderLayer, index: int, h: Tensor, place: int, start: int, end: int) -> Tensor:
         """What positions h [b, p, d] read of the last full chunk's neighbours, [b, p, d]."""
         encoded, cca = self._encoded, layer.cca
-        assert encoded is not None and cca is not None and self._tokens is not None
+        assert encoded is not None and cca is not None
         if index not in self._reads:
             self._reads[index] = cca.keys_values(encoded)
-        length = self.model.settings.match_length
-        if length:
-            first = max(0, start - length + 1)
-            encoded = encoded.facing(recent(self._tokens[:, first:end], length)[:, start - first :])
+        if self.model.settings.match_length:
+            encoded = encoded.facing(self._history(start, end))
         out = cca.read(h, *self._reads[index], encoded, place)  # (b, p, d)
         return out if encoded.alive is None else out * encoded.alive  # (b, p, d)

@@ -101,6 +101,7 @@ class Encoded(NamedTuple):
     scores: Tensor | None  # (b * l, 1, 1, (1 +) k * r) where scores start: -inf hides, the null slot leads
     alive: Tensor | None  # (b * l, 1, 1), 0 for a chunk without neighbours, else 1
     length: int  # r
+    tokens: Tensor | None = None  # (b * l, k * r) copy-ready only; negative where hidden
     copies: Tensor | None = None  # (b * l, k * r, d) embeddings of their tokens, copy-ready only
     places: Tensor | None = None  # (b * l, k * r, c) the tokens before each of them, copy-ready only
     matches: Tensor | None = None  # (b * l, c, m, (1 +) k * r) of the positions that read: `copying.matches`

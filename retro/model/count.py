@@ -74,6 +74,7 @@ def parameters(
     if architecture == "retro":
         total += _encoder(s, vocab_size, retrieved_length)
         total += len(s.cca_at) * _cca(s, chunk_length + retrieved_length - 1)
+        total += s.match_length + d + 3 if s.copy_output else 0
     return total
 
 

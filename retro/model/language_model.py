@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro.model.cca import ChunkedCrossAttention, ChunkGrid, Encoded, before, copies, recent
+from retro.model.cca import MASKED, ChunkedCrossAttention, ChunkGrid, Encoded, before, copies, recent
+from retro.model.copier import Match, OutputCopier, mixed, whole
 from retro.model.layers import MLP, Encoder, Rope, SelfAttention, make_norm, rope_table, token_losses
 from retro.model.settings import ModelSettings
 
@@ -65,12 +66,12 @@ class Decoder(nn.Module):
         rope: Rope | None,
         grid: ChunkGrid | None = None,
         encode: Callable[[Tensor], Encoded] | None = None,
-    ) -> Tensor:
-        """Embedded tokens [b, n, d] -> states before the head [b, n, d]."""
+    ) -> tuple[Tensor, Encoded | None]:
+        """Embedded tokens [b, n, d] -> states before the head [b, n, d], and the encoded neighbours."""
         encoded = None
         for layer in self.layers:
             x, encoded = layer(x, rope, grid, encode, encoded)
-        return x if self.norm is None else self.norm(x)  # (b, n, d)
+        return x if self.norm is None else self.norm(x), encoded  # (b, n, d)
 
 
 class Embedding(nn.Module):
@@ -92,8 +93,8 @@ class Embedding(nn.Module):
 class LanguageModel(nn.Module):
     """A GPT decoder, with an encoder and chunked cross-attention when the architecture is "retro".
 
-    Parameters of the retrieval half begin with `encoder.` or contain `.cca.`; all others are the GPT twin's.
-    Make one with `retro.model.build.build_model`.
+    Parameters of the retrieval half begin with `encoder.` or `copier.` or contain `.cca.`; all others are the GPT
+    twin's. Make one with `retro.model.build.build_model`.
     """
 
     def __init__(
@@ -113,9 +114,10 @@ class LanguageModel(nn.Module):
         table = max(seq_length, retrieved_length) if s.shared_embeddings else seq_length
         self.embedding = Embedding(vocab_size, s.width, table if s.positions == "learned" else None)
         self.dropout = nn.Dropout(s.dropout)
-        self.encoder, ccas = None, {}
+        self.encoder, self.copier, ccas = None, None, {}
         if architecture == "retro":
             self.encoder = Encoder(s, vocab_size, retrieved_length)
+            self.copier = OutputCopier(s) if s.copy_output else None
             ccas = {i: ChunkedCrossAttention(s, chunk_length, retrieved_length) for i in s.cca_at}
         self.decoder = Decoder(s, ccas)
         self.head = None if s.tied else nn.Linear(s.width, vocab_size, bias=False)
@@ -137,10 +139,45 @@ class LanguageModel(nn.Module):
         x = self.dropout(self.embedding(tokens))  # (b, n, d)
         rope = self.rope(torch.arange(tokens.shape[1], device=tokens.device))
         grid, encode = self._retrieval(tokens, neighbours, neighbour_mask)
-        x = self.decoder(x, rope, grid, encode)  # (b, n, d)
+        x, encoded = self.decoder(x, rope, grid, encode)  # (b, n, d)
+        found = F.linear(x, self.head_weight) if targets is None else token_losses(x, self.head_weight, targets)
+        if self.copier is None or encoded is None or grid is None:
+            return found  # (b, n, V) or (b, n)
+        history = grid.queries(recent(tokens, self.settings.match_length))  # (b * l, m, c)
+        here = (grid.queries(x), history, encoded)
         if targets is None:
-            return F.linear(x, self.head_weight)  # (b, n, V)
-        return token_losses(x, self.head_weight, targets)  # (b, n)
+            copied = self.copied_logits(grid.queries(found), *here)  # (b * l, m, V)
+            return torch.cat([whole(found[:, : grid.first]), grid.scatter(copied, tokens.shape[1])[:, grid.first :]], 1)
+        wanted = grid.queries(targets[..., None])[..., 0]  # (b * l, m)
+        copied = self._copied_losses(grid.queries(found[..., None])[..., 0], wanted, *here)  # (b * l, m)
+        rest = grid.scatter(copied[..., None], tokens.shape[1])[..., 0]  # (b, n)
+        return torch.cat([found[:, : grid.first], rest[:, grid.first :]], 1)  # (b, n)
+
+    def copied_logits(self, logits: Tensor, x: Tensor, history: Tensor, encoded: Encoded) -> Tensor:
+        """The head's logits [b', m', V] mixed with the copier's, for positions whose states are x [b', m', d] and whose
+        last tokens are `history` [b', m', c]: fp32 [b', m', V], log-probabilities where something matches.
+        """
+        assert self.copier is not None and encoded.places is not None and encoded.tokens is not None
+        tokens = encoded.tokens  # (b', s)
+        match = Match.of(history, encoded.places, tokens >= 0)
+        head = whole(logits).log_softmax(-1)  # (b', m', V)
+        candidate = tokens.gather(1, match.first).clamp(min=0)  # (b', m')
+        gate = self.copier.gate(x, match, tokens, head.gather(-1, candidate[..., None])[..., 0])  # (b', m')
+        copied = match.distribution(tokens, logits.shape[-1])  # (b', m', V)
+        both = mixed(head, gate[..., None], copied)  # (b', m', V)
+        return torch.where(match.length[..., None] > 0, both, whole(logits))  # (b', m', V)
+
+    def _copied_losses(self, losses: Tensor, targets: Tensor, x: Tensor, history: Tensor, encoded: Encoded) -> Tensor:
+        """The head's losses of `targets` mixed with the copier's: nats [b', m'], 0 where a target is negative."""
+        assert self.copier is not None and encoded.places is not None and encoded.tokens is not None
+        tokens, words = encoded.tokens, self.head_weight  # (b', s), (V, d)
+        match = Match.of(history, encoded.places, tokens >= 0)
+        candidate = tokens.gather(1, match.first).clamp(min=0)  # (b', m')
+        # The logarithm of the head's normaliser follows from the target's loss and logit, whatever the target is.
+        logits = [(whole(x) * F.embedding(each.clamp(min=0), words)).sum(-1) for each in (candidate, targets)]
+        gate = self.copier.gate(x, match, tokens, logits[0] - logits[1] - losses)  # (b', m')
+        found = -mixed(-losses, gate, match.share(tokens, targets))  # (b', m')
+        return torch.where((targets >= 0) & (match.length > 0), found, losses)  # (b', m')
 
     @property
     def head_weight(self) -> Tensor:
@@ -186,6 +223,8 @@ class LanguageModel(nn.Module):
             own = neighbours.reshape(-1, k, r)  # (b * l, k, r)
             rows = None if rows is None else rows.view_as(own)  # (b * l, k, r)
             encoded = encoded._replace(copies=copies(own, words), places=before(own, rows, s.match_length))
+            seen = own if rows is None else own.masked_fill(~rows, MASKED)  # (b * l, k, r)
+            encoded = encoded._replace(tokens=seen.flatten(1))
         return encoded
 
     def _scores(self, mask: Tensor | None, states: Tensor) -> Tensor | None:

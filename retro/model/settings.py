@@ -124,6 +124,11 @@ class ModelSettings(BaseModel):
         description="gate on chunked cross-attention: a scalar a layer that starts at zero (the model then "
         "starts as its twin), or one a head and token that sees the state and what was read",
     )
+    copy_output: bool = Field(
+        False,
+        description="mix the head's distribution with that of what followed the longest match in the neighbours, by a "
+        "learned gate; with cca: copy-ready",
+    )
     copy_context: int | None = Field(
         None, ge=1, le=16, description="copy-ready: how many tokens before a place a match is judged by; none: 8"
     )
@@ -176,6 +181,8 @@ class ModelSettings(BaseModel):
                 "cca is copy-ready, whose values carry whole embeddings; leave cca_kv_heads out, or set "
                 f"it to the number of heads, {self.cca_head_count}"
             )
+        if self.copy_output and self.cca != "copy-ready":
+            raise ValueError("copy_output is for cca: copy-ready only; leave it out or change cca")
         if self.copy_context is not None and self.cca != "copy-ready":
             raise ValueError("copy_context is for cca: copy-ready only; leave it out or change cca")
         if self.encoder_positions == "learned" and self.shared_embeddings and self.positions != "learned":

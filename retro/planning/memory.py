@@ -220,6 +220,7 @@ def _cca(s: ModelSettings, work: Work, first: bool) -> float:
     if first:
         kept += c * t * (d + s.match_length * work.keys)  # the chunks, and where tokens match
         kept += a * ((4 + c) * d + 8 * s.match_length) if s.match_length else 0
+        kept += 4 * t * work.keys if s.copy_output else 0  # the copier's share of each place
     return kept
 
 

@@ -151,14 +151,14 @@ def _same_dataset(manifest: Manifest, recorded: Recorded, dataset: Dataset) -> N
 DECODER: tuple[str, ...] = ("layers", "width", "heads", "kv_head_count", "ffn_dim", "positions", "rope_fraction")
 DECODER += ("rope_base", "norm", "norm_eps", "activation", "bias", "tied", "final_norm")
 RETRIEVAL: tuple[str, ...] = ("chunk_alignment", "mask_padding", "cca_at", "cca", "cca_head_count", "cca_kv_head_count")
-RETRIEVAL += ("cca_positions", "cca_null", "cca_gate", "match_length", "encoder_layers", "encoder_dim")
+RETRIEVAL += ("cca_positions", "cca_null", "cca_gate", "match_length", "copy_output", "encoder_layers", "encoder_dim")
 RETRIEVAL += ("encoder_head_count", "encoder_ffn_dim", "encoder_positions", "encoder_cross_attention")
 RETRIEVAL += ("encoder_residual", "encoder_final_norm", "shared_embeddings")
 
 
 def retrieves(name: str) -> bool:
     """Whether a parameter belongs to the encoder or to chunked cross-attention, not to the GPT."""
-    return name.startswith("encoder.") or ".cca." in name
+    return name.startswith(("encoder.", "copier.")) or ".cca." in name
 
 
 def start_from(model: LanguageModel, run: Run, dataset: Dataset) -> str | None:

@@ -221,3 +221,20 @@ def test_the_experiments_config_shares_the_default_runs():
     assert ours.dataset == default.dataset and len(ours.seeds) >= 2
     mine = ours.models()
     assert all(mine[name] == run for name, run in default.models().items())
+
+
+def test_emergence_has_a_point_for_each_validation_by_tokens():
+    lines = [{"step": step, "tokens": 100 * step, "loss": 1.0, "seconds": 1.0} for step in (1, 2, 3)]
+    for step, on in ((1, 4.0), (3, 3.8)):
+        both = ((on, "on"), (4.0, "off"))
+        lines += [
+            {"step": step, "split": "valid", "retrieval": mode, "loss": loss, "bits_per_byte": loss / 4}
+            for loss, mode in both
+        ]
+    lengths = {"chunk_length": 8, "retrieved_length": 16, "seq_length": 32, "vocab_size": 64}
+    settings = TrainedRun.of({**json.loads(run_json("retro")), "recorded": lengths}, "retro")
+    found = rows_of("emergence", [], {"retro": Run(settings, {}, lines)}, {})
+    assert [(row["x"], round(row["off_percent"], 6), row["bits_per_byte"]) for row in found] == [
+        (100, 0.0, 1.0),
+        (300, -5.0, 0.95),
+    ]

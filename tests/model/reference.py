@@ -48,7 +48,37 @@ class Reference:
         if s.final_norm:
             x = [self.norm(v, "decoder.norm") for v in x]
         head = self.w["embedding.tokens.weight"] if s.tied else self.w["head.weight"]
-        return torch.stack([head @ v for v in x])
+        logits = torch.stack([head @ v for v in x])
+        if s.copy_output and encoded is not None:
+            logits = torch.stack([self.copied(logits[t], x[t], t, tokens, encoded) for t in range(n)])
+        return logits
+
+    def agreeing(self, place, t, tokens):
+        """How many of the last tokens up to position t are those before a place."""
+        count = 0
+        while count < min(self.s.copy_context or 8, t + 1, len(place.before)):
+            if place.before[-1 - count] != tokens[t - count]:
+                break
+            count += 1
+        return count
+
+    def copied(self, logits, x, t, tokens, encoded):
+        """The logits of position t, whose state is x, mixed with what followed the longest match."""
+        u, _ = self.chunk_of(t, len(tokens))
+        if u is None or not encoded[u]:
+            return logits
+        matched = [self.agreeing(place, t, tokens) for place in encoded[u]]
+        longest = max(matched)
+        if longest == 0:
+            return logits
+        follow = [place.token for place, length in zip(encoded[u], matched, strict=True) if length == longest]
+        head = logits - torch.logsumexp(logits, 0)
+        agree = follow.count(follow[0]) / len(follow)
+        facts = [agree - 1, math.log(len(follow)), torch.clamp(head[follow[0]], min=-16) / 4 + 1]
+        gate = self.w["copier.length"][longest - 1] + self.w["copier.state"] @ x / math.sqrt(len(x))
+        gate = torch.sigmoid(gate + sum(w * fact for w, fact in zip(self.w["copier.facts"], facts, strict=True)))
+        share = torch.tensor([follow.count(v) / len(follow) for v in range(len(logits))], dtype=logits.dtype)
+        return torch.log((1 - gate) * torch.exp(head) + gate * share)
 
     def chunk_of(self, t, n):
         """The chunk whose neighbours position t reads, and how far t is from that chunk's last token."""
@@ -152,11 +182,7 @@ class Reference:
         if s.cca == "copy-ready":
             table = self.w["embedding.tokens.weight"]
             for i, place in enumerate(encoded[u]):
-                agreeing = 0
-                while agreeing < min(s.copy_context or 8, t + 1, len(place.before)):
-                    if place.before[-1 - agreeing] != tokens[t - agreeing]:
-                        break
-                    agreeing += 1
+                agreeing = self.agreeing(place, t, tokens)
                 bias[i] = bias[i] + self.w[f"{name}.match"][:, :agreeing].sum(1)
                 own = table[place.token] / torch.sqrt((table[place.token] ** 2).mean() + 1e-6)
                 v[i] = [a + b for a, b in zip(v[i], own.chunk(groups), strict=True)]

@@ -46,7 +46,7 @@ def random_settings(rng: random.Random, flavour: str) -> ModelSettings:
         chosen |= {"encoder_heads": rng.choice([1, 2])}
         chosen |= {"encoder_width": chosen["encoder_heads"] * rng.choice([2, 4])}
     if flavour == "copy-ready":
-        chosen["copy_context"] = rng.randint(1, 3)
+        chosen |= {"copy_context": rng.randint(1, 3), "copy_output": rng.random() < 0.7}
     if not chosen.get("shared_embeddings", flavour != "paper") and rng.random() < 0.3:
         chosen["encoder_positions"] = "learned"
     if chosen.get("positions", "learned" if flavour == "megatron" else "rope") == "rope":
