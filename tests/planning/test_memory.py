@@ -87,7 +87,7 @@ CASES = {
     "paper": ("retro", {"encoder_width": 32}),
     "megatron": ("retro", {"flavour": "megatron", "encoder_dropout": 0.0}),
     "swiglu": ("retro", {"activation": "swiglu", "flavour": "megatron", "encoder_dropout": 0.0, "positions": "rope"}),
-    "copy-ready": ("retro", {"flavour": "copy-ready", "encoder_width": 32}),
+    "copy-ready": ("retro", {"flavour": "copy-ready", "encoder_width": 32, "copy_output": True}),
 }
 
 

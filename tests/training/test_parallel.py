@@ -16,7 +16,7 @@ SHAPE = {"layers": 3, "width": 16, "heads": 2, "encoder_layers": 1, "encoder_wid
 MODELS = {
     "gpt": ("gpt", SHAPE),
     "paper": ("retro", SHAPE | {"activation": "swiglu", "bias": True, "cca_gate": "token"}),
-    "copy-ready": ("retro", SHAPE | {"flavour": "copy-ready", "tied": True}),
+    "copy-ready": ("retro", SHAPE | {"flavour": "copy-ready", "tied": True, "copy_output": True}),
 }
 LAYOUTS = {
     "data": (2, {}),
