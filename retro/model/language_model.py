@@ -128,12 +128,14 @@ class LanguageModel(nn.Module):
         neighbours: Tensor | None = None,
         neighbour_mask: Tensor | None = None,
         targets: Tensor | None = None,
+        head_loss: float = 0.0,
     ) -> Tensor:
         """Logits [b, n, V], or with `targets` per-token cross-entropies [b, n] fp32.
 
         tokens: int64 [b, n]. neighbours: int64 [b, l, k, r], None = retrieval off, which is the GPT twin bit
         for bit. neighbour_mask: bool [b, l, k, r], True = a real token; a chunk without any is as with
-        retrieval off. targets: int64 [b, n]; where negative the loss is exactly 0.
+        retrieval off. targets: int64 [b, n]; where negative the loss is exactly 0. head_loss: how much of the head's
+        own loss is added to the gradient, and not to the value, where its copier copies.
         """
         self._check(tokens, neighbours)
         x = self.dropout(self.embedding(tokens))  # (b, n, d)
@@ -149,7 +151,7 @@ class LanguageModel(nn.Module):
             copied = self.copied_logits(grid.queries(found), *here)  # (b * l, m, V)
             return torch.cat([whole(found[:, : grid.first]), grid.scatter(copied, tokens.shape[1])[:, grid.first :]], 1)
         wanted = grid.queries(targets[..., None])[..., 0]  # (b * l, m)
-        copied = self._copied_losses(grid.queries(found[..., None])[..., 0], wanted, *here)  # (b * l, m)
+        copied = self._copied_losses(grid.queries(found[..., None])[..., 0], wanted, head_loss, *here)
         rest = grid.scatter(copied[..., None], tokens.shape[1])[..., 0]  # (b, n)
         return torch.cat([found[:, : grid.first], rest[:, grid.first :]], 1)  # (b, n)
 
@@ -167,7 +169,9 @@ class LanguageModel(nn.Module):
         both = mixed(head, gate[..., None], copied)  # (b', m', V)
         return torch.where(match.length[..., None] > 0, both, whole(logits))  # (b', m', V)
 
-    def _copied_losses(self, losses: Tensor, targets: Tensor, x: Tensor, history: Tensor, encoded: Encoded) -> Tensor:
+    def _copied_losses(
+        self, losses: Tensor, targets: Tensor, head_loss: float, x: Tensor, history: Tensor, encoded: Encoded
+    ) -> Tensor:
         """The head's losses of `targets` mixed with the copier's: nats [b', m'], 0 where a target is negative."""
         assert self.copier is not None and encoded.places is not None and encoded.tokens is not None
         tokens, words = encoded.tokens, self.head_weight  # (b', s), (V, d)
@@ -177,6 +181,8 @@ class LanguageModel(nn.Module):
         logits = [(whole(x) * F.embedding(each.clamp(min=0), words)).sum(-1) for each in (candidate, targets)]
         gate = self.copier.gate(x, match, tokens, logits[0] - logits[1] - losses)  # (b', m')
         found = -mixed(-losses, gate, match.share(tokens, targets))  # (b', m')
+        if head_loss:  # what is copied teaches the head nothing, so that it would learn from fewer tokens than a GPT
+            found = found + head_loss * (losses - losses.detach())  # (b', m')
         return torch.where((targets >= 0) & (match.length > 0), found, losses)  # (b', m')
 
     @property

@@ -107,7 +107,7 @@ def train_step(session: Session, numbers: np.ndarray, batch: Batch, stop: Stop) 
         torch.manual_seed(hashing.derive(session.course.seed, hashing.TORCH, int(numbers[start])))
         there = part.to(world.device)
         with world.autocast(train.precision):
-            losses = session.forward(there.tokens, there.neighbours, there.mask, there.targets)  # (b, n)
+            losses = session.forward(there.tokens, there.neighbours, there.mask, there.targets, train.head_loss)
         (losses.sum() / counted).backward()
         parts.append(losses.detach().sum(dim=1))
     sums = torch.cat(parts).tolist() if parts else []

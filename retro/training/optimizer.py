@@ -14,6 +14,7 @@ from torch import nn
 
 from retro.base.stage import UserError
 from retro.training.settings import TrainSettings
+from retro.training.weights import retrieves
 
 
 class HasParameters(Protocol):
@@ -57,11 +58,14 @@ class Optimizer:
 
 
 def matrices(model: nn.Module) -> list[torch.Tensor]:
-    """The parameters that Muon is for: the weights of linear layers but the head's."""
+    """The parameters that Muon is for: the weights of the GPT's linear layers but the head's.
+
+    The retrieval half stays with AdamW: Muon takes apart what copy-ready cross-attention begins with.
+    """
     return [
         module.weight
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] != "head"
+        if isinstance(module, nn.Linear) and path.rpartition(".")[2] != "head" and not retrieves(f"{path}.weight")
     ]
 
 
@@ -90,12 +94,8 @@ def build_optimizer(
                 fused=all(p.device.type in ("cpu", "cuda") for p in rest),
             )
         )
-    if muon:
-        parts.append(
-            torch.optim.Muon(
-                [p for p in parameters if id(p) in muon], lr=settings.muon_lr, weight_decay=settings.weight_decay
-            )
-        )
+    if whole := [p for p in parameters if id(p) in muon]:  # none where the base is frozen
+        parts.append(torch.optim.Muon(whole, lr=settings.muon_lr, weight_decay=settings.weight_decay))
     return Optimizer(parts)
 
 

@@ -63,7 +63,7 @@ class TrainSettings(Settings):
     """How a run is optimized."""
 
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices between hidden states, with adamw for everything else."
+        "adamw", description="muon: for the decoder's matrices, with adamw for everything else."
     )
     lr: float = Field(3e-3, gt=0, description="Peak learning rate; with muon of what is adamw's.")
     muon_lr: float = Field(0.02, gt=0, description="Peak learning rate of muon's matrices; it falls as lr does.")
@@ -87,6 +87,12 @@ class TrainSettings(Settings):
     retrieved_chunks: int = Field(2, ge=1, description="Chunks a neighbour brings: itself and its continuation.")
     neighbour_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a chunk's neighbours are hidden.")
     sample_dropout: float = Field(0.0, ge=0, le=1, description="Chance that a whole sample's neighbours are hidden.")
+    head_loss: float = Field(
+        0.5,
+        ge=0,
+        description="With model.copy_output: how much of the head's own loss, without the copier, is added to the "
+        "gradient, so that it learns from what is copied, too.",
+    )
     curriculum: CurriculumSettings | None = Field(
         None, description="Show training chunks the text to come among their neighbours, less and less; default: never."
     )

@@ -50,3 +50,20 @@ def test_retrieval_reaches_the_logits_of_the_reference():
     model = small_model(settings)
     x, neighbours, mask, _ = inputs(rng, missing=False)
     assert (model(x, neighbours, mask) - model(x)).abs().max() > 1e-2
+
+
+def test_the_head_s_own_loss_is_in_the_gradient_and_not_in_the_value():
+    rng = random.Random(3)
+    settings = random_settings(rng, "copy-ready").model_copy(update={"copy_output": True})
+    model = small_model(settings).double()
+    x, neighbours, mask, y = inputs(rng, batch=2)
+    gradients = []
+    for share in (0.0, 1.0, 3.0):
+        losses = model(x, neighbours, mask, y, share)
+        assert torch.equal(losses, model(x, neighbours, mask, y))
+        gradients.append(torch.autograd.grad(losses.sum(), list(model.parameters()), allow_unused=True))
+    length = [name for name, _ in model.named_parameters()].index("copier.length")
+    assert all(torch.equal(gradients[0][length], other[length]) for other in gradients[1:])
+    none, once, thrice = (torch.cat([g.flatten() for g in each if g is not None]) for each in gradients)
+    torch.testing.assert_close(thrice - none, 3 * (once - none), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(none, once)

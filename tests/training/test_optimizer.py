@@ -68,3 +68,12 @@ def test_muon_on_parts_of_matrices_is_refused():
     with pytest.raises(UserError, match=r"train.optimizer is muon, which needs whole matrices"):
         refuse_spread(TrainSettings(optimizer="muon"))
     refuse_spread(TrainSettings())
+
+
+def test_where_the_base_is_frozen_nothing_is_left_for_muon():
+    model = two_layers()
+    for parameter in model["up"].parameters():
+        parameter.requires_grad_(False)
+    optimizer = build_optimizer(model, TrainSettings(optimizer="muon"), matrices(model))
+    assert [type(part).__name__ for part in optimizer.parts] == ["AdamW"]
+    assert optimizer.state(model["up"].weight) == {}

@@ -19,7 +19,14 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
-RUN = run_json(model=DROPOUT, neighbour_dropout=0.2, sample_dropout=0.1, micro_batch_size=3)
+RUN = run_json(
+    model={**DROPOUT, "flavour": "copy-ready", "copy_output": True},
+    optimizer="muon",
+    curriculum={},
+    neighbour_dropout=0.2,
+    sample_dropout=0.1,
+    micro_batch_size=3,
+)
 
 
 @pytest.fixture(scope="module")
