@@ -57,6 +57,14 @@ class Windows:
         positions = self.starts[windows][:, None] + np.arange(self.length + 1)
         return np.where((positions >= 0) & (positions < self.chunks), positions, -1)
 
+    def read_before(self, places: np.ndarray) -> np.ndarray:
+        """Tokens that the window which scores a place of the stream has read before it, int64, the padding before the
+        stream counted; `places` int64, of any shape.
+        """
+        m = self.chunk_length
+        window = -(-(places - (self.length - 1) * m) // (self.fresh * m))
+        return places - self.starts[np.maximum(window, 0)] * m
+
     def place(self, windows: np.ndarray, losses: np.ndarray, into: np.ndarray) -> None:
         """Write `losses` [b, length * m] of `windows` into `into`, float [chunks * m]: each token once.
 
@@ -177,6 +185,11 @@ def main() -> None:
     device = best_device()
     model, run = load_model(options.model, dataset, device)
     condition = options.mode.of(run.architecture, run.name)
+    if condition.copy:
+        raise UserError(
+            f"condition {condition.name!r}: no model is run for it. Measure {condition.model.name}, then mix with "
+            f"python -m retro.evaluation.copying."
+        )
     book = Dataset.open(options.database) if options.database else dataset
     train = run.train
     torch.set_num_threads(train.threads)
