@@ -133,6 +133,8 @@ class Condition:
     @property
     def colour(self) -> str:
         """Which of `retro.report.style.COLOURS` draws it: that of `on` for whatever was looked up."""
+        if self.copy:
+            return COPY
         return BUILT_IN[self.source].colour if self.source in BUILT_IN else ON
 
     @property

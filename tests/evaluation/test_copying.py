@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
+from retro.dataset.dataset import Dataset
 from retro.evaluation import copying
 from retro.evaluation.conditions import Condition
 from retro.evaluation.copying import FEW, LONGEST, NOTHING, Copier, fit, fit_lengths, follow, mix, step
@@ -316,6 +317,21 @@ def test_what_was_not_looked_up_can_be_copied_too(dataset, measured):
     found = [mixed(dataset, measured, mode) for mode in ("shuffled+copy", "on+copy")]
     counts = [manifest.counts["matched"] for manifest in found]
     assert sum(counts[0]) == sum(counts[1]) and counts[0][LONGEST] < counts[1][LONGEST]
+
+
+def test_an_empty_valid_split_fits_no_weight_and_mixes_nothing(dataset, measured, monkeypatch, tmp_path):
+    rows = Dataset.rows
+    monkeypatch.setattr(Dataset, "rows", lambda self, split: rows(self, split)[: 0 if split == "valid" else None])
+    ids = Dataset.neighbour_ids
+    monkeypatch.setattr(Dataset, "neighbour_ids", lambda self, split: ids(self, split)[: len(self.rows(split))])
+    model = ("--model", dataset.folder / "runs/gpt-s1/model.json", "--settings", "{}", "--split", "valid")
+    empty = {**measured, ("none", "valid"): tmp_path / "valid/manifest.json"}
+    given = ("--mode", "none", "--output", empty["none", "valid"])
+    stage("retro.evaluation.losses", "--config", dataset.path, *model, *given)
+    found = mixed(dataset, empty, "none+k2+copy", output=tmp_path / "mixed/manifest.json")
+    assert found.counts["weights"] == [0] * LONGEST and found.counts["fitted_on"] == [0] * (LONGEST + 1)
+    alone = read_manifest(measured["none", "test"]).array("losses.npy")
+    assert found.array("losses.npy").tobytes() == alone.tobytes()
 
 
 def refused(dataset, *words, **given):
