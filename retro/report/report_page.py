@@ -189,7 +189,7 @@ def main() -> None:
     runs = read_runs(options.models)
     summary, comparison = read_csv(options.summary), read_csv(options.comparison)
     split = summary[0]["split"] if summary else "test"
-    copier = story.copier(read_csv(options.copying) if options.copying else [])
+    copier = story.copier(where(read_csv(options.copying), split=split) if options.copying else [])
     first, second = story.headline(comparison, *held_out(dataset, split), copier)
     rows = training(runs)
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()

@@ -197,3 +197,9 @@ def test_the_headline_says_what_a_copier_gives(made, report):
     page = report.page("--copying", made[0] / "copying.csv", "--parts", made[0] / "parts/copying.html")
     assert first[first.index("; the twin") :] in page and f"<b>{row['bits_per_byte']:.3f}</b>" in page
     assert "trained on nothing needs" not in report.page()
+
+
+def test_a_copier_of_another_split_is_not_in_the_headline(made, report, tmp_path):
+    text = (made[0] / "copying.csv").read_text()
+    (tmp_path / "copying.csv").write_text(text.replace(",test,", ",valid,"))
+    assert "trained on nothing needs" not in report.page("--copying", tmp_path / "copying.csv")
