@@ -52,6 +52,14 @@ def test_a_gpt_that_copies_stands_beside_retro(finished):
     assert 'id="figure-copying"' in page and "the twin with a copier that reads the same neighbours" in page
 
 
+@pytest.mark.parametrize(
+    ("condition", "jobs"),
+    [("gpt-s1/evaluation/test/none+k5+copy", {"mixed"}), ("retro-s1/evaluation/test/on+k5+copy", {"losses", "mixed"})],
+)
+def test_a_condition_with_a_copier_is_mixed_from_the_models_own_losses(finished, condition, jobs):
+    assert finished.planned(f"results/tiny/runs/{condition}/manifest.json") == jobs
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_neighbour_is_never_of_the_same_document(dataset, split):
     rows, ids = dataset.rows(split), dataset.neighbour_ids(split)
