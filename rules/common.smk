@@ -57,7 +57,8 @@ wildcard_constraints:
     retrieval="|".join(["()", *(re.escape(names.prefix(name)) for name in RETRIEVALS.named)]),
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
-    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*",  # a condition: retro.evaluation.conditions
+    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\+copy)",  # a condition: retro.evaluation.conditions
+    mixed=r"[A-Za-z0-9][A-Za-z0-9._+-]*\+copy",  # one with a copier
 
 
 def code(module):

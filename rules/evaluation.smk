@@ -1,7 +1,7 @@
 """Evaluation: models to per-token losses, bits per byte, comparisons and samples.
 
 in     {D}/config.json, {D}/runs/<run>
-steps  losses for each run, split and condition; summarise; overlap and what is left without it; sample
+steps  losses for each run, split and condition, mixed with a copier; summarise; overlap and what is left without it; sample
 out    {D}/runs/<run>/evaluation, {D}/summary.csv, {D}/comparison.csv, {D}/sections.csv, {D}/leakage.csv, {D}/runs/<run>/sample.json
 """
 
@@ -40,6 +40,39 @@ rule losses:
         " 2>&1 | tee {log:q}"
 
 
+rule mixed:
+    """Mixing {wildcards.run} on {wildcards.split} with a copier: {wildcards.mixed}."""
+    input:
+        config=rules.record.output.config,
+        losses=lambda wildcards: WORKFLOW.beside_copier(**wildcards),
+        fitted=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, "valid", wildcards.mixed),
+        neighbours=lambda wildcards: [
+            path for split in (wildcards.split, "valid") for path in WORKFLOW.shown(wildcards.mixed, split)
+        ],
+    output:
+        losses=f"{D}/{names.MIXED}/losses.npy",
+        lengths=f"{D}/{names.MIXED}/lengths.npy",
+        manifest=f"{D}/{names.MIXED}/manifest.json",
+    log:
+        f"{D}/logs/mixed/{{run}}.{{split}}.{{mixed}}.log",
+    benchmark:
+        f"{D}/benchmarks/mixed/{{run}}.{{split}}.{{mixed}}.jsonl"
+    resources:
+        mem_mb=4000,
+        runtime="4h",
+    params:
+        code=code("retro.evaluation.copying"),
+    shell:
+        "python -m retro.evaluation.copying"
+        " --config {input.config:q}"
+        " --losses {input.losses:q}"
+        " --fitted {input.fitted:q}"
+        " --mode {wildcards.mixed}"
+        " --neighbours {input.neighbours:q}"
+        " --output {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
 rule summarise:
     """Comparing every RETRO run with its GPT twin."""
     input:
@@ -59,7 +92,7 @@ rule summarise:
         runtime="1h",
     params:
         code=code("retro.evaluation.summarise"),
-        settings=canonical(CONFIG.evaluate.facts()),
+        settings=canonical(CONFIG.evaluate.compared_facts()),
         runs=json.dumps(WORKFLOW.twins()),
         more=lambda wildcards, output: ["--sections", output.sections, "--documents", output.documents],
     shell:

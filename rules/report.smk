@@ -98,6 +98,42 @@ rule leakage:
         " 2>&1 | tee {log:q}"
 
 
+rule copying:
+    """Comparing RETRO with a GPT that copies from the same neighbours."""
+    input:
+        config=rules.record.output.config,
+        losses=lambda wildcards: WORKFLOW.copiers(),
+        overlap=expand(rules.overlap.output.manifest, split="test"),
+    output:
+        table=report(f"{D}/copying.csv", caption="../docs/captions/copying.rst", category="Tables"),
+        svg=report(f"{D}/{names.FIGURES}/copying.svg", caption="../docs/captions/copying.rst", category="Figures"),
+        png=f"{D}/{names.FIGURES}/copying.png",
+        part=f"{D}/{names.PARTS}/copying.html",
+    log:
+        f"{D}/logs/copying.log",
+    benchmark:
+        f"{D}/benchmarks/copying.jsonl"
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        code=code("retro.report.copying"),
+        settings=section(bootstrap=CONFIG.evaluate.bootstrap, bootstrap_unit=CONFIG.evaluate.bootstrap_unit),
+        runs=rules.summarise.params.runs,
+        folder=lambda wildcards, output: os.path.dirname(output.svg),
+    shell:
+        "python -m retro.report.copying"
+        " --config {input.config:q}"
+        " --losses {input.losses:q}"
+        " --overlap {input.overlap:q}"
+        " --runs {params.runs:q}"
+        " --settings {params.settings:q}"
+        " --table {output.table:q}"
+        " --output-folder {params.folder:q}"
+        " --part {output.part:q}"
+        " 2>&1 | tee {log:q}"
+
+
 rule page:
     """Writing the report."""
     input:
@@ -106,6 +142,7 @@ rule page:
         summary=rules.summarise.output.summary,
         comparison=rules.summarise.output.comparison,
         sections=rules.summarise.output.sections,
+        copying=rules.copying.output.table if WORKFLOW.copies else [],
         figures=rules.figures.output.svg,
         samples=expand(rules.sample.output.sample, run=WORKFLOW.retro_runs[:1]),
         explorer=rules.explorer.output.page,
@@ -130,6 +167,7 @@ rule page:
         " --summary {input.summary:q}"
         " --comparison {input.comparison:q}"
         " --sections {input.sections:q}"
+        " --copying {input.copying:q}"
         " --figures {input.figures:q}"
         " --samples {input.samples:q}"
         " --explorer {input.explorer:q}"

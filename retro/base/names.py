@@ -80,6 +80,7 @@ CANDIDATES = "{retrieval}candidates/{split}"
 SUBSAMPLED = "{retrieval}fractions/{fraction}/{split}"  # named by its condition: retro.evaluation.conditions
 RUN = "runs/{run}"
 LOSSES = "runs/{run}/evaluation/{split}/{mode}"
+MIXED = "runs/{run}/evaluation/{split}/{mixed}"  # losses, too, of the conditions that end in +copy
 OVERLAP = "overlap/{split}"
 EXPERIMENT = "experiments/{experiment}"
 ANSWERS = "{answering}.{retrieved}.jsonl"  # in the folder of the config's qa.name

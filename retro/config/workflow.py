@@ -4,6 +4,7 @@ The rules are its only user; it knows nothing of Snakemake. Paths are those of `
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from retro.base.names import (
     NEIGHBOURS,
     PARTS,
     RUN,
+    SPLITS,
+    TEST,
     TOKENIZER,
     TOKENS,
+    VALID,
     prefix,
     seeded,
     tuned,
@@ -33,10 +37,11 @@ from retro.base.stage import UserError
 from retro.config.layers import Retrievals
 from retro.config.schema import Config
 from retro.corpus import files
-from retro.evaluation.conditions import NONE, ON, Condition, usual
+from retro.evaluation.conditions import NONE, OFF, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
+MANY = 20  # neighbours that a copier is given besides as many as the run is shown, if so many are stored
 
 
 class Workflow:
@@ -220,6 +225,42 @@ class Workflow:
         """Names of the arrays of overlap."""
         return ["training", "shown", *self.overlap().get("others", {})]
 
+    # Copying
+
+    @property
+    def copies(self) -> bool:
+        """Whether the first RETRO run and its twin are mixed with a copier without being asked to."""
+        can = self.first is not None and any(map(self._can_copy, self.splits))
+        return can and self.config.evaluate.copy_baseline
+
+    def _can_copy(self, split: str) -> bool:
+        """Whether losses of a split can be mixed: by weights fitted on valid, so never those of valid."""
+        return split != SPLITS[VALID] and self.dataset.split.valid > 0
+
+    def beside_copier(self, run: str, split: str, mixed: str) -> str:
+        """Manifest of the losses that a condition with a copier mixes."""
+        return self.manifest(LOSSES, run=run, split=split, mode=Condition.parse(mixed).model.name)
+
+    def copiers(self) -> list[str]:
+        """Manifests of the losses that tell what a copier does: of every seed of the first RETRO run and of its twin.
+
+        Each alone and mixed, with as many neighbours as the run is shown and with `MANY`. Raises `UserError` where
+        there is nothing to mix, to fit the weights on or to score.
+        """
+        if self.first is None:
+            raise UserError("runs: none is a retro with a twin, which copying is compared with. Name a twin.")
+        if not self.dataset.split.valid:
+            raise UserError("dataset.split.valid is 0, but weights of a copier are fitted on valid. Give it a share.")
+        used, found = self.neighbours_shown(self.first), []
+        counts = sorted({used, min(MANY, self.dataset.neighbours.saved)} - {0})
+        shown = [Condition(ON, None if k == used else k) for k in counts]
+        for run in self._seeds_of(self.first):
+            mixed = [replace(each, copy=True) for each in shown]
+            found += [(run, each.name) for each in (Condition(OFF), Condition(ON), *shown, *mixed)]
+            twin = self.runs[run].twin or ""
+            found += [(twin, each.name) for each in (Condition(NONE), *(Condition(NONE, k, copy=True) for k in counts))]
+        return [self.manifest(LOSSES, run=run, split=SPLITS[TEST], mode=mode) for run, mode in dict.fromkeys(found)]
+
     def explored(self) -> list[str]:
         """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
         if self.first is None:
@@ -229,17 +270,19 @@ class Workflow:
 
     def reports(self) -> list[str]:
         """What a reader opens; without a RETRO run that has a twin, tables only."""
-        tables = [f"{self.folder}/{name}.csv" for name in ("summary", "comparison", "leakage")]
+        more = ["copying"] if self.copies else []
+        tables = [f"{self.folder}/{name}.csv" for name in ("summary", "comparison", "leakage", *more)]
         if self.first is None:
             return tables
-        figures = [self.path(f"{FIGURES}/{name}") for name in (*DRAWN, "leakage")]
+        figures = [self.path(f"{FIGURES}/{name}") for name in (*DRAWN, "leakage", *more)]
         pages = [f"{self.folder}/{name}.html" for name in ("report", "neighbours")]
         return [*tables, *pages, *(f"{figure}.{kind}" for figure in figures for kind in ("svg", "png"))]
 
     def parts(self) -> list[str]:
-        """Sections of the report that other stages write: leakage always, the others once they were made."""
+        """Sections of the report that other stages write: those of every run, the others once they were made."""
         made = {path.as_posix() for path in Path(self.folder).glob(f"{PARTS}/*.html")}
-        return sorted(made | {self.path(f"{PARTS}/leakage.html")})
+        always = ["leakage", *(["copying"] if self.copies else [])]
+        return sorted(made | {self.path(f"{PARTS}/{name}.html") for name in always})
 
     # Experiments
 
@@ -264,6 +307,7 @@ class Workflow:
             for mode in CATALOGUE[experiment].conditions(
                 self.config.experiments.offered(self.retrievals.named, used=self.neighbours_shown(run), saved=saved)
             )
+            if not Condition.parse(mode).copy or self._can_copy(self.splits[0])
         ]
 
     def kept(self, fraction: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Conditions: what a model is shown as neighbours when it is measured. Their names, and all that follows from a name.
 
 A condition's name is the folder of its losses: where the neighbours come from, then `+k<number>` where not as
-many are shown as the run trained with, then `+neighbour` or `+continuation` where only that part of each is.
+many are shown as the run trained with, then `+neighbour` or `+continuation` where only that part of each is, then
+`+copy` where the model is mixed with a copier that reads them (`retro.evaluation.copying`). A model that is shown none
+can be mixed, too: `none+k2+copy` is a GPT beside a copier of two stored neighbours.
 
     none        a GPT: no retrieval at all            on        the stored neighbours
     off         RETRO without neighbours              random    database chunks drawn at random
@@ -12,7 +14,7 @@ many are shown as the run trained with, then `+neighbour` or `+continuation` whe
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from retro.base.names import NEIGHBOURS, SUBSAMPLED, WORD, prefix
@@ -47,40 +49,60 @@ USUAL = (NONE, ON, OFF, RANDOM)  # what every evaluation measures, of one model 
 LABELS = {name: kind.label for name, kind in BUILT_IN.items()}
 Part = Literal["both", "neighbour", "continuation"]
 PARTS = {"neighbour": "neighbours only", "continuation": "continuations only"}
-SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?")
+COPY = "copy"
+SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?(?P<copy>\+{COPY})?")
 FRACTION = re.compile(r"database-(?P<share>\d+(\.\d+)?(e-\d+)?)-s(?P<draw>\d+)")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`source` of the neighbours, how many (`k`; None: as in training), and which `part` of each is seen."""
+    """`source` of the neighbours, how many (`k`; None: as in training), which `part` of each is seen, and whether the
+    model is mixed with a copier of them (`copy`).
+    """
 
     source: str
     k: int | None = None
     part: Part = "both"
+    copy: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "Condition":
-        """The condition of a name. Raises `UserError` if it is none, or says more of a condition without
-        neighbours.
+        """The condition of a name. Raises `UserError` if it is none, says more of a condition without neighbours, or
+        does not say how many a copier reads beside a model that is shown none.
         """
         found = SYNTAX.fullmatch(name)
         if found is None:
             raise UserError(
                 f"condition {name!r}: wanted {', '.join(BUILT_IN)} or the name of a retrieval, then +k<number>, then "
-                f"+neighbour or +continuation, e.g. on+k5 or shuffled+k1+neighbour."
+                f"+neighbour or +continuation, then +copy, e.g. on+k5, shuffled+k1+neighbour or none+k2+copy."
             )
         k = None if found["k"] is None else int(found["k"])
-        condition = cls(found["source"], k, cast(Part, found["part"] or "both"))
-        if condition.empty and (k is not None or found["part"]):
+        condition = cls(found["source"], k, cast(Part, found["part"] or "both"), found["copy"] is not None)
+        if condition.empty and not condition.copy and (k is not None or found["part"]):
             raise UserError(f"condition {name!r}: {condition.source} shows no neighbours, so leave out what follows.")
+        if condition.empty and condition.copy and k is None:
+            raise UserError(
+                f"condition {name!r}: {condition.source} shows no neighbours, so say how many the copier reads, e.g. "
+                f"{condition.source}+k2+copy."
+            )
         return condition
 
     @property
     def name(self) -> str:
         """The canonical name, which `parse` reads."""
-        parts = [] if self.part == "both" else [self.part]
-        return "+".join([self.source, *([] if self.k is None else [f"k{self.k}"]), *parts])
+        count = [] if self.k is None else [f"k{self.k}"]
+        part = [] if self.part == "both" else [self.part]
+        return "+".join([self.source, *count, *part, *([COPY] if self.copy else [])])
+
+    @property
+    def model(self) -> "Condition":
+        """What the model is shown that a copier is mixed with; without a copier, the condition itself."""
+        return Condition(self.source) if self.empty else replace(self, copy=False)
+
+    @property
+    def copied(self) -> "Condition":
+        """What the copier reads: what the model is shown; the stored neighbours where it is shown none."""
+        return replace(self, source=ON if self.empty else self.source, copy=False)
 
     @property
     def ids(self) -> Literal["stored", "none", "random"]:
@@ -111,12 +133,15 @@ class Condition:
     @property
     def colour(self) -> str:
         """Which of `retro.report.style.COLOURS` draws it: that of `on` for whatever was looked up."""
+        if self.copy:
+            return COPY
         return BUILT_IN[self.source].colour if self.source in BUILT_IN else ON
 
     @property
     def shows(self) -> str:
         """What is shown, in a table's words."""
-        return BUILT_IN[self.source].shows if self.part == "both" else PARTS[self.part]
+        shown = BUILT_IN[self.source].shows if self.part == "both" else PARTS[self.part]
+        return f"{shown}, and a copier" if self.copy else shown
 
     def manifest(self, split: str, retrievals: Collection[str]) -> str | None:
         """Where below the dataset's folder the neighbours of a split lie, if not the dataset's own. None also for a

@@ -1,5 +1,7 @@
 """The loss of every token of a split, in nats: losses.npy float32 [C, m], NaN where a chunk has no token.
 
+Of an empty split it is empty, with nothing for its bits per byte: whoever wants to evaluate that split refuses it.
+
 Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours.
 
 A window of `l` chunks predicts the tokens that follow each of its positions, so it scores the stream's
@@ -56,6 +58,14 @@ class Windows:
         """
         positions = self.starts[windows][:, None] + np.arange(self.length + 1)
         return np.where((positions >= 0) & (positions < self.chunks), positions, -1)
+
+    def read_before(self, places: np.ndarray) -> np.ndarray:
+        """Tokens that the window which scores a place of the stream has read before it, int64, the padding before the
+        stream counted; `places` int64, of any shape.
+        """
+        m = self.chunk_length
+        window = -(-(places - (self.length - 1) * m) // (self.fresh * m))
+        return places - self.starts[np.maximum(window, 0)] * m
 
     def place(self, windows: np.ndarray, losses: np.ndarray, into: np.ndarray) -> None:
         """Write `losses` [b, length * m] of `windows` into `into`, float [chunks * m]: each token once.
@@ -169,14 +179,14 @@ def main() -> None:
     settings = EvaluationSettings(**options.settings)
     dataset = Dataset.open(options.config)
     rows = dataset.rows(options.split)
-    if not len(rows):
-        raise UserError(
-            f"{options.config}: the {options.split} split is empty. Add documents, give it a larger share "
-            f"(dataset.split), or remove it from evaluate.splits."
-        )
     device = best_device()
     model, run = load_model(options.model, dataset, device)
     condition = options.mode.of(run.architecture, run.name)
+    if condition.copy:
+        raise UserError(
+            f"condition {condition.name!r}: no model is run for it. Measure {condition.model.name}, then mix with "
+            f"python -m retro.evaluation.copying."
+        )
     book = Dataset.open(options.database) if options.database else dataset
     train = run.train
     torch.set_num_threads(train.threads)
@@ -197,14 +207,16 @@ def main() -> None:
     what = f"{run.name} {options.split} {condition.name}"
     half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
     with growing_array(path, shape, np.float32) as losses, half:
-        score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
+        if len(rows):
+            score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
         nats = float(np.nansum(losses, dtype=np.float64))
         tokens = int(np.isfinite(losses).sum())
     records = dataset.store.chunks(rows)
     if tokens != int(records["length"].sum(dtype=np.int64)):
         raise UserError(f"{options.model}: gave losses that are not numbers; the training diverged. Lower train.lr.")
     size = int(records["bytes"].sum(dtype=np.int64))
-    counts = {"tokens": tokens, "bytes": size, "nats": nats, "bits_per_byte": bits_per_byte(nats, size)}
+    bpb = bits_per_byte(nats, size) if size else None
+    counts = {"tokens": tokens, "bytes": size, "nats": nats, "bits_per_byte": bpb}
     write_manifest(
         options.output,
         kind="losses",
@@ -227,7 +239,8 @@ def main() -> None:
         seed=dataset.facts["seed"],
         threads=torch.get_num_threads(),
     )
-    print(f"{what}: {counts['bits_per_byte']:.4f} bits per byte, {tokens:,} tokens → {path}", file=sys.stderr)
+    told = "the split is empty" if bpb is None else f"{bpb:.4f} bits per byte, {tokens:,} tokens"
+    print(f"{what}: {told} → {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

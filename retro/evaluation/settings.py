@@ -21,6 +21,11 @@ class EvaluationSettings(Settings):
         None, ge=1, description="Chunks each neighbour brings, at most as many as in training; default: as many."
     )
     random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
+    copy_baseline: bool = Field(
+        True,
+        description="Also mix the first RETRO run and its twin with a copier that is trained on nothing and reads the "
+        "same neighbours: copying.csv and a section of the report. It needs a valid split, and test among the splits.",
+    )
     bootstrap: int = Field(10_000, gt=0, description="Resamplings for the 95 % intervals.")
 
     bootstrap_unit: Literal["document", "group"] = Field(
@@ -28,6 +33,10 @@ class EvaluationSettings(Settings):
         description="What is drawn in resampling: documents, or groups (all pages of a country), whose documents are "
         "not independent; wider intervals.",
     )
+
+    def compared_facts(self) -> dict:
+        """What tables of all runs depend on: not whether there is one of copying, too."""
+        return {key: value for key, value in self.facts().items() if key != "copy_baseline"}
 
     def losses_facts(self) -> dict:
         """What per-token losses depend on: not which splits, controls and resamplings are wanted."""

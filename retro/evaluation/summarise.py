@@ -30,8 +30,13 @@ DOCUMENTS = ("split", "source", "document", "group", "title", "tokens", "bytes")
 
 
 def measure(dataset: Dataset, split: str, losses: list[Manifest], unit: str) -> tables.Measured:
-    """Sum the losses of one split by document. Raises `UserError` where a file does not fit the split."""
+    """Sum the losses of one split by document. Raises `UserError` for an empty split, and where a file does not fit."""
     rows = dataset.rows(split)
+    if not len(rows):
+        raise UserError(
+            f"{dataset.path}: the {split} split is empty. Add documents, give it a larger share (dataset.split), or "
+            f"remove it from evaluate.splits."
+        )
     records = dataset.store.chunks(rows)
     documents = group_documents(rows, dataset.store.source(rows), records)
     nats = {}

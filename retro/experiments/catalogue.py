@@ -101,6 +101,18 @@ def _controls(found: Found) -> list[Row]:
     return [_row(rows[name], Condition.parse(name).shows) for name in (ON, *CONTROLS) if name in rows]
 
 
+def _copiers(offered: Offered) -> list[str]:
+    return [Condition(ON, copy=True).name, Condition(OFF, offered.used, copy=True).name]
+
+
+def _copying(found: Found) -> list[Row]:
+    def label(row: Row) -> str:
+        return "retrieval on" if row["retrieval"] == ON else Condition.parse(row["retrieval"]).shows
+
+    rows = [row for row in found.pooled() if row["retrieval"] in (ON, OFF) or Condition.parse(row["retrieval"]).copy]
+    return [_row(row, label(row)) for row in rows]
+
+
 def _retrofit(found: Found) -> list[Row]:
     def label(row: Row) -> str:
         run = found.runs[row["run"]].settings
@@ -238,6 +250,17 @@ CATALOGUE = {
         one_run=True,
         usual=True,
         against="off",
+    ),
+    "copying": Experiment(
+        "With a copier",
+        "bars",
+        "What does retrieval add where copying comes for free?",
+        "The difference from the GPT of one model, retrieval on and off, alone and mixed with a copier of the same "
+        "neighbours: as far as the bars with a copier are alike, the model copied.",
+        _copying,
+        _copiers,
+        one_run=True,
+        usual=True,
     ),
     "retrofit": Experiment(
         "Retro-fitting",

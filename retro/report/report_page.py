@@ -45,6 +45,7 @@ PARTS = {
     part.name: part
     for part in (
         Part("indexes", "Indexes", "training", "snakemake indexes --configfile config/indexes.yaml"),
+        Part("copying", "Beyond copying", "generation", "snakemake copying"),
         Part("leakage", "Leakage", "generation", "snakemake leakage"),
         Part("experiments", "Experiments", "generation", "snakemake experiments"),
         Part("qa", "Question answering", "cost", "snakemake qa --configfile config/qa.yaml"),
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--summary", required=True, type=Path, help="summary.csv")
     parser.add_argument("--comparison", required=True, type=Path, help="comparison.csv")
     parser.add_argument("--sections", required=True, type=Path, help="sections.csv")
+    parser.add_argument("--copying", nargs="?", type=Path, help="copying.csv")
     parser.add_argument("--figures", nargs="*", default=[], type=Path, help="figures, .svg")
     parser.add_argument("--samples", nargs="*", default=[], type=Path, help="sample.json of RETRO runs")
     parser.add_argument("--parts", nargs="*", default=[], type=Path, help="sections that other stages wrote, .html")
@@ -187,7 +189,8 @@ def main() -> None:
     runs = read_runs(options.models)
     summary, comparison = read_csv(options.summary), read_csv(options.comparison)
     split = summary[0]["split"] if summary else "test"
-    first, second = story.headline(comparison, *held_out(dataset, split))
+    copier = story.copier(where(read_csv(options.copying), split=split) if options.copying else [])
+    first, second = story.headline(comparison, *held_out(dataset, split), copier)
     rows = training(runs)
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
     page = render(
@@ -199,6 +202,7 @@ def main() -> None:
         controls=second,
         seeds=story.seeds_sentence(comparison),
         main=story.main_rows(comparison),
+        copier=copier,
         labels=LABELS,
         modes=usual("retro", controls=True),
         book=story.book(dataset.facts["sources"]),

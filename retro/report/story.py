@@ -3,7 +3,7 @@
 from typing import Any
 
 from retro.base.names import ALL
-from retro.evaluation.conditions import OFF, ON, RANDOM
+from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, Condition
 from retro.report.read import Row, Run, where
 from retro.report.style import interval, percent
 
@@ -32,8 +32,16 @@ def sure(row: Row) -> bool:
     return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
 
 
-def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, str]:
-    """The headline and the sentence below it."""
+def copier(copying: list[Row]) -> Row | None:
+    """The row of copying.csv of the GPT twin beside a copier that reads the neighbours of the first RETRO run."""
+    rows = where(copying, kind=ALL)
+    shown = next((row["k"] for row in rows if row["retrieval"] == ON), 0)
+    wanted = Condition(NONE, int(shown), copy=True).name
+    return next((row for row in rows if row["retrieval"] == wanted), None)
+
+
+def headline(comparison: list[Row], documents: int, groups: int, copier: Row | None = None) -> tuple[str, str]:
+    """The headline and the sentence below it; `copier`: what the twin has beside one."""
     rows = main_rows(comparison)
     if not rows:
         return "No RETRO run has been compared with a GPT twin.", ""
@@ -48,6 +56,11 @@ def headline(comparison: list[Row], documents: int, groups: int) -> tuple[str, s
         first = (
             f"On {text} no difference between RETRO and its GPT twin can be told from chance: RETRO needs "
             f"{amount(on)} bits per byte (95 % interval {interval(on).strip('()')} %)."
+        )
+    if copier is not None:
+        first = (
+            f"{first[:-1]}; the twin with a copier that reads the same neighbours and is trained on nothing needs "
+            f"{amount(copier)}."
         )
     return first, " ".join([*_controls(rows), *_caution(documents)])
 

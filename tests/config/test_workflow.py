@@ -245,12 +245,87 @@ def test_without_a_twin_there_are_tables_and_no_report():
         found.explored()
 
 
-def test_the_report_takes_the_sections_that_were_made_and_leakage_in_any_case(tmp_path):
+def test_the_report_takes_the_sections_that_were_made_and_those_of_every_run_in_any_case(tmp_path):
     found = workflow(results=str(tmp_path))
     (tmp_path / "d/parts").mkdir(parents=True)
-    assert found.parts() == [f"{tmp_path}/d/parts/leakage.html"]
+    assert found.parts() == [f"{tmp_path}/d/parts/{name}.html" for name in ("copying", "leakage")]
     (tmp_path / "d/parts/qa.html").write_text("", encoding="utf-8")
-    assert found.parts() == [f"{tmp_path}/d/parts/{name}.html" for name in ("leakage", "qa")]
+    assert found.parts() == [f"{tmp_path}/d/parts/{name}.html" for name in ("copying", "leakage", "qa")]
+
+
+# Copying
+
+
+def test_the_reports_run_and_its_twin_are_mixed_with_a_copier_of_as_many_neighbours_and_of_many():
+    assert losses(workflow(seeds=[1, 2]).copiers()) == {
+        (run.format(seed), "test", mode)
+        for seed in (1, 2)
+        for run, modes in {
+            "gpt-s{}": ("none", "none+k2+copy", "none+k20+copy"),
+            "retro-s{}": ("off", "on", "on+k20", "on+copy", "on+k20+copy"),
+        }.items()
+        for mode in modes
+    }
+
+
+@pytest.mark.parametrize(
+    ("over", "modes"),
+    [
+        ({"dataset": {"neighbours": {"saved": 7}}}, {"none", "none+k2+copy", "none+k7+copy", "on+k7", "on+k7+copy"}),
+        ({"dataset": {"neighbours": {"saved": 2}}}, {"none", "none+k2+copy"}),
+        ({"evaluate": {"neighbours_used": 20}}, {"none", "none+k20+copy"}),
+        (
+            {"runs": {"retro": {"train": {"neighbours_used": 5}}}},
+            {"none", "none+k5+copy", "none+k20+copy", "on+k20", "on+k20+copy"},
+        ),
+    ],
+)
+def test_a_copier_reads_what_is_stored_and_no_number_twice(over, modes):
+    assert {mode for _, _, mode in losses(workflow(**over).copiers())} == {"off", "on", "on+copy", *modes}
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"evaluate": {"copy_baseline": False}},
+        {"evaluate": {"splits": ["valid"]}},
+        {"dataset": {"split": {"valid": 0}}},
+        {"runs": {"retro": {"twin": None}}},
+    ],
+    ids=["not wanted", "what is scored is what is fitted", "nothing is fitted", "no twin"],
+)
+def test_nothing_is_mixed_where_it_is_not_wanted_or_cannot_be(over):
+    found = workflow(**over)
+    assert not found.copies
+    assert not any("copying" in path for path in [*found.reports(), *found.parts()])
+    if over != {"evaluate": {"copy_baseline": False}}:
+        assert not any(mode.endswith("+copy") for *_, mode in losses(found.compared("copying")))
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [({"dataset": {"split": {"valid": 0}}}, "valid is 0"), ({"runs": {"retro": {"twin": None}}}, "Name a twin")],
+)
+def test_asking_for_a_copier_that_cannot_be_is_refused(over, message):
+    with pytest.raises(UserError, match=message):
+        workflow(**over).copiers()
+
+
+def test_a_mixture_is_made_of_the_models_own_losses():
+    found = workflow()
+    for mixed, alone in {
+        "none+k20+copy": "none",
+        "on+k20+copy": "on+k20",
+        "on+copy": "on",
+        "off+k2+copy": "off",
+    }.items():
+        wanted = f"R/d/runs/retro-s1/evaluation/valid/{alone}/manifest.json"
+        assert found.beside_copier("retro-s1", "valid", mixed) == wanted
+
+
+def test_an_experiment_mixes_the_model_with_and_without_retrieval():
+    mixed = {mode for *_, mode in losses(workflow().compared("copying")) if mode.endswith("+copy")}
+    assert mixed == {"on+copy", "off+k2+copy"}
 
 
 def test_runs_are_told_with_their_twins_in_the_configs_order():

@@ -172,11 +172,12 @@ def measure(dataset: Dataset, split: str = "test") -> dict[str, Path]:
     return found
 
 
-def summarise(dataset: Dataset, losses: dict[str, Path]) -> list[Path]:
+def summarise(dataset: Dataset, losses: dict[str, Path], settings: dict | None = None) -> list[Path]:
     """Run the summarise stage: summary.csv, comparison.csv, sections.csv."""
     runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
     files = [dataset.folder / f"{name}.csv" for name in ("summary", "comparison", "sections")]
-    given = ("--config", dataset.path, "--runs", json.dumps(runs), "--settings", '{"bootstrap": 200}')
+    evaluate = json.dumps({"bootstrap": 200, **(settings or {})})
+    given = ("--config", dataset.path, "--runs", json.dumps(runs), "--settings", evaluate)
     tables = [part for path in files for part in (f"--{path.stem}", path)]
     stage("retro.evaluation.summarise", *given, "--losses", *losses.values(), *tables)
     return files

@@ -25,9 +25,26 @@ def losses(dataset, batcher):
     return found
 
 
-@pytest.mark.parametrize("name", ["none", "on", "on+k5", "random", "shuffled+k1+neighbour", "bm25", "a-b.c+k0"])
+COPIED = {  # condition → what the model is shown, what the copier reads
+    "none+k2+copy": ("none", "on+k2"),
+    "off+k20+continuation+copy": ("off", "on+k20+continuation"),
+    "on+copy": ("on", "on"),
+    "on+k20+copy": ("on+k20", "on+k20"),
+    "bm25+k5+neighbour+copy": ("bm25+k5+neighbour", "bm25+k5+neighbour"),
+}
+NAMES = ["none", "on", "on+k5", "random", "shuffled+k1+neighbour", "bm25", "a-b.c+k0", *COPIED]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_read_back(name):
     assert Condition.parse(name).name == name
+
+
+@pytest.mark.parametrize(("name", "parts"), COPIED.items())
+def test_a_copier_reads_what_the_model_is_shown_or_what_is_stored(name, parts):
+    condition = Condition.parse(name)
+    assert (condition.model.name, condition.copied.name) == parts and condition.shows.endswith(", and a copier")
+    assert not condition.model.copy and not condition.copied.copy
 
 
 def test_what_a_model_is_always_measured_under():
@@ -61,7 +78,10 @@ def test_other_neighbours_lie_where_their_condition_says(name, manifest):
     assert Condition.parse(name).manifest("test", ["bm25"]) == manifest
 
 
-@pytest.mark.parametrize("name", ["", "on+", "on+5", "on+neighbour+k2", "off+k2", "none+continuation", "a/b"])
+WRONG = ["", "on+", "on+5", "on+neighbour+k2", "off+k2", "none+continuation", "a/b", "on+copy+k2", "none+copy", "copy+"]
+
+
+@pytest.mark.parametrize("name", WRONG)
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match="condition"):
         Condition.parse(name)

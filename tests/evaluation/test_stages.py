@@ -91,11 +91,19 @@ def test_more_neighbours_than_were_saved_are_refused(dataset):
     refused(dataset, "9", "neighbours.saved", run="retro-s1", mode="on", settings='{"neighbours_used": 9}')
 
 
-def test_an_empty_split_is_refused(dataset, monkeypatch):
+def test_an_empty_split_has_no_losses_and_is_refused_where_it_is_evaluated(dataset, monkeypatch):
     from retro.dataset.dataset import Dataset
 
-    monkeypatch.setattr(Dataset, "rows", lambda self, split: np.zeros(0, np.int64))
-    refused(dataset, "valid", "empty", split="valid")
+    rows = Dataset.rows
+    monkeypatch.setattr(Dataset, "rows", lambda self, split: rows(self, split)[: 0 if split == "valid" else None])
+    losses = {"none": dataset.folder / "none/valid/manifest.json"}
+    model = ("--model", dataset.folder / "runs/gpt-s1/model.json", "--settings", "{}", "--split", "valid")
+    stage("retro.evaluation.losses", "--config", dataset.path, *model, "--mode", "none", "--output", losses["none"])
+    found = read_manifest(losses["none"], "losses")
+    assert found.array("losses.npy").shape == (0, M)
+    assert found.counts == {"tokens": 0, "bytes": 0, "nats": 0, "bits_per_byte": None}
+    with pytest.raises(UserError, match=r"the valid split is empty.*evaluate\.splits"):
+        summarise(dataset, losses, settings={"splits": ["valid"]})
 
 
 def read(path):

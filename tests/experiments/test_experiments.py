@@ -164,6 +164,29 @@ def test_controls_are_compared_with_retrieval_off(made):
     assert all(row["off_percent"] for row in rows)
 
 
+def test_a_model_is_compared_with_itself_beside_a_copier(made):
+    dataset, models, usual = made
+    given, mixed = ("--config", dataset.path), []
+    for mode, condition in (("on", "on+copy"), ("off", "off+k2+copy")):
+        fitted, output = (
+            models[1].parent / f"evaluation/{part}/manifest.json" for part in (f"valid/{mode}", condition)
+        )
+        measured = ("--model", models[1], "--settings", "{}", "--split", "valid", "--mode", mode, "--output", fitted)
+        stage("retro.evaluation.losses", *given, *measured)
+        beside = ("--losses", usual[mode], "--fitted", fitted, "--mode", condition, "--output", output)
+        stage("retro.evaluation.copying", *given, *beside)
+        mixed.append(output)
+    rows = table_of(made, "copying", *mixed)
+    assert {row["retrieval"]: row["label"] for row in rows} == {
+        "on": "retrieval on",
+        "off": "retrieval off",
+        "on+copy": "as looked up, and a copier",
+        "off+k2+copy": "retrieval off, and a copier",
+    }
+    differences = {row["retrieval"]: float(row["difference_percent"]) for row in rows}
+    assert differences["on+copy"] < differences["on"] and differences["off+k2+copy"] < differences["off"]
+
+
 @pytest.mark.parametrize(("name", "count"), [("seeds", 2), ("retrievers", 1), ("architecture", 1), ("cost", 2)])
 def test_what_needs_no_other_losses(made, name, count):
     assert len(table_of(made, name)) == count

@@ -36,14 +36,15 @@ class Report:
         stage("retro.report.explorer", *given, "--output", self.folder / "neighbours.html")
         return (self.folder / "neighbours.html").read_text()
 
-    def page(self) -> str:
+    def page(self, *extra: object) -> str:
+        """The report, with what `extra` arguments add to it."""
         runs = [self.folder / "runs" / name for name in ("gpt-s1", "retro-s1")]
         tables = [part for name in ("summary", "comparison", "sections") for part in (f"--{name}", self.table(name))]
         figures = sorted((self.folder / "figures").glob("*.svg"))
         given = ("--config", self.dataset.path, "--models", *[run / "model.json" for run in runs], *tables)
         more = ("--figures", *figures, "--samples", runs[1] / "sample.json")
         last = ("--explorer", self.folder / "neighbours.html", "--output", self.folder / "report.html")
-        stage("retro.report.report_page", *given, *more, *last)
+        stage("retro.report.report_page", *given, *more, *extra, *last)
         return (self.folder / "report.html").read_text()
 
 

@@ -20,7 +20,7 @@ def documents(dataset, rows):
 
 
 def test_everything_promised_is_there(finished):
-    for name in ["summary.csv", "comparison.csv", "neighbours.html", "report.html", "figures/loss.svg"]:
+    for name in ["summary.csv", "comparison.csv", "copying.csv", "neighbours.html", "report.html", "figures/loss.svg"]:
         assert finished.results(name).stat().st_size > 0, name
 
 
@@ -34,6 +34,30 @@ def test_summary_has_the_promised_rows(finished):
     }  # fmt: skip
     assert whole["bits_per_byte"].between(0.5, 8).all()
     assert whole["bytes"].nunique() == 1, "all models are scored on the same bytes"
+
+
+def test_a_gpt_that_copies_stands_beside_retro(finished):
+    """The planted passages of the tiny corpus are there to be copied, and weights were fitted on its valid split."""
+    table = pd.read_csv(finished.results("copying.csv"))
+    whole = table[table["kind"] == "all"].set_index("retrieval")
+    assert list(whole.index) == [
+        "none", "off", "none+k2+copy", "none+k20+copy", "on", "on+k20", "on+copy", "on+k20+copy",
+    ]  # fmt: skip
+    summary = pd.read_csv(finished.results("summary.csv"))
+    for mode in ("none", "on", "off"):
+        wanted = summary[(summary["source"] == "all") & (summary["retrieval"] == mode)]["bits_per_byte"]
+        assert whole.loc[mode, "bits_per_byte"] == wanted.item()
+    assert (whole.loc[["none+k2+copy", "none+k20+copy", "on+copy", "on+k20+copy"], "difference_percent"] < 0).all()
+    page = finished.results("report.html").read_text(encoding="utf-8")
+    assert 'id="figure-copying"' in page and "the twin with a copier that reads the same neighbours" in page
+
+
+@pytest.mark.parametrize(
+    ("condition", "jobs"),
+    [("gpt-s1/evaluation/test/none+k5+copy", {"mixed"}), ("retro-s1/evaluation/test/on+k5+copy", {"losses", "mixed"})],
+)
+def test_a_condition_with_a_copier_is_mixed_from_the_models_own_losses(finished, condition, jobs):
+    assert finished.planned(f"results/tiny/runs/{condition}/manifest.json") == jobs
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])

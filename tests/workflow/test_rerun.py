@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 
-TRAINED = {"train", "losses", "summarise", "filtered", "leakage", "sample", "figures", "explorer", "page"}
+COMPARED = {"summarise", "filtered", "leakage", "copying", "figures", "page"}
+TRAINED = {"train", "losses", "mixed", "sample", "explorer"} | COMPARED
 RECORDED = {"record", "overlap"} | TRAINED
 SEARCHED = {"neighbours"} | RECORDED
 INDEXED = {"index"} | SEARCHED
 EMBEDDED = {"embed"} | INDEXED
 CHUNKED = {"chunk", "assemble"} | EMBEDDED
 TOKENIZED = {"train_tokenizer", "tokenize"} | CHUNKED
-COMPARED = {"summarise", "filtered", "leakage", "figures", "page"}
 REPORTED = {"figures", "explorer", "page"}
 
 CONFIG = "config/tiny.yaml"
@@ -89,7 +89,7 @@ TABLE = {
     "nodes, processes and GPUs": (append(CONFIG, "resources: {nodes: 2, processes: 4, gpus: 4}\n"), set()),
     "bootstrap resamplings": (
         config("bootstrap: 1000", "bootstrap: 900"),
-        {"summarise", "filtered", "leakage", "figures", "page"},
+        COMPARED,
     ),
     "a corpus file's content": (
         append("data/tiny.jsonl", '{"id": "new", "text": "One more document.", "source": "x", "group": "y"}\n'),

@@ -19,12 +19,14 @@ FOLLOWS = {
     "retrieval_index": "retrieval_neighbours",
     "retrieval_bm25_index": "retrieval_neighbours",
     "retrieval_neighbours": "",
-    "record": "train losses summarise overlap filtered sample figures explorer page experiment_comparison experiment "
-    "finetune answer",
+    "record": "train losses mixed copying summarise overlap filtered sample figures explorer page "
+    "experiment_comparison experiment finetune answer",
     "train": "losses sample figures page experiment finetune answer",
-    "losses": "summarise filtered explorer experiment_comparison",
+    "losses": "mixed copying summarise filtered explorer experiment_comparison",
+    "mixed": "copying experiment_comparison",
+    "copying": "page",
     "summarise": "figures page",
-    "overlap": "filtered",
+    "overlap": "filtered copying",
     "filtered": "leakage",
     "leakage": "page",
     "sample": "page",
@@ -84,12 +86,12 @@ CHANGES = {
     "runs": "train",
     "seeds": "train",
     "evaluate": "losses",
-    "evaluate.splits": "losses overlap candidates retrieval_neighbours",
     "evaluate.neighbours_used": "losses overlap",
     "evaluate.retrieved_chunks": "losses overlap",
     "evaluate.random_neighbours": "summarise filtered experiment_comparison",
-    "evaluate.bootstrap": "summarise filtered experiment_comparison",
-    "evaluate.bootstrap_unit": "summarise filtered experiment_comparison",
+    "evaluate.copy_baseline": "page",
+    "evaluate.bootstrap": "summarise filtered copying experiment_comparison",
+    "evaluate.bootstrap_unit": "summarise filtered copying experiment_comparison",
     "experiments": "experiment_comparison",
     "experiments.names": "experiments_part",
     "experiments.of": "",  # the run that is measured anyway
@@ -106,6 +108,8 @@ CHANGES = {
 
 # Keys that change some jobs of a rule of which others feed more: all the rules that run.
 ONLY = {
+    "evaluate.splits": "losses overlap candidates subsample retrieval_neighbours summarise filtered leakage figures "
+    "explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
     "experiments.candidates": "candidates subsample losses experiment_comparison experiment experiments_part",
 }
 
