@@ -49,7 +49,10 @@ class Workflow:
         self.sources = sorted(config.dataset.sources)
         self.splits = config.evaluate.splits  # those evaluated
         self.retrievals = Retrievals(self.facts, config.retrievals, self.folder)
-        self.dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
+        dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
+        own = self.retrievals.facts[""]["encoder"]
+        self.dense = [name for name in dense if self.retrievals.facts[name]["encoder"] == own]
+        self.embedded_otherwise = [name for name in dense if name not in self.dense]
         count = self.dataset.shards
         self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
         self.retro_runs = [name for name, run in self.runs.items() if run.retro]
@@ -105,9 +108,14 @@ class Workflow:
         return [self.neighbours(name, split) for name in self.retrievals.named for split in self.splits]
 
     def drawn(self) -> list[str]:
-        """Names of the retrievals whose indexes are drawn."""
+        """Names of the retrievals whose indexes are drawn: those over the dataset's own embeddings."""
         if not self.dense:
-            raise UserError("retrievals: the config names none with an index. Take config/indexes.yaml, or name some.")
+            others = ", ".join(self.embedded_otherwise)
+            but = f", but {others}, whose encoders are others" if others else ""
+            raise UserError(
+                f"retrievals: the config names none with an index over the dataset's own embeddings{but}. Take "
+                f"config/indexes.yaml, or name some."
+            )
         return self.dense
 
     def preprocessed(self) -> list[str]:

@@ -126,6 +126,16 @@ def test_indexes_are_drawn_of_dense_retrievals():
     assert workflow(retrievals=named).drawn() == ["fast"]
 
 
+OTHER = {"small": {"encoder": {"type": "static", "width": 8}}, "whole": {"encoder": {"max_word_pieces": 99}}}
+
+
+def test_indexes_over_other_embeddings_are_not_drawn_beside_them():
+    found = workflow(retrievals={**OTHER, "fast": {"index": {"factory": "Flat"}}})
+    assert (found.drawn(), found.embedded_otherwise) == (["fast"], ["small", "whole"])
+    with pytest.raises(UserError, match=r"but small, whole, whose encoders are others\. Take config/indexes\.yaml"):
+        workflow(retrievals=OTHER).drawn()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
