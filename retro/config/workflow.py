@@ -302,6 +302,11 @@ class Workflow:
     def answered(self) -> list[str]:
         """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
         self.questions()
+        if not self.config.qa.instructions:
+            raise UserError(
+                "qa.instructions: the config names no file to fine-tune on. Name some, such as that of qa.questions, "
+                "of which only questions of the training split are learnt."
+            )
         first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
         runs = [run for name in (first.name, first.twin) if name for run in self._seeds_of(name)]
         return [
