@@ -200,12 +200,14 @@ if WORKFLOW.dense:
         params:
             code=code("retro.report.indexes"),
             names=WORKFLOW.dense,
+            left_out=WORKFLOW.embedded_otherwise,
             split=WORKFLOW.splits[0],
             folder=lambda wildcards, output: os.path.dirname(output.svg),
         shell:
             "python -m retro.report.indexes"
             " --config {input.config:q}"
             " --names {params.names:q}"
+            " --left-out {params.left_out:q}"
             " --neighbours {input.neighbours:q}"
             " --indexes {input.indexes:q}"
             " --split {params.split}"

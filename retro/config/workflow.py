@@ -54,7 +54,10 @@ class Workflow:
         self.sources = sorted(config.dataset.sources)
         self.splits = config.evaluate.splits  # those evaluated
         self.retrievals = Retrievals(self.facts, config.retrievals, self.folder)
-        self.dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
+        dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
+        own = self.retrievals.facts[""]["encoder"]
+        self.dense = [name for name in dense if self.retrievals.facts[name]["encoder"] == own]
+        self.embedded_otherwise = [name for name in dense if name not in self.dense]
         count = self.dataset.shards
         self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
         self.retro_runs = [name for name, run in self.runs.items() if run.retro]
@@ -110,9 +113,14 @@ class Workflow:
         return [self.neighbours(name, split) for name in self.retrievals.named for split in self.splits]
 
     def drawn(self) -> list[str]:
-        """Names of the retrievals whose indexes are drawn."""
+        """Names of the retrievals whose indexes are drawn: those over the dataset's own embeddings."""
         if not self.dense:
-            raise UserError("retrievals: the config names none with an index. Take config/indexes.yaml, or name some.")
+            others = ", ".join(self.embedded_otherwise)
+            but = f", but {others}, whose encoders are others" if others else ""
+            raise UserError(
+                f"retrievals: the config names none with an index over the dataset's own embeddings{but}. Take "
+                f"config/indexes.yaml, or name some."
+            )
         return self.dense
 
     def preprocessed(self) -> list[str]:
@@ -338,6 +346,11 @@ class Workflow:
     def answered(self) -> list[str]:
         """Answers of every seed of the first RETRO run and its twin, fine-tuned (first) and not, in every mode."""
         self.questions()
+        if not self.config.qa.instructions:
+            raise UserError(
+                "qa.instructions: the config names no file to fine-tune on. Name some, such as that of qa.questions, "
+                "of which only questions of the training split are learnt."
+            )
         first, tuning = self.runs[self.first or next(iter(self.runs))], self.config.qa.name
         runs = [run for name in (first.name, first.twin) if name for run in self._seeds_of(name)]
         return [

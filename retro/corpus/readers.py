@@ -173,13 +173,17 @@ class Reader(Sharded):
         """A record's document, None if `keep` leaves it out."""
         if not isinstance(record, dict):
             raise Malformed(file, line, f"wanted a JSON object, found {kind(record)}; one a line is wanted")
+        kept = True
         for field, values in self.source.keep.items():
             value = find(record, field)
             self.fields.count(f"keep.{field}", value, record)
             text = plain(value)
-            if text not in values:
-                return None
-            self.fields.found[field].add(text)
+            if text in values:
+                self.fields.found[field].add(text)
+            else:
+                kept = False
+        if not kept:
+            return None
         fields = self.source.fields
         text = find(record, fields.text)
         if text is MISSING:
@@ -196,16 +200,16 @@ class Reader(Sharded):
             check_characters("".join(found.values()))
         except Damaged as error:
             raise Malformed(file, line, str(error)) from None
+        for what in found:
+            if f"fields.{what}" in self.fields.named:
+                self.fields.count(f"fields.{what}", find(record, getattr(fields, what)), record)
         size = len(text.encode())
         return Document(found["id"], text, found["group"], found["title"], size, str(file.path), line)
 
     def _name(self, what: str, record: dict[str, Any], file: SourceFile, line: int) -> str:
         """A record's id, group or title, empty if it has none."""
-        field = getattr(self.source.fields, what)
-        if f"fields.{what}" in self.fields.named:
-            self.fields.count(f"fields.{what}", find(record, field), record)
         try:
-            return name_of(record, field)
+            return name_of(record, getattr(self.source.fields, what))
         except Damaged as error:
             raise Malformed(file, line, str(error)) from None
 

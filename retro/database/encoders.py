@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from retro.base.artifacts import read_json, sha256
+from retro.base.artifacts import canonical, read_json, sha256
 from retro.base.hashing import mix
 from retro.base.stage import UserError
 from retro.database.engines import open_engine
@@ -132,9 +132,27 @@ def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
     """
     if settings.path is None:
         raise UserError("dataset.encoder.path: type transformers needs the model's folder.")
-    folder, pooling = Path(settings.path), "mean"
+    folder, pooling = _parts(settings.path)
+    return BertEncoder(folder, settings, threads, identity_of(folder, pooling), pooling)
+
+
+def bert_identity(path: str) -> str:
+    """`Encoder.identity` of the folder that `dataset.encoder.path` names, as it is now."""
+    return identity_of(*_parts(path))
+
+
+def identity_of(folder: Path, pooling: str) -> str:
+    """sha256 over what a transformer's vectors depend on: weights, config and word pieces of its folder, pooling."""
+    files = ["model.safetensors", "config.json", *_word_piece_files(folder)]
+    read = {name: sha256(folder / name) for name in files if (folder / name).is_file()}
+    return hashlib.sha256(canonical({"pooling": pooling, "files": read}).encode()).hexdigest()
+
+
+def _parts(path: str) -> tuple[Path, str]:
+    """The folder of the transformer in an encoder's folder, and its pooling, `mean` or `cls`."""
+    folder, pooling = Path(path), "mean"
     if not folder.is_dir():
-        raise UserError(f"dataset.encoder.path {settings.path}: no such folder. Put the model there: none is fetched.")
+        raise UserError(f"dataset.encoder.path {path}: no such folder. Put the model there: none is fetched.")
     if (folder / "modules.json").is_file():
         folder, pooling = _sentence_transformer(folder)
     if not (folder / "model.safetensors").is_file():
@@ -142,7 +160,7 @@ def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
             f"{folder}: has no model.safetensors. Pickled weights (pytorch_model.bin) are not read: save "
             f"the model again with save_pretrained of a current transformers."
         )
-    return BertEncoder(folder, settings, threads, sha256(folder / "model.safetensors"), pooling)
+    return folder, pooling
 
 
 def _sentence_transformer(folder: Path) -> tuple[Path, str]:
@@ -213,10 +231,18 @@ class BertEncoder:
         return (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
+def _word_piece_files(folder: Path) -> list[str]:
+    """The files that the word pieces are read from, where they are there."""
+    if (folder / "tokenizer.json").is_file():
+        return ["tokenizer.json"]
+    return ["vocab.txt", "tokenizer_config.json"]
+
+
 def _word_pieces(folder: Path, longest: int) -> Tokenizer:
     """The folder's word-piece tokenizer, cutting at `longest` pieces, not padding; special tokens in a text
     are taken as text."""
-    if (folder / "tokenizer.json").is_file():
+    files = _word_piece_files(folder)
+    if files == ["tokenizer.json"]:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
         facts = {}
@@ -236,7 +262,8 @@ class Encoder(Protocol):
     """What every encoder offers.
 
     - `width`: dimensions of a vector
-    - `identity`: sha256 of the weights; equal identities mean equal vectors up to rounding
+    - `identity`: sha256 of all that decides a vector besides the settings (weights, config, word pieces, pooling);
+      equal identities and settings mean equal vectors up to rounding
     - `engine`: what computes, e.g. `onnxruntime float32`; part of what makes vectors equal bit for bit
     """
 

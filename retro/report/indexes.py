@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from retro.base import stage
-from retro.base.artifacts import read_manifest, replacing, write_text
+from retro.base.artifacts import read_manifest, replacing, sha256, write_text
 from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.report import style
@@ -129,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--names", required=True, nargs="+", help="names of the retrievals")
+    parser.add_argument("--left-out", nargs="*", default=[], help="names of those with encoders of their own")
     parser.add_argument("--neighbours", required=True, nargs="+", type=Path, help="their neighbours' manifests")
     parser.add_argument("--indexes", required=True, nargs="+", type=Path, help="their indexes' manifests")
     parser.add_argument("--split", required=True, help="the split these are the neighbours of")
@@ -137,10 +138,12 @@ def main() -> None:
     parser.add_argument("--output-folder", required=True, type=Path, help="folder of the figure and the table")
     parser.add_argument("--part", required=True, type=Path, help="parts/indexes.html to write")
     options = parser.parse_args()
-    sample, rows = Sample(Dataset.open(options.config), options.split, options.sample, options.k), []
+    dataset, rows = Dataset.open(options.config), []
+    own = {sha256(dataset.folder / "embeddings" / name / "manifest.json") for name in dataset.sources}
+    sample = Sample(dataset, options.split, options.sample, options.k)
     for name, neighbours, index in zip(options.names, options.neighbours, options.indexes, strict=True):
         found, built = read_manifest(neighbours, "neighbours"), read_manifest(index, "index")
-        if built.counts.get("width") != sample.vectors.width:
+        if not own <= set(built.facts["inputs"].values()):
             raise UserError(
                 f"{index}: not an index of the dataset's own embeddings, which alone can be compared. Leave it "
                 "out of --indexes."
@@ -169,6 +172,8 @@ def main() -> None:
     head = Markup(HEAD).format(k=options.k, split=options.split)
     table = head + Markup("").join(line(row) for row in sorted(rows, key=lambda row: row["ms"]))
     told = sentence(rows, options.k, len(sample.database), len(sample.truth))
+    if options.left_out:
+        told += f" Not compared, their encoders being others: {', '.join(options.left_out)}."
     part = Markup('<p>{}</p>\n{}<div class="wide"><table>{}</table></div>\n')
     write_text(options.part, part.format(told, drawn, table))
 

@@ -132,7 +132,7 @@ class Search:
             tokenizer = Tokenizer.load(options.tokenizer[0])
             words = open_store(options.tokens, options.chunks, tokenizer), tokenizer
         self.retriever = open_retriever(
-            options.settings.get("retriever", "dense"),
+            options.settings["retriever"],
             rows=self.rows,
             index=self.index,
             settings=index_settings,

@@ -88,7 +88,7 @@ class Searcher:
     @property
     def _lexical(self) -> bool:
         made = self._neighbours.settings if self._neighbours else self.dataset.facts
-        return made.get("retriever", "dense") == "bm25"
+        return made["retriever"] == "bm25"
 
     def _paths(self, kind: str) -> list[Path]:
         if self._neighbours and kind == "embeddings":

@@ -1,6 +1,6 @@
 """Check a dataset: every file against its manifest, every manifest and every input against what was recorded.
 
-    python -m retro.tools.verify results/open-book
+    python -m retro.tools.verify results/open-book [--config config/config.yaml]
 
 Prints a line for each artifact; exit status 1 if one does not hold. Changes nothing. What cannot be compared is named.
 """
@@ -14,35 +14,43 @@ from retro.base import provenance, stage
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256
 from retro.base.names import untuned
 from retro.base.stage import UserError
+from retro.config import schema
 from retro.config.checks import TUNINGS
+from retro.database.encoders import bert_identity
 from retro.report.read import read_csv
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="results/<dataset>")
+    parser.add_argument("--config", help="the config file, which tells what retrievals are no longer asked for")
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
     folder: Path = options.folder
     _digest.cache_clear()  # files may have changed since
     bad: list[str] = []
     left: dict[str, None] = {}  # folders that nothing makes again
+    unsure: dict[str, None] = {}  # folders of retrievals, of which only the config tells whether it asks for them
     notes: set[str] = set()
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
         raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")
     recorded, asked = facts["manifests"], measured(folder)
+    retrievals = None if options.config is None else named(options.config, folder)
     found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
     paths = sorted(found | {folder / name for name in recorded})
     for path in paths:
         name = os.path.relpath(path, folder)
         problems = _problems(path, recorded.get(name), options.quick, notes)
-        old = left_over(Path(name).as_posix(), facts.get("source_order", []), asked) if problems else None
+        at = Path(name).as_posix()
+        old = left_over(at, facts.get("source_order", []), asked, retrievals) if problems else None
         if old is not None:
             problems = [f"{line} The config no longer asks for it: delete {folder / old}." for line in problems]
             left[str(folder / old)] = None
         else:
             bad += problems
+            if problems and retrievals is None and at.startswith("retrievals/"):
+                unsure["/".join([str(folder), *at.split("/")[:2]])] = None
         for line in problems or ["ok"]:
             print(f"{name:48s} {line}")
     for tuning in TUNINGS:
@@ -51,17 +59,32 @@ def main() -> None:
     for note in sorted(notes):
         print(f"note: {note}")
     if bad or left:
-        raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left)))}")
+        raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left), list(unsure)))}")
     print(f"{folder}: {len(paths)} artifacts hold.")
 
 
-def ways_out(bad: int, left: list[str]) -> list[str]:
-    """What to do about artifacts that do not hold, and about folders that nothing makes again."""
+def named(config: str, folder: Path) -> set[str]:
+    """The retrievals that a config names. Refuses the config of another dataset."""
+    settings = schema.load(config)
+    place = Path(settings.results) / settings.dataset.name
+    if place.resolve() != folder.resolve():
+        raise UserError(f"--config {config}: is the config of {place}, not of {folder}. Give that of {folder}.")
+    return set(settings.retrievals)
+
+
+def ways_out(bad: int, left: list[str], unsure: list[str]) -> list[str]:
+    """What to do about artifacts that do not hold, about folders that nothing makes again, and about those of
+    retrievals, which the config may or may not name.
+    """
     found = []
     if bad:
         found.append(
             f"{bad} artifact(s) do not hold. Run snakemake to make them again, with the target that made them (all, "
             f"experiments, qa)."
+        )
+    if unsure:
+        found.append(
+            f"If the config no longer names these retrievals, delete them (--config tells): {' '.join(unsure)}"
         )
     if left:
         found.append(f"Snakemake makes no longer what the config no longer asks for. Delete: {' '.join(left)}")
@@ -75,10 +98,17 @@ def measured(folder: Path) -> set[tuple[str, str, str]]:
     return {(row["run"], row["retrieval"], row["split"]) for row in rows}
 
 
-def left_over(name: str, sources: list[str], asked: set[tuple[str, str, str]]) -> str | None:
-    """The folder of an artifact that the config no longer asks for; None if it does, or that cannot be told."""
+def left_over(
+    name: str, sources: list[str], asked: set[tuple[str, str, str]], retrievals: set[str] | None
+) -> str | None:
+    """The folder of an artifact that the config no longer asks for; None if it does, or that cannot be told.
+
+    `retrievals`: those that the config names, None if it was not given.
+    """
     first, *rest = name.split("/")
     if first in ("tokens", "chunks", "embeddings") and rest[0] not in sources:
+        return f"{first}/{rest[0]}"
+    if first == "retrievals" and retrievals is not None and rest[0] not in retrievals:
         return f"{first}/{rest[0]}"
     if first == "overlap" and asked and rest[0] not in {split for _, _, split in asked}:
         return f"{first}/{rest[0]}"
@@ -135,14 +165,16 @@ def _problems(path: Path, wanted: str | None, quick: bool, notes: set[str]) -> l
 
 
 def _encoder(manifest: Manifest, notes: set[str]) -> list[str]:
-    """What is wrong with the folder of the encoder that made embeddings: its weights are known by their sha256."""
+    """What is wrong with the folder of the encoder that made embeddings: it is known by the sha256 of what it reads."""
     encoder = manifest.settings.get("encoder") if manifest.facts["kind"] == "embeddings" else None
     if not encoder or not encoder.get("path"):
         return []
-    weights = sorted(Path(encoder["path"]).rglob("model.safetensors"))
-    if not weights:
-        notes.add(f"{encoder['path']}: the encoder's weights could not be compared: they are not there")
-    elif encoder["identity"] not in map(_digest, weights):
+    try:
+        here = bert_identity(encoder["path"])
+    except UserError as error:
+        notes.add(f"the encoder could not be compared: {error}")
+        return []
+    if encoder["identity"] != here:
         return [f"{manifest.path}: was made by another encoder than {encoder['path']} is now; it is stale."]
     return []
 

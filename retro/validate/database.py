@@ -196,7 +196,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     so that the index is asked the same again.
     """
     given = inputs(manifest)
-    words = inputs(read_manifest(given["index"][0])) if manifest.settings.get("retriever") == "bm25" else {}
+    words = inputs(read_manifest(given["index"][0])) if manifest.settings["retriever"] == "bm25" else {}
     search = Search(
         Namespace(
             settings=manifest.settings,

@@ -126,6 +126,16 @@ def test_indexes_are_drawn_of_dense_retrievals():
     assert workflow(retrievals=named).drawn() == ["fast"]
 
 
+OTHER = {"small": {"encoder": {"type": "static", "width": 8}}, "whole": {"encoder": {"max_word_pieces": 99}}}
+
+
+def test_indexes_over_other_embeddings_are_not_drawn_beside_them():
+    found = workflow(retrievals={**OTHER, "fast": {"index": {"factory": "Flat"}}})
+    assert (found.drawn(), found.embedded_otherwise) == (["fast"], ["small", "whole"])
+    with pytest.raises(UserError, match=r"but small, whole, whose encoders are others\. Take config/indexes\.yaml"):
+        workflow(retrievals=OTHER).drawn()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -138,6 +148,11 @@ def test_indexes_are_drawn_of_dense_retrievals():
 def test_asking_for_what_the_config_lacks_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call(workflow())
+
+
+def test_nothing_to_fine_tune_on_is_refused_before_anything_is_trained():
+    with pytest.raises(UserError, match=r"qa\.instructions: the config names no file to fine-tune on\. Name some"):
+        workflow(qa={"questions": "q.jsonl"}).answered()
 
 
 def test_what_validation_recomputes_is_what_was_stored_so_far(tmp_path):
@@ -375,8 +390,11 @@ def test_without_a_retro_that_has_a_twin_there_is_nothing_to_measure():
 # Questions
 
 
+ASKING = {"questions": "q.jsonl", "instructions": ["q.jsonl"]}
+
+
 def test_questions_are_answered_by_a_model_and_its_twin_tuned_and_not_in_every_mode():
-    names = [path.removeprefix("R/d/qa/") for path in workflow(qa={"questions": "q.jsonl"}).answered()]
+    names = [path.removeprefix("R/d/qa/") for path in workflow(qa=ASKING).answered()]
     assert names[0] == "retro-s1-qa.on.jsonl", "the first is what the report shows"
     assert set(names) == {
         "retro-s1-qa.on.jsonl", "retro-s1-qa.off.jsonl", "retro-s1.on.jsonl", "retro-s1.off.jsonl",
@@ -385,7 +403,7 @@ def test_questions_are_answered_by_a_model_and_its_twin_tuned_and_not_in_every_m
 
 
 def test_without_a_retro_the_first_run_answers():
-    config = parse(CONFIG | {"runs": {"gpt": {"architecture": "gpt"}}, "qa": {"questions": "q.jsonl"}})
+    config = parse(CONFIG | {"runs": {"gpt": {"architecture": "gpt"}}, "qa": ASKING})
     assert Workflow(config).answered() == ["R/d/qa/gpt-s1-qa.none.jsonl", "R/d/qa/gpt-s1.none.jsonl"]
 
 

@@ -104,6 +104,29 @@ def test_values_to_keep_that_no_record_has_are_told(tokens, tmp_path, capsys):
     assert "no record has 'c9' in 'country' (keep.country)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("keep", [{"year": ["1"], "country": ["c1"]}, {"country": ["c1"], "year": ["1"]}])
+def test_a_field_counts_as_found_in_records_that_another_key_of_keep_leaves_out(tokens, tmp_path, keep):
+    """Only page 5 has both; the others lack one of the two, or are left out by it."""
+    records = [{**page, "year": 1} for page in PAGES[5:6]] + [{"id": "x", "text": "t", "year": 1}, PAGES[2]]
+    found = tokens(write(tmp_path / "a.jsonl", records), keep=keep)
+    assert (found["documents"], found["filtered"]) == (1, 2)
+    assert found["absent"] == {"year": 1, "country": 1}
+
+
+def test_nothing_left_by_several_keys_of_keep_is_not_called_a_field_that_no_record_has(tokens, tmp_path):
+    records = [{"text": "t", "year": 1}, {"text": "t", "country": "c1"}]
+    with pytest.raises(UserError, match=r"no documents left of 2 records .* 2 left out by keep"):
+        tokens(write(tmp_path / "a.jsonl", records), keep={"year": ["1"], "country": ["c1"]})
+
+
+@pytest.mark.parametrize("spoilt", [{"title": []}, {"text": None}, {"text": "a\ud800"}], ids=str)
+def test_a_record_that_is_skipped_does_not_count_for_a_field(tokens, tmp_path, spoilt):
+    """Were it counted, every document would be a group of its own without a word."""
+    records = [{"text": "t", "id": "p1"}, {"text": "t", "country": "c1", **spoilt}]
+    with pytest.raises(UserError, match=r"fields\.group names the field 'country', which none of its 1 records has"):
+        tokens(write(tmp_path / "a.jsonl", records), fields={"group": "country"}, on_error="skip")
+
+
 def test_fields_that_are_not_named_may_be_absent(tokens, tmp_path, capsys):
     counts = tokens(write(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}]))
     assert "absent" not in counts

@@ -130,7 +130,7 @@ class Corpus:
         output = output or self.manifest("neighbours", split)
         stage(
             "retro.retrieval.neighbours",
-            settings={"neighbours": settings, "index": index or {}, "seed": 1},
+            settings={"retriever": "dense", "neighbours": settings, "index": index or {}, "seed": 1},
             split=split,
             database=self.manifest("database"),
             chunks=self.manifests("chunks"),

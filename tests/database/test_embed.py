@@ -92,6 +92,37 @@ def test_blocks_of_another_encoder_are_not_used(corpus, capsys):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("changed", [None, "vocab.txt", "tokenizer_config.json"])
+def test_blocks_of_a_changed_encoder_folder_are_not_used(corpus, tmp_path, capsys, changed):
+    """A job killed among its blocks; then other word pieces in the encoder's folder, its weights as they were."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=200, **sizes)).save_pretrained(tmp_path)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *map("##{}".format, "abklmotu"),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    options = into(corpus, "folder", type="transformers", path=str(tmp_path))
+    killed = options | {"shard": "0-of-2", "output": options["output"].parent / "0-of-2.json"}
+    stage("retro.database.embed", **{name: value for name, value in killed.items() if name != "blocks"})
+    options["blocks"] = killed["output"].with_suffix("")
+    if changed:
+        more = {"vocab.txt": "\n##x", "tokenizer_config.json": '{"do_lower_case": false}'}[changed]
+        with open(tmp_path / changed, "a") as file:
+            file.write(more)
+    capsys.readouterr()
+    stage("retro.database.embed", **options)
+    said = capsys.readouterr().err
+    assert ("discarded" in said) == bool(changed) and ("finished blocks" in said) == (not changed)
+
+
 def test_chunks_of_another_length_are_refused(corpus):
     options = into(corpus, "length")
     options["settings"] = {"encoder": STATIC, "chunk_length": 99}

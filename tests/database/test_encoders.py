@@ -137,6 +137,43 @@ def test_vocab_txt_serves_where_there_is_no_tokenizer_json(small_bert, tmp_path)
     assert (old.encode(["Some words, here."]) == new.encode(["Some words, here."])).all()
 
 
+def identity(folder: Path) -> str:
+    return open_encoder(EncoderSettings(type="transformers", path=str(folder)), threads=1).identity
+
+
+def change(path: Path, **facts) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **facts}))
+
+
+CHANGES = {
+    "vocabulary": lambda folder: (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().upper()),
+    "lower case": lambda folder: change(folder / "tokenizer_config.json", do_lower_case=False),
+    "tokenizer.json": lambda folder: shutil.copy(get_model_path() / "tokenizer.json", folder),
+    "settings": lambda folder: change(folder / "config.json", max_position_embeddings=8),
+    "pooling": lambda folder: (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}'),
+    "weights": lambda folder: weights_of_another(folder),
+}
+
+
+def weights_of_another(folder: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(1)
+    BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_encoder_is_another_when_anything_changes_that_its_vectors_depend_on(small_bert, tmp_path, what):
+    folder = with_pooling(small_bert, tmp_path / "model", "pooling_mode_mean_tokens")
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(get_model_path() / "vocab.txt", folder / "vocab.txt")
+    before = identity(folder)
+    (folder / "README.md").write_text("Nothing that vectors depend on.")
+    assert identity(folder) == before == encoders.bert_identity(str(folder))
+    CHANGES[what](folder)
+    assert identity(folder) != before
+
+
 def test_what_cannot_be_read_is_refused_with_a_way_out(small_bert, tmp_path):
     def attempt(path: Path):
         open_encoder(EncoderSettings(type="transformers", path=str(path)), threads=1)

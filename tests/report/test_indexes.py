@@ -6,6 +6,7 @@ import re
 import pytest
 
 from retro.base.artifacts import read_manifest
+from retro.base.stage import UserError
 from retro.report.indexes import sentence
 from tests.database.stages import stage
 from tests.retrieval.conftest import SAVED, corpus, dataset  # noqa: F401
@@ -34,7 +35,7 @@ def made(corpus, dataset, tmp_path_factory):  # noqa: F811
         split="test",
         k=5,
         sample=30,
-        **{"output-folder": folder, "part": folder / "indexes.html"},
+        **{"left-out": ["small", "large"], "output-folder": folder, "part": folder / "indexes.html"},
     )
     return folder
 
@@ -52,6 +53,33 @@ def test_the_table_holds_what_was_measured(made):
         assert f'<td class="n">{float(row["recall"]):.3f}</td>' in page
     assert re.search(r'<figure id="figure-indexes">.*<svg.*<figcaption>', page, re.DOTALL)
     assert "The cheapest that finds 95%" in page or "None finds 95%" in page
+
+
+@pytest.mark.parametrize("width", [64, 32], ids=["as wide as the dataset's own", "of another width"])
+def test_an_index_over_other_embeddings_is_refused(corpus, dataset, tmp_path, width):  # noqa: F811
+    """Recall is of the dataset's own vectors: an index over others would be shown with a wrong one."""
+    embeddings = [tmp_path / name / "manifest.json" for name in corpus.names]
+    for name, output in zip(corpus.names, embeddings, strict=True):
+        encoder = {"type": "static", "width": width, "dtype": "float16"}
+        options = corpus.embed_options(name, **encoder) | {"output": output, "blocks": tmp_path / name / "blocks"}
+        stage("retro.database.embed", **options)
+    index, database = tmp_path / "index/manifest.json", corpus.manifest("database")
+    facts = {"index": {}, "seed": 1}
+    stage("retro.retrieval.index", settings=facts, database=database, embeddings=embeddings, output=index)
+    with pytest.raises(UserError, match="not an index of the dataset's own embeddings"):
+        stage(
+            "retro.report.indexes",
+            config=dataset.path,
+            names=["other"],
+            neighbours=[dataset.folder / "neighbours/test/manifest.json"],
+            indexes=[index],
+            split="test",
+            **{"output-folder": tmp_path, "part": tmp_path / "indexes.html"},
+        )
+
+
+def test_the_section_names_what_is_not_compared(made):
+    assert "Not compared, their encoders being others: small, large." in (made / "indexes.html").read_text()
 
 
 def test_the_sentence_names_the_cheapest_and_the_smallest_that_find_enough():

@@ -96,7 +96,7 @@ def test_an_approximate_index_reports_its_recall(corpus, tmp_path):
     output = tmp_path / "n/manifest.json"
     stage(
         "retro.retrieval.neighbours",
-        settings={"neighbours": {"saved": 5}, "index": index, "seed": 1},
+        settings={"retriever": "dense", "neighbours": {"saved": 5}, "index": index, "seed": 1},
         embeddings=corpus.manifests("embeddings"),
         output=output,
         **options,
@@ -128,7 +128,7 @@ def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path):
     write_manifest(folder / "manifest.json", kind="database", stage="retro.database.assemble", files=names)
     stage(
         "retro.retrieval.neighbours",
-        settings={"neighbours": {"saved": 3}, "index": {}, "seed": 1},
+        settings={"retriever": "dense", "neighbours": {"saved": 3}, "index": {}, "seed": 1},
         split="valid",
         database=folder / "manifest.json",
         chunks=corpus.manifests("chunks"),
@@ -137,6 +137,23 @@ def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path):
         output=tmp_path / "n/manifest.json",
     )
     assert read_manifest(tmp_path / "n/manifest.json").array("ids.npy").shape == (0, 3)
+
+
+@pytest.mark.parametrize("lacking", ["retriever", "neighbours", "index", "seed"])
+def test_no_setting_is_made_up(corpus, tmp_path, lacking):
+    """A retriever that nobody named would be a silent default."""
+    facts = {"retriever": "dense", "neighbours": {"saved": 3}, "index": {}, "seed": 1}
+    with pytest.raises(UserError, match=f"--settings: lacks '{lacking}', has"):
+        stage(
+            "retro.retrieval.neighbours",
+            settings={name: value for name, value in facts.items() if name != lacking},
+            split="valid",
+            database=corpus.manifest("database"),
+            chunks=corpus.manifests("chunks"),
+            embeddings=corpus.manifests("embeddings"),
+            index=corpus.manifest("index"),
+            output=tmp_path / "n/manifest.json",
+        )
 
 
 def test_sources_embedded_by_different_encoders_are_refused(corpus, tmp_path):

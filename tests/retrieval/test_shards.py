@@ -86,7 +86,7 @@ def test_neighbours(corpus, tmp_path, name, count):
     options = index_options(corpus, name)
     stage("retro.retrieval.index", **options, output=tmp_path / "index/manifest.json")
     options |= {"split": "train", "chunks": corpus.manifests("chunks"), "index": tmp_path / "index/manifest.json"}
-    options["settings"]["neighbours"] = {"saved": 5}
+    options["settings"] |= {"retriever": "dense", "neighbours": {"saved": 5}}
     stage("retro.retrieval.neighbours", **options, output=tmp_path / "one/manifest.json")
     in_shards("retro.retrieval.neighbours", count, tmp_path / "many/manifest.json", **options)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
@@ -130,7 +130,10 @@ def test_every_artifact_from_tokens_to_neighbours(alone, tmp_path, count, monkey
     stage("retro.retrieval.index", **options, part="train", output=trained)
     options["trained"] = [trained]
     in_shards("retro.retrieval.index", count, made.manifest("index"), ".faiss", {"part": "add"}, **options)
-    inputs |= {"settings": {**SEARCH, "neighbours": {"saved": 5}}, "index": made.manifest("index")}
+    inputs |= {
+        "settings": {**SEARCH, "retriever": "dense", "neighbours": {"saved": 5}},
+        "index": made.manifest("index"),
+    }
     for split in SPLITS:
         options = {**inputs, "split": split, "chunks": made.manifests("chunks"), "block": 16}
         in_shards("retro.retrieval.neighbours", count, made.manifest("neighbours", split), **options)

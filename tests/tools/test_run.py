@@ -14,6 +14,7 @@ from retro.base.stage import UserError
 from retro.tools import run
 from retro.tools.run import LOCKS, RECORDS, place, started, take_lock_away
 
+ROOT = Path(__file__).resolve().parents[2]
 PRESENT = "import sys, time; from pathlib import Path; from retro.tools.run import present; present(Path.cwd()); "
 
 
@@ -140,3 +141,27 @@ def test_where_no_record_can_be_written_the_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run.present(tmp_path)
     assert (tmp_path / ".snakemake").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["/dev/null/nobody", "/proc/nobody"])
+def test_a_bare_snakemake_needs_no_home_that_can_be_written_to(home, tmp_path):
+    """It would keep a cache there, and end with a traceback before it reads a rule: the profile keeps it elsewhere."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--configfile", "config/tiny.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"} | {"HOME": home}
+    command += ["--config", f"results={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_figures_need_no_home_that_can_be_written_to(tmp_path):
+    """matplotlib then keeps its cache in a temporary folder, and says so."""
+    code = "import sys; from pathlib import Path; from retro.report import style\n"
+    code += "with style.figure(Path(sys.argv[1]), 'drawn', 2) as (_, axes): axes.plot([1, 2])"
+    caches = ("XDG_CACHE_HOME", "MPLCONFIGDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in caches} | {"HOME": "/proc/nobody"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn.png", "drawn.svg"}

@@ -8,6 +8,7 @@ import pytest
 
 from retro.base.artifacts import sha256, write_json, write_manifest, write_text
 from retro.base.stage import UserError
+from retro.database.encoders import bert_identity
 from retro.tools import verify
 
 
@@ -100,21 +101,27 @@ def test_an_input_that_cannot_be_read_is_named(results, verified):
     assert not error and f"note: {results.corpus}: could not be compared with what was read (Is a directory)" in said
 
 
-@pytest.mark.parametrize(
-    ("weights", "told"),
-    [("w", ""), ("v", "was made by another encoder than"), (None, "weights could not be compared: they are not there")],
-    ids=["the same", "others", "none"],
-)
-def test_the_folder_of_an_encoder_is_compared_by_its_weights(results, verified, weights, told):
-    encoder = results.place / "bert/model.safetensors"
-    write_text(encoder, "w")
-    settings = {"path": str(encoder.parent), "identity": sha256(encoder)}
+ENCODER = {"model.safetensors": "w", "config.json": "{}", "vocab.txt": "[PAD]\n", "tokenizer_config.json": "{}"}
+
+
+@pytest.mark.parametrize("name", [None, *ENCODER, "README.md"])
+def test_the_folder_of_an_encoder_is_compared_by_all_that_decides_vectors(results, verified, name):
+    folder = results.place / "bert"
+    for file, content in ENCODER.items():
+        write_text(folder / file, content)
+    settings = {"path": str(folder), "identity": bert_identity(str(folder))}
     results.made("embeddings/a/manifest.json", "embeddings", [], encoder=settings)
-    encoder.unlink()
-    if weights:
-        write_text(encoder, weights)
+    if name:
+        write_text(folder / name, "another")
     said, error = verified()
-    assert told in said and bool(error) == (weights == "v")
+    assert ("was made by another encoder than" in said) == bool(error) == (name in ENCODER)
+
+
+def test_an_encoder_that_is_gone_is_said_not_to_be_compared(results, verified):
+    settings = {"path": str(results.place / "bert"), "identity": "0"}
+    results.made("embeddings/a/manifest.json", "embeddings", [], encoder=settings)
+    said, error = verified()
+    assert "note: the encoder could not be compared" in said and "no such folder" in said and not error
 
 
 def test_answers_are_said_not_to_be_compared(results, verified):
@@ -164,6 +171,46 @@ def test_a_source_that_the_config_no_longer_names_is_to_be_deleted(results, veri
     results.made("tokens/gone/manifest.json", "tokens", [results.place / "a.jsonl", results.tokens])
     os.remove(results.folder / "tokens/gone/made.bin")
     assert verified()[1].endswith(f"Delete: {results.folder}/tokens/gone")
+
+
+def with_retrievals(results, *names: str) -> Path:
+    """Retrievals `words` and `fast`, made from another config than is recorded now; a config that names some."""
+    for name in ("words", "fast"):
+        results.made(f"retrievals/{name}/neighbours/test/manifest.json", "x", [results.folder / "config.json"])
+        results.made(f"retrievals/{name}/index/manifest.json", "x", [results.folder / "config.json"])
+    for run in ("gpt-s1", "old-s1"):
+        os.remove(results.folder / f"runs/{run}/model.json")
+    results.record(seed=2)
+    named = "".join(f"  {name}: {{retriever: bm25}}\n" for name in names)
+    dataset = f"dataset: {{name: d, sources: {{a: {{path: {results.corpus}}}}}}}\n"
+    text = f"preset: tiny\nresults: {results.place}/results\n{dataset}"
+    write_text(results.place / "c.yaml", text + (f"retrievals:\n{named}" if named else ""))
+    return results.place / "c.yaml"
+
+
+@pytest.mark.parametrize("kept", [[], ["fast"]])
+def test_a_retrieval_that_the_config_no_longer_names_is_to_be_deleted(results, verified, kept):
+    said, error = verified("--config", str(with_retrievals(results, *kept)))
+    gone = [f"{results.folder}/retrievals/{name}" for name in ("fast", "words") if name not in kept]
+    assert error.endswith(f"Delete: {' '.join(gone)}")
+    assert ("2 artifact(s) do not hold. Run snakemake" in error) == bool(kept)
+    assert said.count("The config no longer asks for it") == 2 * len(gone)
+
+
+def test_without_the_config_stale_retrievals_are_named_with_both_ways_out(results, verified):
+    with_retrievals(results)
+    error = verified()[1]
+    assert "4 artifact(s) do not hold. Run snakemake" in error
+    folders = f"{results.folder}/retrievals/fast {results.folder}/retrievals/words"
+    assert error.endswith(f"If the config no longer names these retrievals, delete them (--config tells): {folders}")
+
+
+def test_the_config_of_another_dataset_is_refused(results, verified):
+    config = with_retrievals(results)
+    write_text(config, config.read_text().replace("name: d", "name: e"))
+    assert (
+        f"is the config of {results.place}/results/e, not of {results.folder}" in verified("--config", str(config))[1]
+    )
 
 
 def test_before_anything_was_measured_no_run_is_called_left_over(results, verified):
