@@ -17,7 +17,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.base.machine import MappedFile
+from retro.base.pages import MappedFile
 from retro.dataset.dataset import Dataset
 from retro.dataset.store import Vectors
 from retro.retrieval import factory

@@ -12,7 +12,7 @@ import numpy as np
 
 from retro.base.artifacts import read_manifest
 from retro.base.hashing import mix
-from retro.base.machine import release
+from retro.base.pages import release
 from retro.database.assemble import by_chunk
 
 
