@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from retro.base.artifacts import release
 from retro.base.names import BOOK, DOCUMENT, SPLITS, TEST, TRAIN, VALID
-from retro.base.pages import release
 from retro.base.shards import read_notes
 from retro.base.stage import UserError
 from retro.corpus.mmididx import TokenStore, TokenWriter

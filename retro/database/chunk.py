@@ -14,10 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from retro.base import log, stage
-from retro.base.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base.artifacts import Manifest, growing_array, read_manifest, release, write_manifest
 from retro.base.hashing import mix
 from retro.base.names import CHUNK, DOCUMENT, SPLITS
-from retro.base.pages import release
 from retro.base.stage import UserError, given
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
