@@ -28,7 +28,8 @@ report: .venv/installed  ## Snakemake's own report: every figure with code, vers
 harness: .venv/harness/installed  ## EleutherAI's lm-eval, for python -m retro.qa.harness (docs/qa.md)
 
 # A test process a core, 8 at most; tests/conftest.py says which tests share one.
-PYTEST = python -m pytest --numprocesses logical --maxprocesses 8
+# They start Python hundreds of times: what it compiles is kept, wherever the environment says that it shall not be.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE python -m pytest --numprocesses logical --maxprocesses 8
 
 test: .venv/installed-dev .venv/harness/installed  ## the test-suite
 	@$(ACTIVE) $(PYTEST)

@@ -19,7 +19,7 @@ import retro.config.workflow  # by its full name: a Snakefile's names are Snakem
 import retro.report
 from retro.base import names
 from retro.base.artifacts import canonical
-from retro.base.names import LISTED
+from retro.base.names import BM25_FILES, LISTED
 from retro.base.provenance import digest
 from retro.base.stage import UserError
 from retro.config.checks import doubts
@@ -28,7 +28,6 @@ from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
-from retro.retrieval.bm25 import FILES as BM25_FILES
 from retro.tools.run import present
 
 try:

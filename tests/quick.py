@@ -2,6 +2,9 @@
 
 A test is slow if it starts Snakemake, a browser or the real Python (but for once), trains for long, or stands in a file
 that takes many seconds. All of tests/workflow are.
+
+What stages run in this process is not compared with their digests then (tests/base/watched.py): to note every call
+takes a fourth of their time.
 """
 
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 QUICK = "not slow"  # the -m of make test-quick
+running = False  # whether this is such a run
 WORKFLOW = Path(__file__).parent / "workflow"
 
 
@@ -25,7 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr == QUICK:
+    global running
+    running = config.option.markexpr == QUICK
+    if running:
         sys.addaudithook(refuse)
 
 

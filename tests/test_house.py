@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from functools import cache
 from graphlib import TopologicalSorter
 from itertools import combinations
@@ -106,3 +107,15 @@ def test_small_modules_of_equal_reruns_are_one_module():
         and not {one, other} & {f"retro.{one.split('.')[1]}.settings"}  # every room keeps its settings in one place
     ]
     assert pairs == []
+
+
+def test_what_needs_no_tensors_starts_without_torch(warm):
+    """What the rules import, in every Snakemake process, and the stages before vectors: torch takes seconds."""
+    rules = (ROOT / "rules/common.smk").read_text(encoding="utf-8")
+    needed = set(re.findall(r"^(?:from|import) (retro[\w.]*)", rules, re.MULTILINE))
+    stages = {stage for stage in STAGES if stage.startswith("retro.corpus.")}
+    assert "retro.config.schema" in needed and "retro.corpus.tokenize" in stages
+    modules = sorted(needed | stages | {"retro.database.chunk", "retro.database.assemble", "retro.retrieval.bm25"})
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([warm.python, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "faiss"} & set(done.stdout.split())

@@ -8,6 +8,7 @@ inputs give the same manifest.
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,24 @@ def open_array(path: str | Path) -> np.ndarray:
         if "empty file" in str(error):
             return np.load(path, allow_pickle=False)
         raise UserError(f"{path}: not a plain .npy array ({error}). Delete it and run snakemake.") from None
+
+
+def release(*arrays: np.ndarray) -> None:
+    """Hand back the pages of mapped arrays; the next access reads them again. What was written stays written.
+
+    Pages of a mapped file stay in a process once they were touched, and count as its memory, until the system needs
+    them elsewhere: to a scheduler with a memory limit, a job that reads a whole file that way looks as big as the file.
+    Arrays in memory are left alone. Without effect where the system cannot do it.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for array in arrays:
+        owner: np.ndarray | None = array
+        while isinstance(owner, np.ndarray):
+            if isinstance(mapped := getattr(owner, "_mmap", None), mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                break
+            owner = owner.base
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,14 @@ ANSWERS = "{answering}.{retrieved}.jsonl"  # in the folder of the config's qa.na
 FIGURES = "figures"
 PARTS = "parts"  # sections of the report
 VALIDATED = "validate/{stage}.json"
+# Of a BM25 index, as the library bm25s writes it.
+BM25_FILES = (
+    "data.csc.index.npy",
+    "indices.csc.index.npy",
+    "indptr.csc.index.npy",
+    "vocab.index.json",
+    "params.index.json",
+)
 
 
 def prefix(retrieval: str) -> str:

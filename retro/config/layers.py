@@ -17,11 +17,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from retro.base.artifacts import read_json
-from retro.base.names import prefix
+from retro.base.names import BM25_FILES, prefix
 from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
 from retro.database.settings import EncoderSettings
-from retro.retrieval.bm25 import FILES
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
 from retro.training.settings import SampleSettings
 
@@ -245,7 +244,7 @@ class Retrievals:
     def searched(self, name: str = "") -> list[str]:
         """The index that a retrieval searches: its manifest, then its files."""
         kind = self.kind_of_index(name)
-        files = FILES if kind == "bm25" else ["index.faiss"]
+        files = BM25_FILES if kind == "bm25" else ["index.faiss"]
         return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
 
     def words(self, sources: list[str], name: str = "") -> list[str]:

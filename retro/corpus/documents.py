@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from retro.base.machine import release
+from retro.base.artifacts import release
 from retro.base.names import BOOK, DOCUMENT, SPLITS, TEST, TRAIN, VALID
 from retro.base.shards import read_notes
 from retro.base.stage import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.base.machine import release
+from retro.base.artifacts import release
 from retro.base.stage import UserError
 from retro.corpus.files import SourceFile
 from retro.corpus.mmididx import TokenStore

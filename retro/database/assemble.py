@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from retro.base import stage
-from retro.base.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base.artifacts import Manifest, growing_array, read_manifest, release, write_manifest
 from retro.base.hashing import mix
-from retro.base.machine import release
 from retro.base.names import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
 from retro.base.stage import UserError, given
 

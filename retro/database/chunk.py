@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from retro.base import log, stage
-from retro.base.artifacts import Manifest, growing_array, read_manifest, write_manifest
+from retro.base.artifacts import Manifest, growing_array, read_manifest, release, write_manifest
 from retro.base.hashing import mix
-from retro.base.machine import release
 from retro.base.names import CHUNK, DOCUMENT, SPLITS
 from retro.base.stage import UserError, given
 from retro.corpus.mmididx import TokenStore

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from retro.base import log, provenance, shards, stage
-from retro.base.artifacts import growing_array, read_manifest, sha256, write_manifest
-from retro.base.machine import release
+from retro.base.artifacts import growing_array, read_manifest, release, sha256, write_manifest
 from retro.base.shards import Blocks
 from retro.base.stage import UserError, given, read_section, whole
 from retro.corpus.mmididx import TokenStore

@@ -7,7 +7,9 @@ left only where fewer than k chunks are admissible.
 `Sample` measures what an index finds and what a query costs, on a seeded sample of a split's chunks.
 """
 
+import ctypes
 import math
+import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +19,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.base.machine import MappedFile
 from retro.dataset.dataset import Dataset
 from retro.dataset.store import Vectors
 from retro.retrieval import factory
-from retro.retrieval.exact import ExactSearch
+from retro.retrieval.exact import ExactSearch, best
 from retro.retrieval.exclusion import Barred, Exclusion, rules_of
-from retro.retrieval.scores import best
 from retro.retrieval.settings import IndexSettings
 
 QUERIES = 1024  # queries a call of faiss; fewer where they would read more than RESIDENT of a mapped index
@@ -31,6 +31,25 @@ FEWEST = 8
 RESIDENT = 1 << 25  # bytes of the index's file in memory
 WIDER = (4, 16)  # times the lists, visited for queries whose usual lists hold too few
 MOST = 2048  # candidates a query, the most faiss gives on a GPU
+
+
+class MappedFile:
+    """A file that a library has mapped, wherever it did, and keeps mapped."""
+
+    def __init__(self, path: Path):
+        self.size, self._places = path.stat().st_size, []
+        maps, name = Path("/proc/self/maps"), str(path.resolve())
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else []
+        for line in lines:
+            place, *_, mapped = line.split(maxsplit=5)
+            if mapped == name:
+                start, stop = (int(part, 16) for part in place.split("-"))
+                self._places.append((ctypes.c_void_p(start), ctypes.c_size_t(stop - start)))
+
+    def release(self) -> None:
+        """Hand back its pages, as `retro.base.artifacts.release` does."""
+        for start, size in self._places:
+            ctypes.CDLL(None).madvise(start, size, mmap.MADV_DONTNEED)
 
 
 def open_index(path: Path, settings: IndexSettings) -> faiss.Index:

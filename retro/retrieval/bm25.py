@@ -20,6 +20,7 @@ import regex
 
 from retro.base import log, stage
 from retro.base.artifacts import read_manifest, write_manifest
+from retro.base.names import BM25_FILES
 from retro.base.stage import UserError, given, read_section, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import open_store, texts
@@ -28,7 +29,6 @@ from retro.retrieval.settings import IndexSettings
 
 ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORDS = regex.compile(rf"(?V1)[{ALONE}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{ALONE}]]+")
-FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json")
 QUERIES = 256  # queries whose excluded chunks are looked up at once
 
 
@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 
 def build(texts: Iterable[str], folder: Path, k1: float, b: float) -> int:
-    """Index `texts` into `folder` as the files `FILES`; returns the number of different words.
+    """Index `texts` into `folder` as the files `BM25_FILES`; returns the number of different words.
 
     Needs about 20 bytes a word of text while it works, and 8 on disk for each different word of a chunk.
     """
@@ -156,13 +156,13 @@ def main() -> None:
 
     with TemporaryDirectory(dir=folder, prefix=".bm25.") as temporary:
         count = build(decoded(), Path(temporary), settings.bm25_k1, settings.bm25_b)
-        for name in FILES:
+        for name in BM25_FILES:
             (Path(temporary) / name).replace(folder / name)
     write_manifest(
         options.output,
         kind="index",
         stage=STAGE,
-        files=[folder / name for name in FILES],
+        files=[folder / name for name in BM25_FILES],
         inputs=[options.database, options.tokenizer, *options.tokens, *options.chunks],
         settings={
             **options.settings,
@@ -173,7 +173,7 @@ def main() -> None:
         },
         counts={"vectors": len(database), "words": count},
     )
-    size = sum((folder / name).stat().st_size for name in FILES) / 1e6
+    size = sum((folder / name).stat().st_size for name in BM25_FILES) / 1e6
     print(f"{folder}: BM25, {len(database)} chunks, {count} different words, {size:.1f} MB", file=sys.stderr)
 
 

@@ -1,10 +1,21 @@
 """Exact search: every query against the whole database, excluded chunks left out before the best are chosen.
 
+The score of a pair and the order of neighbours are defined so that nothing can change them. Matrix products round
+differently with every batch size, thread count and library, so what they give only chooses candidates. The score
+that decides is
+
+    score(q, x) = Σ_i round(q_i · 2^25) · round(x_i · 2^25) / 2^50
+
+Rounding a component of a unit vector to 2^−25 costs less than float32 does. Products are then multiples of
+2^−50, and no partial sum of a unit vector's products exceeds 1, so every sum fits the 53 bits of a float64:
+the arithmetic is exact, whatever the order of summation. Equal vectors have equal scores. Neighbours are
+ordered by score, highest first, and equal scores by id, smallest first.
+
 Scores of a batch of queries and a slice of the database come from a float32 matrix product. Excluded pairs
 are set to −∞, the rest of the slice is reduced to the maxima of small groups, and only groups that can hold
 one of the k best are looked into. All pairs within twice the rounding error of the k-th best survive, so
-the exact scores (`retro.retrieval.scores`) that decide at the end do not depend on how the products were
-rounded. There are holes only where fewer than k chunks are admissible.
+the exact scores that decide at the end do not depend on how the products were rounded. There are holes only
+where fewer than k chunks are admissible.
 """
 
 import math
@@ -19,8 +30,9 @@ import torch
 from retro.base.machine import best_device
 from retro.dataset.store import Vectors
 from retro.retrieval.exclusion import Barred
-from retro.retrieval.scores import PAIRS, best, score_pairs, slack
 
+GRID = np.float32(2.0**25)
+PAIRS = 1024  # pairs scored at a time, so that they stay in a CPU core's cache
 QUERIES = 384  # a batch; more of them share the cost of packing the database for a matrix product
 BLOCK = 1 << 14  # database vectors a batch is scored against before candidates are chosen
 SLICE = 1024  # vectors a matrix product, a multiple of GROUP: reduced while still in a CPU core's cache
@@ -28,6 +40,41 @@ GPU_QUERIES, GPU_SLICE = 2048, 1 << 16
 SPAN = 16  # slices whose excluded pairs are looked up at once
 GROUP = 32  # scores a group
 CROWD = 512  # candidates a query, beyond 8k, that are thinned out by their exact scores
+
+
+def slack(width: int) -> float:
+    """How far a float32 dot product of unit vectors of `width` dimensions can be from their score.
+
+    Summation in any order errs by at most width · 2^−24 for unit vectors; rounding to the grid, and norms
+    that are off by a rounding, add less than the rest.
+    """
+    return (width + 64) * 2.0**-24
+
+
+def on_grid(vectors: np.ndarray) -> np.ndarray:
+    """float64: components of float32 vectors as multiples of 2^−25, which are whole numbers."""
+    scaled = vectors * GRID  # exact: a power of two
+    return np.rint(scaled, out=scaled).astype(np.float64)
+
+
+def score_pairs(queries: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """float64 [q, n]: exact scores of `queries` float32 [q, d] with each one's own vectors `found` [q, n,
+    d].
+    """
+    return np.matmul(on_grid(found), on_grid(queries)[:, :, None])[:, :, 0] / np.float64(GRID) ** 2
+
+
+def best(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k of each row's candidates in the order of neighbours: int64 and float64 [q, k].
+
+    `ids` [q, n] has each candidate of a row once, in any order, −1 for none; `scores` [q, n] −∞ for none.
+    Rows with fewer than k candidates are filled with −1 and −∞.
+    """
+    if ids.shape[1] < k:
+        short = ((0, 0), (0, k - ids.shape[1]))
+        ids, scores = np.pad(ids, short, constant_values=-1), np.pad(scores, short, constant_values=-np.inf)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
 class Candidates:

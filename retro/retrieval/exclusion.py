@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.base.artifacts import read_manifest
+from retro.base.artifacts import read_manifest, release
 from retro.base.hashing import mix
-from retro.base.machine import release
 from retro.database.assemble import by_chunk
 
 

@@ -1,7 +1,7 @@
 """Stage: the K neighbours of each chunk of a split, from the database.
 
 Neighbours never share a document with their chunk, nor what else the config excludes. They are ordered by
-the exact score of `retro.retrieval.scores`, ties by id, so ids depend neither on threads nor on block
+the exact score of `retro.retrieval.exact`, ties by id, so ids depend neither on threads nor on block
 sizes. A missing neighbour, −1, means that there are fewer than K admissible chunks in the whole database.
 Several jobs can share the work (`retro.base.shards`).
 """
@@ -16,8 +16,7 @@ import faiss
 import numpy as np
 
 from retro.base import log, provenance, shards, stage
-from retro.base.artifacts import growing_array, open_array, read_manifest, sha256, write_manifest
-from retro.base.machine import release
+from retro.base.artifacts import growing_array, open_array, read_manifest, release, sha256, write_manifest
 from retro.base.names import LISTED
 from retro.base.shards import Blocks
 from retro.base.stage import given, read_section, whole

@@ -16,11 +16,12 @@ import numpy as np
 
 from retro.base.artifacts import Manifest
 from retro.base.hashing import mix
+from retro.base.names import BM25_FILES
 from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import ChunkStore, Vectors, texts
 from retro.retrieval.approximate import ApproximateSearch, open_index
-from retro.retrieval.bm25 import FILES, Bm25Search
+from retro.retrieval.bm25 import Bm25Search
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred, Exclusion
 from retro.retrieval.settings import IndexSettings
@@ -72,7 +73,7 @@ def both(first: Barred, second: Barred) -> Barred:
     return Barred(first.parts + second.parts)
 
 
-BM25_INDEX = FILES[0]
+BM25_INDEX = BM25_FILES[0]
 Advance = Callable[[int], object] | None
 Found = tuple[np.ndarray, np.ndarray]
 

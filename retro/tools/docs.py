@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from retro.base import provenance
 from retro.base.stage import settings_in
+from retro.base.texts import called, walk
 from retro.config.schema import PRESETS, Config
 
 PACKAGE = provenance.ROOT
@@ -60,7 +62,7 @@ class Module:
     def __init__(self, path: Path):
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
         self.settings = path.name in SETTINGS
-        self.functions = {node.name: node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)}
+        self.functions = {node.name: node for node in walk(self.tree) if isinstance(node, ast.FunctionDef)}
         self.constants = {
             target.id: node.value.value
             for node in self.tree.body
@@ -73,9 +75,9 @@ class Module:
 
     def messages(self) -> Iterator[str]:
         """Each message, in the order of the file."""
-        for node in ast.walk(self.tree):
+        for node in walk(self.tree):
             if isinstance(node, ast.Call):
-                name = ast.unparse(node.func).rpartition(".")[2]
+                name = called(node.func)
                 at = 0 if self.settings and name == "ValueError" else TAKES.get(name)
                 if at is not None and len(node.args) > at:
                     yield from self._texts(node.args[at], name)
@@ -85,7 +87,7 @@ class Module:
     def _texts(self, node: ast.expr, name: str = "") -> Iterator[str]:
         """The texts an argument stands for: itself, or what the function that it calls returns."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions:
-            for inner in ast.walk(self.functions[node.func.id]):
+            for inner in walk(self.functions[node.func.id]):
                 if isinstance(inner, ast.Return) and inner.value is not None:
                     yield from self._texts(inner.value, name)
         else:
@@ -112,11 +114,17 @@ class Module:
         return "…"
 
 
+@cache
+def modules() -> dict[Path, Module]:
+    """All files of the package."""
+    return {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
 def listed() -> dict[str, list[str]]:
     """Messages by room, each once, in the order of their text."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        found.setdefault(path.relative_to(PACKAGE).parts[0], set()).update(Module(path).messages())
+    for path, module in modules().items():
+        found.setdefault(path.relative_to(PACKAGE).parts[0], set()).update(module.messages())
     return {room: sorted(messages) for room, messages in found.items() if messages}
 
 

@@ -193,6 +193,7 @@ def test_the_model_imports_nothing_from_other_rooms():
         assert name in ("retro", "retro.model") or name.startswith("retro.model."), name
 
 
+@pytest.mark.slow  # a quick run watches no stage
 def test_a_stage_that_runs_more_than_its_digest_covers_is_noticed():
     with pytest.raises(AssertionError, match="does not cover"), watched("retro.dataset.dataset"):
         duration(1)

@@ -8,6 +8,7 @@ from retro.base import stage
 from retro.base.artifacts import canonical
 from retro.base.stage import UserError
 from retro.config import schema
+from retro.config.layers import with_presets
 
 VALUES = [None, "", "x", "a{b}", "../up; touch x", "\0", -1, 0, 2**70, 10**9, -0.5, float("inf"), float("nan"), True]
 VALUES += [[], ["x"], [None], [-1], [1, 1], {}, {"x": 1}, {1: 2}, [[]], {"a": {"path": "x"}, "b": None}]
@@ -17,6 +18,7 @@ GOOD = {
     "retrievals": {"r": {"retriever": "bm25"}},
     "runs": {"gpt": {"architecture": "gpt"}, "retro": {"architecture": "retro", "twin": "gpt"}},
 }
+GOOD = with_presets(GOOD, "config") | {"preset": None}  # its preset is read once
 NAMED = {"sources": "a", "retrievals": "r", "runs": "retro"}
 
 

@@ -113,6 +113,7 @@ def test_much_to_read_is_said_before(files, tmp_path, capsys, monkeypatch):
     assert "of 3 files to know their content; " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_all_find_what_files_hold(files, tmp_path):
     code = "import sys; from pathlib import Path; from retro.corpus import readings; readings.YOUNG = -1\n"
     code += "print(readings.Contents(Path(sys.argv[1])).digest(sys.argv[2:]))"

@@ -82,6 +82,7 @@ def test_the_tokenizers_manifest_says_what_it_is(trained):
     assert [Path(name).name for name in manifest.facts["inputs"]] == ["tiny.jsonl"]
 
 
+@pytest.mark.slow
 def test_two_processes_with_other_threads_train_the_same_bytes(trained, tmp_path):
     found = []
     for threads in ("1", "2"):

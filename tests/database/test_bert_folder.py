@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from retro.database.encoders import open_encoder
 from retro.database.engines import TorchEngine
@@ -16,6 +15,8 @@ TEXTS = ["the cat sat on a mat", "dogs", "", "the dog sat"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Random weights of Megatron's BERT-large architecture in little, word pieces beside it."""
+    from transformers import BertConfig, BertModel
+
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
@@ -27,6 +28,8 @@ def folder(tmp_path_factory):
 
 
 def test_vectors_are_the_mean_of_the_states_that_transformers_computes(folder):
+    from transformers import BertModel
+
     encoder = open_encoder(EncoderSettings(type="transformers", path=str(folder)), 1)
     found, model = encoder.encode(TEXTS), BertModel.from_pretrained(folder).eval()
     pieces = {"the": 5, "cat": 6, "sat": 7, "on": 8, "a": 9, "mat": 10, "dog": 12}

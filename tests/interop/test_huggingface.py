@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retro.base.artifacts import write_manifest
 from retro.base.stage import UserError
@@ -61,7 +61,7 @@ def test_a_gpt_is_a_stock_architecture_where_one_matches(name, tmp_path):
     run, ours = make(tmp_path, "gpt", **STOCK[name])
     export(run, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.py"))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs).__name__ == name
     wanted, found = ours(tokens()), theirs(input_ids=tokens()).logits
     exact, doubled = ours.double()(tokens()), theirs.double()(input_ids=tokens()).logits
@@ -83,7 +83,7 @@ def test_a_gpt_is_a_stock_architecture_where_one_matches(name, tmp_path):
 def test_every_other_model_brings_its_modules(architecture, fields, tmp_path):
     run, ours = make(tmp_path, architecture, **fields)
     export(run, tmp_path / "out")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     x = tokens()
     torch.testing.assert_close(theirs(input_ids=x).logits, ours(x), atol=1e-6, rtol=0)
     loss = theirs(input_ids=x, labels=x).loss
@@ -104,7 +104,7 @@ def test_every_other_model_brings_its_modules(architecture, fields, tmp_path):
 def test_it_writes_as_ours_does(tmp_path):
     run, ours = make(tmp_path, "retro")
     export(run, tmp_path / "out")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     written = theirs.generate(tokens(1, 5), max_new_tokens=8, do_sample=False, eos_token_id=None)
     expected = tokens(1, 5)
     for _ in range(8):
@@ -117,7 +117,7 @@ def test_it_writes_as_ours_does(tmp_path):
 def test_the_tokenizer_is_ours(tmp_path):
     run, _ = make(tmp_path, "retro")
     export(run, tmp_path / "out")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     ours = Tokenizer.load(tmp_path / "tokenizer/manifest.json")
     text = "Zürich lies at 408 m,\n\n  by a lake."
     assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()
@@ -154,7 +154,7 @@ def test_a_model_of_megatron_s_goes_on_to_transformers(tmp_path):
     assert (
         export(tmp_path / "model", tmp_path / "out", tmp_path / "tokenizer/manifest.json") == "gpt, as GPT2LMHeadModel"
     )
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert theirs.config.eos_token_id == EOD
     wanted = padded.eval()(tokens())[..., :VOCAB]
     torch.testing.assert_close(theirs(input_ids=tokens()).logits, wanted, atol=1e-6, rtol=0)

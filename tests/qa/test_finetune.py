@@ -189,6 +189,7 @@ def after_steps(count, what):
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGUSR1, 75)])
 def test_the_same_bytes_again_and_after_a_stop(tune, capsys, signum, status):
     whole = tune("retro-s1", "whole")
@@ -204,6 +205,7 @@ def test_the_same_bytes_again_and_after_a_stop(tune, capsys, signum, status):
     assert read_manifest(cut / "model.json", "model").counts["qa"]["steps"] == 12
 
 
+@pytest.mark.slow
 def test_a_kill_between_checkpoints_costs_steps_not_bytes(tune):
     def killed():
         raise KeyboardInterrupt  # nothing is saved on the way out
@@ -215,6 +217,7 @@ def test_a_kill_between_checkpoints_costs_steps_not_bytes(tune):
     assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_with_dropout_resumes_to_the_same_bytes(tune, variant):
     variant("gpt-wet", "gpt-s1", model={"dropout": 0.2})
     whole = tune("gpt-wet", "whole")

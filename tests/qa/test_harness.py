@@ -20,13 +20,18 @@ from retro.qa.tasks import kind_of, pages
 from retro.training.weights import load_model
 from tests.evaluation.built import M, measure, stage
 
-harness.find()
-from lm_eval.api.instance import Instance  # noqa: E402
+
+@pytest.fixture(scope="module", autouse=True)
+def lm_eval():
+    """Imported by the process alone that runs these tests: it takes seconds."""
+    harness.find()
 
 
-def ask(model, kind, *arguments):
+def ask(model, kind, *arguments, record=None):
     """What a model answers to requests of lm-eval."""
-    requests = [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
+    from lm_eval.api.instance import Instance
+
+    requests = [Instance(kind, record or {}, each, number) for number, each in enumerate(arguments)]
     return getattr(model, kind)(requests)
 
 
@@ -177,7 +182,7 @@ def test_both_requests_tell_who_asks(dataset, tuned, monkeypatch, kind):
     monkeypatch.setattr(Lookups, "ask", lambda self, context, record: told.append((context, record)))
     model, second = opened(dataset, "retro-s1-qa"), {"generate_until": {"max_gen_toks": 1}, "loglikelihood": " coast"}
     prompt, record = "Question: Where?\nAnswer:", {"doc_id": "alba-economy"}
-    getattr(model, kind)([Instance(kind, record, (prompt, second[kind]), 0)])
+    ask(model, kind, (prompt, second[kind]), record=record)
     assert told == [(model.tok_encode(prompt), record)]
 
 

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro.retrieval import exact
-from retro.retrieval.exact import ExactSearch
-from retro.retrieval.scores import GRID, score_pairs, slack
+from retro.retrieval.exact import GRID, ExactSearch, score_pairs, slack
 from tests.retrieval.brute import Case, Plain, make_case, units
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from retro.base.artifacts import read_manifest
+from retro.base.names import BM25_FILES
 from retro.base.stage import UserError
 from retro.dataset.store import open_store, texts
-from retro.retrieval.bm25 import FILES, Bm25Search, build, check, first, words
+from retro.retrieval.bm25 import Bm25Search, build, check, first, words
 from retro.retrieval.exclusion import Barred, Rule, read_keys
 from retro.retrieval.retrievers import draw, others
 from tests.database.stages import stage
@@ -103,7 +104,7 @@ def test_bm25_neighbours_are_those_of_the_formula(corpus, bm25, tmp_path):
 
 def test_the_same_bm25_index_and_neighbours_are_made_again(corpus, bm25, tmp_path):
     index_bm25(corpus, tmp_path / "again/manifest.json")
-    for name in (*FILES, "manifest.json"):
+    for name in (*BM25_FILES, "manifest.json"):
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (bm25.parent / name).read_bytes() or name == "manifest.json"
     one = neighbours(corpus, tmp_path / "one/manifest.json", "bm25", bm25)

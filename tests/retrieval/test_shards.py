@@ -105,6 +105,7 @@ def alone(tmp_path_factory) -> Corpus:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, *COUNTS])
 def test_every_artifact_from_tokens_to_neighbours(alone, tmp_path, count, monkeypatch):
     """All stages one after another, each on what the shards of the one before made."""

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from retro.base.stage import settings_in
+from retro.base.texts import called, walk
 from retro.config.schema import Config
 from retro.tools import docs
 
@@ -84,10 +85,9 @@ def choices(annotation: Any) -> set[str]:
 def said():
     """Every text that a reader is told: messages, and what is printed."""
     yield from LISTED
-    for path in sorted(docs.PACKAGE.rglob("*.py")):
-        module = docs.Module(path)
-        for node in ast.walk(module.tree):
-            told = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("say", "warn", "print")
+    for module in docs.modules().values():
+        for node in walk(module.tree):
+            told = isinstance(node, ast.Call) and called(node.func) in ("say", "warn", "print")
             if told and node.args:
                 yield " ".join(module._text(node.args[0]).split())
 
