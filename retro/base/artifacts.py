@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,14 +62,44 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class Recorded(dict):
+    """An object of a JSON file in which a key that is not there is a `UserError` that names it, and the file."""
+
+    path: str | Path = ""
+
+    def __missing__(self, key: str) -> Any:
+        found = ", ".join(map(str, self)) or "nothing"
+        raise UserError(f"{self.path}: lacks {key!r}, has {found}. Delete it and run snakemake again.")
+
+
 def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing or broken file is a `UserError` that names it."""
+    """Read JSON, its objects as `Recorded`; a missing or broken file is a `UserError` that names it."""
+
+    def recorded(facts: dict[str, Any]) -> Recorded:
+        found = Recorded(facts)
+        found.path = path
+        return found
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path), object_hook=recorded)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Delete it and run snakemake again.") from None
+
+
+def read_text(path: str | Path) -> str:
+    """Text of a file in UTF-8; a `UserError` names one that is missing, or is something else. A named pipe is not
+    waited for.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "no plain file"
+            raise UserError(f"{path}: is {what}. Give a file.")
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run snakemake to make it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Delete it and run snakemake again.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). Delete it and run snakemake again.") from None
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
@@ -230,7 +261,12 @@ def write_manifest(
 def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
     """Read a manifest and check that it is one, and of the wanted kind."""
     facts = read_json(path)
-    if not isinstance(facts, dict) or "files" not in facts or "kind" not in facts:
+    objects = ("files", "inputs", "settings", "counts")
+    if (
+        not isinstance(facts, dict)
+        or "kind" not in facts
+        or not all(isinstance(facts.get(key), dict) for key in objects)
+    ):
         raise UserError(f"{path}: not a manifest. Delete it and run snakemake again.")
     if facts.get("format") != FORMAT:
         raise UserError(

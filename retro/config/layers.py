@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from retro.base.artifacts import read_json
+from retro.base.artifacts import read_json, read_text
 from retro.base.names import BM25_FILES, prefix
 from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
@@ -91,7 +91,7 @@ for tag in ("int", "float"):
 def read(path: Path) -> dict[str, Any]:
     """A config file as it is written. Raises `UserError` for what is not one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path) if path.exists() else path.read_text()
         try:  # first as JSON, as Snakemake does, whatever the file's name
             raw = DECODER.decode(text)
         except json.JSONDecodeError:
@@ -103,7 +103,7 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
     except Repeated as error:
         raise UserError(f"{path}: {error} stands there a second time; one value would be lost. Remove one.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else type(raw).__name__

@@ -7,6 +7,7 @@ python -m retro.generation.generate --run results/<dataset>/runs/retro-s1 --prom
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Writer:
         step: int | None = None,
         threads: int = 1,
     ):
-        self.dataset = Dataset.open(run.resolve().parent.parent / "config.json")
+        self.dataset = Dataset.open(Path(os.path.realpath(run)).parent.parent / "config.json")
         self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
         torch.set_num_threads(threads)
         self.book = open_book(database, self.dataset) if database else self.dataset

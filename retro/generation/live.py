@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro.base.artifacts import read_text
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.generation.decoding import Found
@@ -101,8 +102,8 @@ def read_lines(path: Path, key: str) -> list[str | dict]:
     refused.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, UserError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). Give a file that can.") from None
     found = []
     for number, line in enumerate(lines, start=1):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from retro.base import stage
-from retro.base.artifacts import write_text
+from retro.base.artifacts import read_text, write_text
 from retro.base.stage import UserError, whole
 from retro.evaluation.bits_per_byte import by_unit, resampled_sums
 from retro.evaluation.conditions import OFF, ON
@@ -74,9 +74,9 @@ Lines = list[dict]
 def read(path: Path) -> Lines:
     """Lines that `retro.qa.answer` wrote."""
     try:
-        with open(path, encoding="utf-8") as file:
-            found = [json.loads(line) for line in file]  # str.splitlines would also cut at separators inside a text
-    except ValueError as error:
+        lines = read_text(path).split("\n")  # str.splitlines would also cut at separators inside a text
+        found = [json.loads(line) for line in lines if line]
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not lines of JSON ({error}). Delete it and run snakemake qa.") from None
     if not found or not all(isinstance(line, dict) and "prediction" in line for line in found):
         raise UserError(f"{path}: no answers. Delete it and run snakemake qa.")

@@ -1,7 +1,6 @@
 """The report's sections Question answering and Instructions: a figure and HTML, from the tables of `retro.qa.score`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from retro.base import stage
 from retro.base.artifacts import write_text
 from retro.evaluation.conditions import LABELS
 from retro.report import style
-from retro.report.read import Row, read_csv
+from retro.report.read import Row, read_csv, read_lines
 from retro.report.style import figure_html
 
 STAGE = "retro.report.qa"
@@ -87,8 +86,7 @@ def gains(rows: list[Row]) -> Markup:
 
 def examples(path: Path) -> Markup:
     """The first answers of a file, as they are."""
-    with open(path, encoding="utf-8") as file:
-        lines = [json.loads(line) for line, _ in zip(file, range(EXAMPLES), strict=False)]
+    lines = read_lines(path)[:EXAMPLES]
     shown = [ASKED.format(line["prompt"], " / ".join(line["answers"]), line["prediction"]) for line in lines]
     head = Markup('<div class="wide"><table><tr><th>question</th><th>answer</th><th>found</th></tr>\n')
     return Markup("").join([head, *shown, Markup("</table></div>\n")])

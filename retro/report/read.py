@@ -1,13 +1,14 @@
 """What the report reads: CSV tables, metrics, benchmarks, models. Plain rows, numbers as numbers."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retro.base.artifacts import read_manifest
+from retro.base.artifacts import read_manifest, read_text
 from retro.base.stage import UserError
 from retro.training.settings import TrainedRun
 
@@ -18,14 +19,11 @@ TEXT = {"run", "twin", "model", "seed", "retrieval", "split", "source", "section
 def read_csv(path: Path) -> list[Row]:
     """Rows of one of our tables: names as text, the rest as float, None where a cell is empty."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {key: value if key in TEXT else (float(value) if value else None) for key, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run snakemake to make it.") from None
-    except ValueError as error:
+        return [
+            {key: value if key in TEXT else (float(value) if value else None) for key, value in row.items()}
+            for row in csv.DictReader(io.StringIO(read_text(path), newline=""))
+        ]
+    except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not a table of ours ({error}). Delete it and run snakemake again.") from None
 
 
@@ -77,6 +75,17 @@ class Run:
         return found
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of one of our files of JSON lines."""
+    try:
+        found = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not lines of JSON ({error}). Delete it and run snakemake again.") from None
+    if not all(isinstance(line, dict) for line in found):
+        raise UserError(f"{path}: not lines of JSON objects. Delete it and run snakemake again.")
+    return found
+
+
 def read_runs(models: list[Path], metrics: Sequence[Path] = ()) -> list[Run]:
     """Runs by their model.json; a metrics.jsonl belongs to the model in its folder. GPT first, else
     as given.
@@ -85,8 +94,7 @@ def read_runs(models: list[Path], metrics: Sequence[Path] = ()) -> list[Run]:
     runs = []
     for path in models:
         manifest = read_manifest(path, "model")
-        text = curves[path.parent].read_text(encoding="utf-8") if path.parent in curves else ""
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = read_lines(curves[path.parent]) if path.parent in curves else []
         runs.append(Run(TrainedRun.of(manifest.settings, str(path)), manifest.counts, lines))
     return sorted(runs, key=lambda run: run.architecture != "gpt")
 

@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from retro.base import stage
-from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_text
+from retro.base.artifacts import Manifest, read_json, read_manifest, read_text, sha256, write_text
 from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
@@ -56,7 +56,7 @@ PARTS = {
 
 def read_parts(paths: list[Path]) -> list[Part]:
     """All parts in order, those of `paths` with their HTML. Raises `UserError` for a name that is no part's."""
-    given = {path.stem: Markup(path.read_text(encoding="utf-8")) for path in paths}
+    given = {path.stem: Markup(read_text(path)) for path in paths}
     unknown = sorted(given.keys() - PARTS.keys())
     if unknown:
         raise UserError(f"parts {', '.join(unknown)}: the report has only {', '.join(PARTS)}. Leave the others out.")

@@ -86,3 +86,40 @@ def test_a_broken_manifest_is_one_clear_message(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         artifacts.read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("lacking", ["inputs", "settings", "counts", "files"])
+def test_a_manifest_without_one_of_its_parts_is_refused(tmp_path, lacking):
+    make(tmp_path)
+    facts = artifacts.read_json(tmp_path / "manifest.json")
+    for wrong in ({key: value for key, value in facts.items() if key != lacking}, {**facts, lacking: []}):
+        artifacts.write_json(tmp_path / "manifest.json", wrong)
+        with pytest.raises(UserError, match=r"manifest\.json: not a manifest\. Delete it"):
+            artifacts.read_manifest(tmp_path / "manifest.json")
+
+
+def test_a_key_that_a_file_lacks_is_named_with_the_file_however_deep(tmp_path):
+    found = make(tmp_path)
+    with pytest.raises(UserError, match=r"manifest\.json: lacks 'm', has n\. Delete it and run snakemake again"):
+        found.counts["m"]
+    with pytest.raises(UserError, match=r"manifest\.json: lacks 'md5', has bytes"):
+        found.facts["files"]["a.npy"]["md5"]
+    assert found.counts.get("m") is None and dict(found.counts) == {"n": 3}
+
+
+@pytest.mark.parametrize(
+    ("make_it", "told"),
+    [
+        (os.mkfifo, "is no plain file"),
+        (os.mkdir, "is a folder"),
+        (lambda path: path.symlink_to("nowhere"), "no such file"),
+        (lambda path: path.write_bytes(b"\xff"), "not UTF-8 text"),
+        (lambda path: path.write_text("[" * 100_000), "not valid JSON"),
+        (lambda path: path.write_text("1" * 10_000), "not valid JSON"),
+    ],
+    ids=["named pipe", "folder", "link to nothing", "Latin-1", "deep", "long number"],
+)
+def test_what_is_no_file_of_json_is_refused_and_never_waited_for(tmp_path, make_it, told):
+    make_it(tmp_path / "a.json")
+    with pytest.raises(UserError, match=rf"a\.json: {told}"):
+        artifacts.read_json(tmp_path / "a.json")

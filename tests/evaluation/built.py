@@ -92,7 +92,8 @@ def build_dataset(folder: Path, given: dict[str, list[dict]] | None = None) -> D
     stage("retro.retrieval.index", *settings("index", "seed"), *database, *embeddings, output, index[1])
     for split in SPLITS:
         search = (*database, *chunks, *embeddings, *index, output, manifest("neighbours", split))
-        stage("retro.retrieval.neighbours", *settings("neighbours", "index", "seed"), "--split", split, *search)
+        asked = settings("retriever", "neighbours", "index", "seed")
+        stage("retro.retrieval.neighbours", *asked, "--split", split, *search)
     names = [manifest("tokenizer"), database[1], index[1], *each("tokens"), *each("chunks"), *each("embeddings")]
     names += [manifest("neighbours", split) for split in SPLITS]
     recorded = folder / "config.json"

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -34,10 +36,17 @@ COMMANDS = [f"{name} {word}".strip() for name in MODULES for word in SEVERAL.get
 NAMELESS = {"retro.tools.audit", "retro.bench.corpus", "retro.validate.recompute"}
 NAMELESS |= {f"{name} {word}" for name, words in SEVERAL.items() for word in words} - {"retro.bench.model write"}
 FACTS = ("files", "counts", "inputs")
-# What a path may lead to by mistake: the content of the file, None for nothing there, "folder" for a folder.
-MISTAKES = {
+MANIFESTS = (  # kinds of artifacts
+    "tokenizer", "tokens", "duplicates", "chunks", "embeddings", "database", "index", "neighbours", "model", "losses",
+    "overlap",
+)  # fmt: skip
+# What a path may lead to by mistake: the content of the file, None for nothing there, or how it is made.
+MISTAKES: dict[str, str | bytes | Callable[[Path], object] | None] = {
     "nothing": None,
-    "folder": "folder",
+    "folder": Path.mkdir,
+    "named pipe": os.mkfifo,
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
     "empty": "",
     "list": "[]",
     "object": "{}",
@@ -45,7 +54,17 @@ MISTAKES = {
     "binary": "\x00\x93NUMPY\x01",
     "other": json.dumps({"format": 1, "kind": "x", "stage": "x", "settings": {}} | {key: {} for key in FACTS}),
     "config": json.dumps({"kind": "recorded config", "manifests": {}}),
+    "Latin-1": b'{"kind": "caf\xe9"}\n',
+    "UTF-16": '{"kind": "tokens"}\n'.encode("utf-16"),
+    "text": "A line that is no JSON.\n",
+    "number": "5\n",
+    "deep": "[" * 100_000,
 }
+OF_TOKENS = {"format": 1, "kind": "tokens", "stage": "x"}
+MISTAKES["manifest without a key"] = json.dumps({**OF_TOKENS, "files": {}})
+MISTAKES["manifest with lists for objects"] = json.dumps({**OF_TOKENS, "settings": []} | {key: [] for key in FACTS})
+for kind in MANIFESTS:  # of the right kind, with nothing in it that is looked for
+    MISTAKES[kind] = json.dumps({**OF_TOKENS, "kind": kind, "settings": {}} | {key: {} for key in FACTS})
 
 
 class Seen(Exception):
@@ -97,6 +116,22 @@ def ended(module, line: list[str], monkeypatch, capsys) -> tuple[int, str]:
     return stopped.value.code, capsys.readouterr().err
 
 
+@contextmanager
+def no_wait() -> Iterator[None]:
+    """What waits for a pipe waits for ever: let it fail instead."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError("waits for something that never comes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(300)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_every_room_with_commands_is_looked_at():
     assert len(MODULES) > 40
     assert {name for name in MODULES if "one_of(" in (ROOT / f"{name.replace('.', '/')}.py").read_text()} == set(
@@ -125,13 +160,14 @@ def test_what_is_not_wanted_is_said_in_words(command, mistake, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     content = MISTAKES[mistake]
-    if content == "folder":
-        Path("given.json").mkdir()
+    if isinstance(content, str | bytes):
+        Path("given.json").write_bytes(content.encode() if isinstance(content, str) else content)
     elif content is not None:
-        Path("given.json").write_text(content, encoding="utf-8")
-    status, said = ended(module, line, monkeypatch, capsys)
+        content(Path("given.json"))
+    with no_wait():
+        status, said = ended(module, line, monkeypatch, capsys)
     assert status in (1, 2)
-    assert "error: " in said and len(said.strip().splitlines()[-1]) > 15
+    assert said.count("error: ") == 1 and len(said.strip().splitlines()[-1]) > 15 and "Traceback" not in said
 
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
