@@ -32,6 +32,7 @@ FLAVOURS: dict[str, dict[str, Any]] = {
     "copy-ready": {
         "shared_embeddings": True,
         "cca": "copy-ready",
+        "copy_output": True,
         "cca_layers": "every-third",
         "cca_positions": "relative",
         "cca_null": True,

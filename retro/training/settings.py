@@ -53,8 +53,8 @@ class CurriculumSettings(Settings):
         for first, second in (("fixed_until", "anywhere_by"), ("always_until", "gone_by")):
             if getattr(self, first) > getattr(self, second):
                 raise ValueError(
-                    f"{first} is {getattr(self, first)}, above {second}, {getattr(self, second)}; what begins to "
-                    f"fade later must end later"
+                    f"{first} is {getattr(self, first)}, above {second}, {getattr(self, second)}: what begins "
+                    f"must begin before it ends. Lower the one or raise the other"
                 )
         return self
 

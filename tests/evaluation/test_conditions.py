@@ -117,8 +117,8 @@ def test_what_is_hidden_is_not_read(dataset):
     """Other tokens behind the mask change no loss."""
 
     class Noisy(Shown):
-        def _neighbours(self, positions, hidden):
-            tokens, mask = super()._neighbours(positions, hidden)
+        def _neighbours(self, *given):
+            tokens, mask = super()._neighbours(*given)
             return tokens.masked_fill(~mask, 7), mask
 
     condition = Condition.parse("on+continuation")
