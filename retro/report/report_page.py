@@ -25,6 +25,7 @@ from retro.report import story
 from retro.report.gains import by_split
 from retro.report.read import Row, Run, read_csv, read_runs, where
 from retro.report.style import inline_svg, interval, percent, render
+from retro.training.samples import doubt
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def training(runs: list[Run]) -> list[dict[str, Any]]:
                 "parameters": counts["parameters"],
                 "tokens": counts["tokens"],
                 "steps": counts["steps"],
+                **{key: counts[key] for key in ("documents", "documents_read", "epochs")},
                 "flops_per_token": counts["flops_per_token"],
                 "validation": {key: losses[key] for key in ("valid/none", "valid/on", "valid/off") if key in losses},
             }
@@ -206,7 +208,7 @@ def main() -> None:
         labels=LABELS,
         modes=usual("retro", controls=True),
         book=story.book(dataset.facts["sources"]),
-        warnings=story.warnings(dataset.facts),
+        warnings=story.warnings(dataset.facts) + [f"{run.name} {said}" for run in runs if (said := doubt(run.counts))],
         flavour=story.flavour(runs, comparison),
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),

@@ -47,7 +47,7 @@ def main() -> None:
     folder, begin = Path(settings.results) / settings.dataset.name, time.time()
     status = subprocess.run([*command, *options.targets]).returncode
     if status == 0 and not options.targets:
-        print(found(folder))
+        print(found(folder) + warned(folder / "logs", begin))
     elif status:
         print(failed(folder / "logs", begin), file=sys.stderr)
     sys.exit(status)
@@ -203,6 +203,18 @@ def failed(logs: Path, begin: float) -> str:
             lines += [f"  {path}: {line}" for line in text if line.startswith("error: ")]
     said = "\n".join(["\nWhat went wrong:", *lines]) if lines else "\nSnakemake's message above says what went wrong."
     return f"{said}\nMessages and their ways out: docs/troubleshooting.md. Then run the same command again."
+
+
+def warned(logs: Path, begin: float) -> str:
+    """The warnings of the stages of this run, each once: they have scrolled by."""
+    lines = dict.fromkeys(
+        line
+        for path in sorted(logs.rglob("*.log"))
+        if path.stat().st_mtime >= begin
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("warning: ")
+    )
+    return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""
 
 
 def found(folder: Path) -> str:

@@ -149,6 +149,9 @@ def write_run(dataset: Dataset, name: str, model: torch.nn.Module | None = None)
         settings={**run.facts(), "recorded": recorded},
         counts={
             "flops_per_token": 1e5,
+            "documents": 40,
+            "documents_read": 30,
+            "epochs": 0.75,
             "losses": {f"valid/{mode}": 4.4 for mode in modes},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "samples": 8,

@@ -12,7 +12,7 @@ import pytest
 from retro.base.artifacts import write_json
 from retro.base.stage import UserError
 from retro.tools import run
-from retro.tools.run import LOCKS, RECORDS, place, started, take_lock_away
+from retro.tools.run import LOCKS, RECORDS, place, started, take_lock_away, warned
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESENT = "import sys, time; from pathlib import Path; from retro.tools.run import present; present(Path.cwd()); "
@@ -165,3 +165,15 @@ def test_figures_need_no_home_that_can_be_written_to(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"drawn.png", "drawn.svg"}
+
+
+def test_warnings_are_repeated_at_the_end_each_once_and_of_this_run_only(tmp_path):
+    for name, text in (
+        ("a", "warning: one\nline\nwarning: two\n"),
+        ("b", "warning: one\n"),
+        ("old", "warning: three\n"),
+    ):
+        (tmp_path / f"{name}.log").write_text(text)
+    os.utime(tmp_path / "old.log", (1, 1))
+    assert warned(tmp_path, 2) == "\n\nwarning: one\nwarning: two"
+    assert warned(tmp_path / "none", 2) == ""
