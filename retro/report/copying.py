@@ -99,7 +99,7 @@ class Pair:
         found = {}
         for name in dict.fromkeys(mode for _, mode in self.losses):
             manifests = [self.losses.get((member, name)) for member in self.members(Condition.parse(name))]
-            if all(m is not None and any(m.counts.get("weights", [1])) for m in manifests) and manifests[0]:
+            if all(m is not None and fitted(m) for m in manifests) and manifests[0]:
                 found[name] = int(manifests[0].settings["neighbours_used"])
         order = [NONE, OFF, *(place for place, _ in enumerate(READERS))]
 
@@ -113,6 +113,12 @@ class Pair:
     def stacked(self, name: str, values: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
         """What `values` have of a condition, the seeds as last axis."""
         return np.stack([values[member, name] for member in self.members(Condition.parse(name))], axis=-1)
+
+
+def fitted(losses: Manifest) -> bool:
+    """Whether there were matches enough to fit weights on; they are 0 where a model copies by itself."""
+    found = losses.counts.get("fitted_on")
+    return found is None or sum(found[1:]) >= FEW
 
 
 def copier(k: int) -> str:

@@ -164,7 +164,7 @@ def unfitted(losses, folder):
     for mode, path in losses.items():
         if mode.endswith("+copy"):
             facts = json.loads(path.read_text())
-            facts["counts"]["weights"] = [0.0] * 8
+            facts["counts"]["weights"], facts["counts"]["fitted_on"] = [0.0] * 8, [90, *[0] * 8]
             found[mode] = folder / mode / "manifest.json"
             for name in facts["files"]:
                 found[mode].parent.mkdir(parents=True, exist_ok=True)
@@ -203,3 +203,14 @@ def test_a_copier_of_another_split_is_not_in_the_headline(made, report, tmp_path
     text = (made[0] / "copying.csv").read_text()
     (tmp_path / "copying.csv").write_text(text.replace(",test,", ",valid,"))
     assert "trained on nothing needs" not in report.page("--copying", tmp_path / "copying.csv")
+
+
+def test_a_copier_that_adds_nothing_is_shown_to_add_nothing(report, losses, tmp_path):
+    """Weights of 0 that were fitted: a model that copies by itself."""
+    found = unfitted(losses, tmp_path / "zero")
+    for mode, path in found.items():
+        if mode.endswith("+copy"):
+            facts = json.loads(path.read_text())
+            facts["counts"]["fitted_on"] = [0, *[90] * 8]
+            write_json(path, facts)
+    assert {row["retrieval"] for row in make(report, found, tmp_path)} == set(losses)
