@@ -49,6 +49,8 @@ def apply_flavour(mapping: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or name not in FLAVOURS:
         raise ValueError(f"flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
     filled = {**FLAVOURS[name], **mapping}
+    if filled.get("cca") != "copy-ready":  # the output's copier goes with the flavour's cross-attention
+        filled["copy_output"] = mapping.get("copy_output", False)
     if name == "megatron" and "encoder_positions" not in filled:
         # With rope, Megatron leaves the encoder and every cross-attention without positions.
         filled["encoder_positions"] = "learned" if filled["positions"] == "learned" else "none"

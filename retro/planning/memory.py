@@ -155,7 +155,7 @@ def _gathered(shapes: dict[str, torch.Size], work: Work) -> float:
     layers: dict[tuple[str, str], int] = {}
     outer = 0
     for name, shape in shapes.items():
-        half, inside, number = name.split(".")[:3]
+        half, inside, number, *_ = [*name.split("."), ""]
         if inside == "layers":
             layers[half, number] = layers.get((half, number), 0) + shape.numel()
         else:

@@ -143,3 +143,9 @@ def test_what_cannot_be_is_refused_with_advice(fields, message):
 
 def test_every_field_is_described():
     assert all(field.description for field in ModelSettings.model_fields.values())
+
+
+def test_the_flavour_s_output_copier_goes_with_its_cross_attention():
+    assert ModelSettings(flavour="copy-ready").copy_output
+    assert not ModelSettings(flavour="copy-ready", cca="standard").copy_output
+    assert not ModelSettings(flavour="copy-ready", copy_output=False).copy_output

@@ -169,7 +169,8 @@ def model(folder: Path) -> Path:
     weights = write(folder / "runs/base/model.safetensors", "weights")
     write(folder / "runs/base/checkpoints/step", "large")
     write(folder / "tokenizer/manifest.json", "{}")
-    facts = {"format": 1, "kind": "model", "files": {weights.name: {"bytes": 7, "sha256": "0"}}, "settings": {}}
+    facts = {"format": 1, "kind": "model", "files": {weights.name: {"bytes": 7, "sha256": "0"}}}
+    facts |= {"inputs": {}, "settings": {}, "counts": {}}
     return write(folder / "runs/base/model.json", json.dumps(facts))
 
 
@@ -270,5 +271,6 @@ def test_where_a_malformed_record_lay_is_not_expected_to_be_the_same(tmp_path):
     """skipped.jsonl names files as the config does, and in the archive that names others."""
     files = {name: {"bytes": 1, "sha256": name} for name in ("tokens.bin", "skipped.jsonl")}
     facts = {"format": 1, "kind": "tokens", "files": files, "versions": {}}
+    facts |= {"inputs": {}, "settings": {}, "counts": {}}
     write(tmp_path / "tokens/a/manifest.json", json.dumps(facts))
     assert expected(tmp_path, {})["artifacts"]["tokens/a/manifest.json"]["files"] == {"tokens.bin": "tokens.bin"}

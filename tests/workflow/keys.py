@@ -90,6 +90,11 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "model.encoder_heads": 1,
     "model.encoder_ffn": 32,
     "model.encoder_cross_attention": [],
+    "train.min_lr": 1.0e-3,
+    "train.curriculum.fixed_until": {"train": {"curriculum": {"fixed_until": 0.1}}},
+    "train.curriculum.anywhere_by": {"train": {"curriculum": {"anywhere_by": 0.5}}},
+    "train.curriculum.always_until": {"train": {"curriculum": {"always_until": 0.5}}},
+    "train.curriculum.gone_by": {"train": {"curriculum": {"gone_by": 0.8}}},
     "train.micro_batch_size": 2,
     "train.exit_minutes": 60,
     "runs.*.architecture": {

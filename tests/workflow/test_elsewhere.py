@@ -42,7 +42,14 @@ def folder(tmp_path_factory):
     for name in ("bert/model.safetensors", "bert/1_Pooling/config.json", "begun/model.safetensors"):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text("{}", encoding="utf-8")
-    facts = {"format": 1, "kind": "model", "files": {"model.safetensors": {}}}
+    facts = {
+        "format": 1,
+        "kind": "model",
+        "files": {"model.safetensors": {}},
+        "inputs": {},
+        "settings": {},
+        "counts": {},
+    }
     write_json(data / "begun/model.json", facts)
     for file in data.rglob("*"):
         os.utime(file, (1.5e9, 1.5e9))
