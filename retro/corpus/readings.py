@@ -68,6 +68,7 @@ class Readings:
     def __init__(self, digest: bool = True):
         self._digest = digest
         self._opened: dict[str, Reading] = {}
+        self._failed: set[str] = set()  # that other shards could not read; here they may never have been read at all
 
     def open(self, path: Path) -> Reading:
         reading = Reading(path, self._digest)
@@ -82,12 +83,17 @@ class Readings:
 
     def facts(self) -> dict[str, Any]:
         """For the note of a shard."""
-        read = {path: each for path, each in self._opened.items() if not each.failed}
-        return {path: {"stamp": each.stamp, "sha256": each.sha256} for path, each in read.items()}
+        return {
+            path: {"failed": True} if each.failed else {"stamp": each.stamp, "sha256": each.sha256}
+            for path, each in self._opened.items()
+        }
 
     def add(self, facts: dict[str, Any]) -> None:
         """Take over what a shard read. Refuses a file that was another one when another shard read it."""
         for path, told in facts.items():
+            if told.get("failed"):
+                self._failed.add(path)
+                continue
             reading = Reading(Path(path), digest=False)
             reading.stamp, reading.sha256 = told["stamp"], told["sha256"]
             known = self._opened.setdefault(path, reading)
@@ -100,7 +106,7 @@ class Readings:
         """sha256 of each file that could be read, for the manifest. Refuses files that changed since."""
         found = {}
         for path, reading in self._opened.items():
-            if reading.failed:
+            if reading.failed or path in self._failed:
                 continue
             reading.check()
             found[path] = reading.sha256 or sha256(path)

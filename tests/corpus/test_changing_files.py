@@ -154,3 +154,16 @@ def test_a_file_that_goes_away_is_told(tmp_path):
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(UserError, match=r"a\.jsonl.*(No such file|now cannot be)"):
         readings.hashes()
+
+
+def test_a_file_that_one_shard_could_not_read_is_hashed_by_none(tmp_path):
+    """A shard opens files of which another has the documents: it takes no hash, and does not notice."""
+    path, other = fill(tmp_path / "a.jsonl"), fill(tmp_path / "b.jsonl")
+    owner, bystander, joined = Readings(), Readings(digest=False), Readings()
+    owner.open(path).failed = True
+    for each in (path, other):
+        bystander.open(each)
+    for facts in (bystander.facts(), owner.facts()):
+        joined.add(facts)
+    path.unlink()
+    assert list(joined.hashes()) == [str(other)]

@@ -250,7 +250,9 @@ def check_dataset(corpus: Corpus, found: dict, documents: list, chunks: list, li
     assert found["counts"]["evaluated_in_database"] == shared
 
 
-CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+CHECKS = settings(
+    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
