@@ -20,6 +20,8 @@ from retro.base import stage
 from retro.base.stage import given
 from retro.tools import run
 
+pytestmark = pytest.mark.slow  # every command against every mistake: many seconds
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
