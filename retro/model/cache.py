@@ -92,7 +92,7 @@ class DecodingCache:
         if self.model.copier is None or self._encoded is None:
             return logits
         history = self._history(self.length - x.shape[1], self.length)
-        return self.model.copied_logits(logits, x, history, self._encoded)  # (b, p, V)
+        return self.model.copied_logits(logits, x, self._encoded.facing(history))  # (b, p, V)
 
     def _history(self, start: int, end: int) -> Tensor:
         """The last tokens at positions start .. end: [b, p, c], as `recent` has them."""

@@ -104,7 +104,7 @@ class Encoded(NamedTuple):
     tokens: Tensor | None = None  # (b * l, k * r) copy-ready only; negative where hidden
     copies: Tensor | None = None  # (b * l, k * r, d) embeddings of their tokens, copy-ready only
     places: Tensor | None = None  # (b * l, k * r, c) the tokens before each of them, copy-ready only
-    matches: Tensor | None = None  # (b * l, c, m, (1 +) k * r) of the positions that read: `copying.matches`
+    matches: Tensor | None = None  # (b * l, c, m, (1 +) k * r) of the positions that read: `matches`
 
     def facing(self, history: Tensor) -> "Encoded":
         """As read by positions whose last tokens are `history` [b * l, m, c]."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro.model.cca import Encoded
 from retro.model.settings import ModelSettings
 
 
@@ -28,18 +29,16 @@ class Match(NamedTuple):
     first: Tensor  # int64 [b', m'], the first of them; 0 where there is none
 
     @classmethod
-    def of(cls, history: Tensor, before: Tensor, real: Tensor) -> "Match":
-        """Last tokens `history` [b', m', c], tokens `before` places [b', s, c], which places hold a token [b', s]."""
-        same = history[:, :, None, 0] == before[:, None, :, 0]  # (b', m', s)
-        same = same & real[:, None]
-        total = same.to(torch.uint8)  # (b', m', s)
-        for j in range(1, history.shape[-1]):
-            same = same & (history[:, :, None, j] == before[:, None, :, j])  # (b', m', s)
-            total += same
-        length, first = total.max(-1)  # (b', m') each
-        found = (total == length[..., None]) & (total > 0)  # (b', m', s)
+    def of(cls, encoded: Encoded) -> "Match":
+        """In neighbours as their readers face them: `encoded.matches` says of every place how many tokens agree."""
+        assert encoded.matches is not None and encoded.tokens is not None
+        real = encoded.tokens >= 0  # (b', s)
+        agreeing = encoded.matches[..., -real.shape[-1] :].sum(1) * real[:, None]  # (b', m', s), without the null slot
+        length = agreeing.amax(-1)  # (b', m')
+        found = (agreeing == length[..., None]) & (agreeing > 0)  # (b', m', s)
         places = found / found.sum(-1, keepdim=True).clamp(min=1)  # (b', m', s)
-        return cls(length.long(), places, first)
+        order = torch.arange(found.shape[-1], 0, -1, device=found.device)  # (s,) the first place weighs most
+        return cls(length.long(), places, (found * order).argmax(-1))
 
     def share(self, tokens: Tensor, wanted: Tensor) -> Tensor:
         """p_copy of tokens `wanted` [b', m']; `tokens` [b', s] are those at the places. fp32 [b', m']."""

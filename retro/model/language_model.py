@@ -145,23 +145,21 @@ class LanguageModel(nn.Module):
         found = F.linear(x, self.head_weight) if targets is None else token_losses(x, self.head_weight, targets)
         if self.copier is None or encoded is None or grid is None:
             return found  # (b, n, V) or (b, n)
-        history = grid.queries(recent(tokens, self.settings.match_length))  # (b * l, m, c)
-        here = (grid.queries(x), history, encoded)
+        here = grid.queries(x)  # (b * l, m, d)
         if targets is None:
-            copied = self.copied_logits(grid.queries(found), *here)  # (b * l, m, V)
+            copied = self.copied_logits(grid.queries(found), here, encoded)  # (b * l, m, V)
             return torch.cat([whole(found[:, : grid.first]), grid.scatter(copied, tokens.shape[1])[:, grid.first :]], 1)
         wanted = grid.queries(targets[..., None])[..., 0]  # (b * l, m)
-        copied = self._copied_losses(grid.queries(found[..., None])[..., 0], wanted, head_loss, *here)
+        copied = self._copied_losses(grid.queries(found[..., None])[..., 0], wanted, head_loss, here, encoded)
         rest = grid.scatter(copied[..., None], tokens.shape[1])[..., 0]  # (b, n)
         return torch.cat([found[:, : grid.first], rest[:, grid.first :]], 1)  # (b, n)
 
-    def copied_logits(self, logits: Tensor, x: Tensor, history: Tensor, encoded: Encoded) -> Tensor:
-        """The head's logits [b', m', V] mixed with the copier's, for positions whose states are x [b', m', d] and whose
-        last tokens are `history` [b', m', c]: fp32 [b', m', V], log-probabilities where something matches.
+    def copied_logits(self, logits: Tensor, x: Tensor, encoded: Encoded) -> Tensor:
+        """The head's logits [b', m', V] mixed with the copier's, for positions whose states are x [b', m', d] and that
+        face the `encoded` neighbours: fp32 [b', m', V], log-probabilities where something matches.
         """
-        assert self.copier is not None and encoded.places is not None and encoded.tokens is not None
-        tokens = encoded.tokens  # (b', s)
-        match = Match.of(history, encoded.places, tokens >= 0)
+        assert self.copier is not None and encoded.tokens is not None
+        tokens, match = encoded.tokens, Match.of(encoded)  # (b', s)
         head = whole(logits).log_softmax(-1)  # (b', m', V)
         candidate = tokens.gather(1, match.first).clamp(min=0)  # (b', m')
         gate = self.copier.gate(x, match, tokens, head.gather(-1, candidate[..., None])[..., 0])  # (b', m')
@@ -169,13 +167,10 @@ class LanguageModel(nn.Module):
         both = mixed(head, gate[..., None], copied)  # (b', m', V)
         return torch.where(match.length[..., None] > 0, both, whole(logits))  # (b', m', V)
 
-    def _copied_losses(
-        self, losses: Tensor, targets: Tensor, head_loss: float, x: Tensor, history: Tensor, encoded: Encoded
-    ) -> Tensor:
+    def _copied_losses(self, losses: Tensor, targets: Tensor, head_loss: float, x: Tensor, encoded: Encoded) -> Tensor:
         """The head's losses of `targets` mixed with the copier's: nats [b', m'], 0 where a target is negative."""
-        assert self.copier is not None and encoded.places is not None and encoded.tokens is not None
-        tokens, words = encoded.tokens, self.head_weight  # (b', s), (V, d)
-        match = Match.of(history, encoded.places, tokens >= 0)
+        assert self.copier is not None and encoded.tokens is not None
+        tokens, words, match = encoded.tokens, self.head_weight, Match.of(encoded)  # (b', s), (V, d)
         candidate = tokens.gather(1, match.first).clamp(min=0)  # (b', m')
         # The logarithm of the head's normaliser follows from the target's loss and logit, whatever the target is.
         logits = [(whole(x) * F.embedding(each.clamp(min=0), words)).sum(-1) for each in (candidate, targets)]

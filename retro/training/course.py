@@ -4,7 +4,8 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -110,6 +111,11 @@ class Pretraining:
     def samples(self) -> int:
         return self.fixed.train_samples
 
+    @cached_property
+    def reached(self) -> dict[str, Any]:
+        """What all samples come to: documents read, epochs."""
+        return reach(self.stream, self.samples)
+
     @property
     def batch_size(self) -> int:
         return self.fixed.global_batch_size
@@ -147,7 +153,7 @@ class Pretraining:
     def described(self) -> list[str]:
         """Samples and epochs, the blend if it is one, neighbours, validation."""
         fixed, train, stream = self.fixed, self.train, self.stream
-        read = reach(stream, fixed.train_samples)
+        read = self.reached
         lines = [
             f"samples    {fixed.train_samples:,} of {self.dataset.seq_length} tokens: reads {read['documents_read']:,} "
             f"of {read['documents']:,} documents, {read['epochs']:.2f} epochs",

@@ -25,7 +25,7 @@ from retro.training.distribution import World, own_rank
 from retro.training.loop import fit
 from retro.training.metrics import Metrics
 from retro.training.optimizer import learning_rate
-from retro.training.samples import doubt, reach
+from retro.training.samples import doubt
 from retro.training.session import Session
 from retro.training.settings import Run, SampleSettings, TrainedRun
 from retro.training.weights import start_from, tokenizer_files, write_tensors
@@ -162,7 +162,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     )
     size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
     begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
-    if world.first and (doubtful := doubt(reach(course.stream, course.samples))):
+    if world.first and (doubtful := doubt(course.reached)):
         warn(f"{run.name} {doubtful}")
     return session
 
@@ -175,7 +175,6 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
     run, dataset, course = session.run, session.dataset, session.course
     assert isinstance(course, Pretraining)  # what `setup` made
     samples = session.samples_after(session.step)
-    reached = reach(course.stream, samples)
     recorded = {
         "chunk_length": dataset.chunk_length,
         "eod_id": dataset.facts["tokenizer"]["eod_id"],
@@ -201,11 +200,11 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
             "samples": samples,
             "steps": session.step,
             "tokens": session.tokens,
-            **reached,
+            **course.reached,
         },
     )
     say(f"{output}: {samples:,} samples in {duration(session.seconds)} of training")
-    if doubtful := doubt(reached):
+    if doubtful := doubt(course.reached):
         warn(f"{run.name} {doubtful}")
 
 
