@@ -14,15 +14,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-import retro.config.schema
 import retro.config.workflow  # by its full name: a Snakefile's names are Snakemake's own, which has a Workflow
-import retro.report
 from retro.base import names
 from retro.base.artifacts import canonical
 from retro.base.names import BM25_FILES, LISTED
 from retro.base.provenance import digest
 from retro.base.stage import UserError
 from retro.config.checks import doubts
+from retro.config.schema import files_of, from_snakemake
 from retro.config.workflow import DRAWN
 from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
@@ -31,12 +30,9 @@ from retro.experiments.catalogue import CATALOGUE
 from retro.tools.run import present
 
 try:
-    CONFIG = retro.config.schema.from_snakemake(config, workflow.configfiles)
+    CONFIG = from_snakemake(config, workflow.configfiles)
     WORKFLOW = retro.config.workflow.Workflow(CONFIG)
-    SOURCE_FILES = {
-        name: retro.config.schema.files_of(name, source, CONFIG.dataset.on_error)
-        for name, source in CONFIG.dataset.sources.items()
-    }
+    FILES_OF = {name: files_of(name, each, CONFIG.dataset.on_error) for name, each in CONFIG.dataset.sources.items()}
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -47,7 +43,7 @@ if workflow.is_main_process:
 DATASET, RESOURCES, EXPERIMENTS = CONFIG.dataset, CONFIG.resources, CONFIG.experiments
 D, SOURCES, RUNS, RETRIEVALS = WORKFLOW.folder, WORKFLOW.sources, WORKFLOW.runs, WORKFLOW.retrievals
 CONTENTS = Contents(Path(CONFIG.results, ".contents.json"))
-TEMPLATES = sorted(os.path.relpath(path) for path in (Path(retro.report.__file__).parent / "templates").iterdir())
+TEMPLATES = sorted(os.path.relpath(path) for path in Path(retro.__path__[0], "report", "templates").iterdir())
 
 
 wildcard_constraints:

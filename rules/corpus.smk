@@ -7,7 +7,7 @@ out    {D}/tokenizer, {D}/tokens/<source>, {D}/duplicates
 """
 
 LEARNED_FROM, READ = WORKFLOW.learned_from(), WORKFLOW.read()
-LEARNED_FILES = [file for name in SOURCES if name in LEARNED_FROM for file in SOURCE_FILES[name]]
+LEARNED_FILES = [file for name in SOURCES if name in LEARNED_FROM for file in FILES_OF[name]]
 GIVEN_FILES = [path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path]
 
 
@@ -24,9 +24,6 @@ rule train_tokenizer:
     benchmark:
         f"{D}/benchmarks/train_tokenizer.jsonl"
     threads: RESOURCES.tokenize_threads
-    resources:
-        mem_mb=4000,
-        runtime="4h",
     params:
         code=code("retro.corpus.train_tokenizer"),
         content=lambda wildcards: content([*LEARNED_FILES, *GIVEN_FILES]),
@@ -43,7 +40,7 @@ rule tokenize:
     """Tokenizing {wildcards.source}; with shards, joining them."""
     input:
         sources=lambda wildcards: elsewhere(
-            SOURCE_FILES[wildcards.source], WORKFLOW.manifest(names.TOKENS, source=wildcards.source)
+            FILES_OF[wildcards.source], WORKFLOW.manifest(names.TOKENS, source=wildcards.source)
         ),
         tokenizer=rules.train_tokenizer.output.manifest,
         shards=shards(f"{D}/{names.TOKENS}"),
@@ -60,11 +57,10 @@ rule tokenize:
         f"{D}/benchmarks/tokenize/{{source}}.jsonl"
     threads: RESOURCES.tokenize_threads
     resources:
-        mem_mb=4000,
         runtime="12h",
     params:
         code=code("retro.corpus.tokenize"),
-        content=lambda wildcards: content(SOURCE_FILES[wildcards.source]),
+        content=lambda wildcards: content(FILES_OF[wildcards.source]),
         settings=lambda wildcards: section(
             name=wildcards.source,
             source=READ[wildcards.source],
@@ -108,7 +104,6 @@ rule duplicates:
     benchmark:
         f"{D}/benchmarks/duplicates.jsonl"
     resources:
-        mem_mb=4000,
         runtime="12h",
     params:
         code=code("retro.corpus.duplicates"),

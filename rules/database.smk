@@ -20,9 +20,6 @@ rule chunk:
         f"{D}/logs/chunk/{{source}}.log",
     benchmark:
         f"{D}/benchmarks/chunk/{{source}}.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="4h",
     params:
         code=code("retro.database.chunk"),
         settings=section(chunk_length=DATASET.chunk_length),
@@ -59,9 +56,7 @@ rule embed:
     params:
         code=code("retro.database.embed"),
         content=lambda wildcards: content(WORKFLOW.encoder_files(named(wildcards))),
-        settings=lambda wildcards: section(
-            encoder=RETRIEVALS.facts[named(wildcards)]["encoder"], chunk_length=DATASET.chunk_length
-        ),
+        settings=lambda wildcards: section(**RETRIEVALS.embedded(named(wildcards)), chunk_length=DATASET.chunk_length),
         part=part,
     shell:
         "python -m retro.database.embed"
@@ -97,9 +92,6 @@ rule assemble:
         f"{D}/logs/assemble.log",
     benchmark:
         f"{D}/benchmarks/assemble.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="2h",
     params:
         code=code("retro.database.assemble"),
         settings=section(sources=WORKFLOW.uses("train", "database")),

@@ -23,7 +23,6 @@ rule losses:
     threads: RESOURCES.evaluate_threads
     resources:
         mem_mb=8000,
-        runtime="4h",
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.evaluation.losses"),
@@ -46,9 +45,7 @@ rule mixed:
         config=rules.record.output.config,
         losses=lambda wildcards: WORKFLOW.beside_copier(**wildcards),
         fitted=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, "valid", wildcards.mixed),
-        neighbours=lambda wildcards: [
-            path for split in (wildcards.split, "valid") for path in WORKFLOW.shown(wildcards.mixed, split)
-        ],
+        neighbours=lambda wildcards: WORKFLOW.shown(wildcards.mixed, wildcards.split, "valid"),
     output:
         losses=f"{D}/{names.MIXED}/losses.npy",
         lengths=f"{D}/{names.MIXED}/lengths.npy",
@@ -57,9 +54,6 @@ rule mixed:
         f"{D}/logs/mixed/{{run}}.{{split}}.{{mixed}}.log",
     benchmark:
         f"{D}/benchmarks/mixed/{{run}}.{{split}}.{{mixed}}.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="4h",
     params:
         code=code("retro.evaluation.copying"),
     shell:
@@ -87,9 +81,6 @@ rule summarise:
         f"{D}/logs/summarise.log",
     benchmark:
         f"{D}/benchmarks/summarise.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.evaluation.summarise"),
         settings=canonical(CONFIG.evaluate.compared_facts()),
@@ -150,9 +141,6 @@ rule filtered:
         f"{D}/logs/filtered.log",
     benchmark:
         f"{D}/benchmarks/filtered.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.evaluation.filtered"),
         settings=rules.summarise.params.settings,
@@ -183,7 +171,6 @@ rule sample:
     threads: RESOURCES.evaluate_threads
     resources:
         mem_mb=8000,
-        runtime="1h",
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.generation.sample"),

@@ -43,9 +43,6 @@ rule subsample:
         f"{D}/logs/{{retrieval}}subsample/{{fraction}}.{{split}}.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}subsample/{{fraction}}.{{split}}.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.retrieval.subsample"),
         settings=lambda wildcards: section(**WORKFLOW.kept(wildcards.fraction)),
@@ -89,9 +86,6 @@ rule experiment:
         f"{D}/logs/experiments/{{experiment}}.log",
     benchmark:
         f"{D}/benchmarks/experiments/{{experiment}}.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.experiments.draw"),
         shown=[] if CONFIG.evaluate.neighbours_used is None else [CONFIG.evaluate.neighbours_used],
@@ -119,9 +113,6 @@ rule experiments_part:
         f"{D}/logs/experiments.log",
     benchmark:
         f"{D}/benchmarks/experiments.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.experiments.section"),
     shell:

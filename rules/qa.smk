@@ -73,7 +73,6 @@ rule answer:
     threads: RESOURCES.evaluate_threads
     resources:
         mem_mb=8000,
-        runtime="4h",
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.qa.answer"),
@@ -96,17 +95,12 @@ rule score:
     input:
         answers=lambda wildcards: WORKFLOW.answered(),
     output:
-        scores=report(f"{D}/{TUNED}.csv", caption="../docs/captions/qa.rst", category="Question answering"),
-        differences=report(
-            f"{D}/{TUNED}-differences.csv", caption="../docs/captions/qa.rst", category="Question answering"
-        ),
+        scores=report(f"{D}/{TUNED}.csv", caption="../docs/captions/qa.rst", category="Questions"),
+        differences=report(f"{D}/{TUNED}-differences.csv", caption="../docs/captions/qa.rst", category="Questions"),
     log:
         f"{D}/logs/score/{TUNED}.log",
     benchmark:
         f"{D}/benchmarks/score/{TUNED}.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.qa.score"),
         bootstrap=CONFIG.qa.bootstrap,
@@ -128,18 +122,13 @@ if CONFIG.qa.questions:
             differences=rules.score.output.differences,
             answers=lambda wildcards: WORKFLOW.answered()[:1],
         output:
-            svg=report(
-                f"{D}/{names.FIGURES}/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Question answering"
-            ),
+            svg=report(f"{D}/{names.FIGURES}/{TUNED}.svg", caption="../docs/captions/qa.rst", category="Questions"),
             png=f"{D}/{names.FIGURES}/{TUNED}.png",
             part=f"{D}/{names.PARTS}/{TUNED}.html",
         log:
             f"{D}/logs/{TUNED}.log",
         benchmark:
             f"{D}/benchmarks/{TUNED}.jsonl"
-        resources:
-            mem_mb=4000,
-            runtime="1h",
         params:
             code=code("retro.report.qa"),
             folder=lambda wildcards, output: os.path.dirname(output.svg),

@@ -26,9 +26,6 @@ rule figures:
         f"{D}/logs/figures.log",
     benchmark:
         f"{D}/benchmarks/figures.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.report.figures"),
         folder=lambda wildcards, output: os.path.dirname(output.svg[0]),
@@ -58,9 +55,6 @@ rule explorer:
         f"{D}/logs/explorer.log",
     benchmark:
         f"{D}/benchmarks/explorer.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.report.explorer"),
         content=lambda wildcards: content(TEMPLATES),
@@ -84,9 +78,6 @@ rule leakage:
         f"{D}/logs/leakage.log",
     benchmark:
         f"{D}/benchmarks/leakage.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.report.leakage"),
         folder=lambda wildcards, output: os.path.dirname(output.svg),
@@ -113,9 +104,6 @@ rule copying:
         f"{D}/logs/copying.log",
     benchmark:
         f"{D}/benchmarks/copying.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.report.copying"),
         settings=section(bootstrap=CONFIG.evaluate.bootstrap, bootstrap_unit=CONFIG.evaluate.bootstrap_unit),
@@ -154,9 +142,6 @@ rule page:
         f"{D}/logs/page.log",
     benchmark:
         f"{D}/benchmarks/page.jsonl"
-    resources:
-        mem_mb=4000,
-        runtime="1h",
     params:
         code=code("retro.report.report_page"),
         content=lambda wildcards: content(TEMPLATES),
@@ -196,7 +181,6 @@ if WORKFLOW.dense:
             f"{D}/benchmarks/indexes.jsonl"
         resources:
             mem_mb=8000,
-            runtime="4h",
         params:
             code=code("retro.report.indexes"),
             names=WORKFLOW.dense,

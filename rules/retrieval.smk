@@ -176,9 +176,6 @@ rule record:
         f"{D}/logs/record.log",
     benchmark:
         f"{D}/benchmarks/record.jsonl"
-    resources:
-        mem_mb=1000,
-        runtime=10,
     params:
         code=code("retro.dataset.dataset"),
         settings=canonical(WORKFLOW.facts),

@@ -232,6 +232,10 @@ class Retrievals:
                 return f"{self.folder(other)}/{kind}"
         raise KeyError(name)
 
+    def embedded(self, name: str) -> dict[str, Any]:
+        """The encoder that a retrieval's chunks are embedded with, as a stage's settings."""
+        return {"encoder": self.facts[name]["encoder"]}
+
     def built(self, name: str, kind: str) -> dict[str, Any]:
         """The index settings that a retrieval's index or bm25 is built with."""
         return {key: self.facts[name]["index"][key] for key in BUILT[kind]}

@@ -205,10 +205,10 @@ class Workflow:
             for mode in self.modes(run)
         ]
 
-    def shown(self, mode: str, split: str) -> list[str]:
-        """Manifest of the neighbours that a condition shows, where they are not the dataset's own."""
-        manifest = Condition.parse(mode).manifest(split, self.retrievals.named)
-        return [f"{self.folder}/{manifest}"] if manifest else []
+    def shown(self, mode: str, *splits: str) -> list[str]:
+        """Manifests of the neighbours that a condition shows, where they are not the dataset's own."""
+        found = [Condition.parse(mode).manifest(split, self.retrievals.named) for split in splits]
+        return [f"{self.folder}/{manifest}" for manifest in found if manifest]
 
     def neighbours_shown(self, run: str | None = None) -> int:
         """Neighbours a chunk sees when a run is evaluated."""
