@@ -22,6 +22,7 @@ from retro.base.stage import UserError, natural, whole
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import recorded_config
 from retro.dataset.store import Vectors
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
@@ -227,7 +228,9 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="config.json of the dataset")
+    parser.add_argument(
+        "--config", required=True, type=recorded_config, help="a dataset, by name, folder or config.json"
+    )
     parser.add_argument("--split", default="test", choices=LISTED)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--chunk", type=natural, help="position of a chunk in the split")

@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config/config.yaml", help="config file")
     parser.add_argument("--cores", default="all", help="CPU cores to use")
+    parser.add_argument("--report", help="write Snakemake's own report of what was made to this file, .html or .zip")
     parser.add_argument("targets", nargs="*", default=[], help="targets of the Snakefile (default: all)")
     options = parser.parse_args()
     settings = schema.load(options.config)
@@ -42,11 +43,14 @@ def main() -> None:
     )
     cache_elsewhere()
     command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
+    if options.report:
+        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
+        command += ["--report", options.report]
     if take_lock_away(options.config):
         print("A run in this folder was killed; its lock is taken away, and it goes on where it stopped.", flush=True)
     folder, begin = Path(settings.results) / settings.dataset.name, time.time()
     status = subprocess.run([*command, *options.targets]).returncode
-    if status == 0 and not options.targets:
+    if status == 0 and not options.targets and not options.report:
         print(found(folder) + warned(folder / "logs", begin))
     elif status:
         print(failed(folder / "logs", begin), file=sys.stderr)
