@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from retro.base import provenance, stage
+from retro.base import command, provenance, stage
 from retro.base.machine import BENCH_SIZE, gemm_rate
 from retro.base.stage import UserError, whole
 from retro.generation.decoding import Sampler
@@ -187,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.machine import best_device
 from retro.base.stage import UserError, finite, text_of, whole
@@ -223,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

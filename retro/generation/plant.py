@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_json
 from retro.base.stage import UserError, whole
 from retro.dataset.named import recorded_config, run_folder
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

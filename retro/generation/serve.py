@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from retro.base import stage
+from retro.base import command
 from retro.base.stage import Settings, UserError, natural, reasons, whole
 from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Sampler
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import read_manifest, replacing, write_json, write_text
 from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
@@ -253,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
 from retro.base.stage import UserError, above, whole
 from retro.dataset.named import run_folder
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

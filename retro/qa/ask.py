@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import read_manifest
 from retro.base.machine import best_device
 from retro.base.nearest import listed
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from retro.base import provenance, stage
+from retro.base import command, provenance
 from retro.base.artifacts import sha256, write_text
 from retro.base.machine import best_device
 from retro.base.stage import UserError, natural, whole
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.names import HELD_OUT
 from retro.base.stage import UserError, whole
@@ -171,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

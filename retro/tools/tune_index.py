@@ -17,7 +17,7 @@ from typing import Any
 
 import faiss
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import replacing
 from retro.base.names import LISTED
 from retro.base.stage import UserError, finite, whole
@@ -112,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

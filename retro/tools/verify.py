@@ -10,7 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from retro.base import provenance, stage
+from retro.base import command, provenance
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256
 from retro.base.names import untuned
 from retro.base.stage import UserError
@@ -190,4 +190,4 @@ def _compare_with_here(manifest: Manifest, notes: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

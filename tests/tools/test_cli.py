@@ -94,7 +94,7 @@ def test_the_installed_script_calls_it():
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_command_runs_modules_that_there_are(name):
     for module in filter(None, (BY_NAME[name].module, BY_NAME[name].other[1])):
-        assert "stage.run(main)" in ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        assert "command.run(main)" in ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
 # Arguments
