@@ -3,10 +3,12 @@
 import difflib
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 LEAST = 0.5  # of 1, how alike two names are at least of which one may be meant
 SHOWN = 20  # names of a list
+LOOKED_AT = 10_000  # names at most, among which the nearest is looked for: a second
 # What lies in a folder of results, by the folder's name.
 KINDS = {
     "results": "dataset",
@@ -26,10 +28,13 @@ KINDS = {
 def nearest(wrong: str, known: Iterable[str], least: float = LEAST) -> str:
     """The known name that is spelt most like a wrong one, capitals aside; nothing where none is."""
 
-    def likeness(name: str) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
+    matcher = difflib.SequenceMatcher(b=wrong.lower())
 
-    best = max(known, key=likeness, default="")  # of several the first
+    def likeness(name: str) -> float:
+        matcher.set_seq1(name.lower())
+        return matcher.ratio()
+
+    best = max(islice(known, LOOKED_AT), key=likeness, default="")  # of several the first
     return best if likeness(best) >= least else ""
 
 

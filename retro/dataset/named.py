@@ -1,6 +1,7 @@
 """Datasets and runs as a user names them: by a path, or by a name below `results`; and the newest ones."""
 
 import csv
+import os
 from pathlib import Path
 
 from retro.base.nearest import unknown
@@ -26,13 +27,25 @@ def newest() -> Path:
 def recorded_config(text: str) -> Path:
     """The config.json of a dataset, given by its path, by that of its folder or by its name: a type for argparse.
 
-    What is not found is handed on as it is: the message is that of who reads it.
+    Raises `UserError` for a name or folder without; a path that ends in .json is handed on as it is.
     """
     path = Path(text)
     for each in (path / "config.json", RESULTS / text / "config.json"):
         if not path.is_file() and each.is_file():
             return each
+    if path.suffix != ".json" and not os.path.lexists(path):
+        raise UserError(no_dataset(path.name, path.parent if "/" in text else RESULTS))
     return path
+
+
+def dataset_folder(text: str) -> Path:
+    """The same of a dataset's folder, whether there is a config.json in it or not."""
+    return Path(text) if os.path.lexists(text) else recorded_config(text).parent
+
+
+def model_json(text: str) -> Path:
+    """The model.json of a run, given by its path, by that of its folder or by the run's name: a type for argparse."""
+    return Path(text) if Path(text).is_file() else run_folder(text) / "model.json"
 
 
 def run_folder(text: str) -> Path:
@@ -60,11 +73,17 @@ def no_run(name: str, folders: list[Path]) -> str:
         if runs := runs_of(folder):
             return unknown("run", name, runs, str(folder))
         if folder.is_dir():
-            return f"no run {name!r}; {folder} has no trained run. {MAKE}"
-    known = [config.parent.name for config in datasets()]
-    if folders and known:
-        return unknown("dataset", folders[0].name, known, str(RESULTS))
-    return f"no run {name!r}; there is none below {RESULTS.resolve()}. {MAKE}"
+            return f"no run {name!r}: {folder} has no trained run. {MAKE}"
+    if folders:
+        return no_dataset(folders[0].name, folders[0].parent)
+    return f"no run {name!r}: there is none below {RESULTS.resolve()}. {MAKE}"
+
+
+def no_dataset(name: str, results: Path) -> str:
+    """What to say of a dataset that is not there: which there are, beside it or else below `results`."""
+    known = [path.parent.name for path in sorted(results.glob("*/config.json"))]
+    known, results = (known, results) if known else ([path.parent.name for path in datasets()], RESULTS)
+    return f"{unknown('dataset', name, known, str(results))}{'' if known else f' {MAKE}'}"
 
 
 def runs_of(folder: Path) -> list[str]:

@@ -17,12 +17,13 @@ from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import TUNINGS
 from retro.database.encoders import bert_identity
+from retro.dataset.named import dataset_folder
 from retro.report.read import read_csv
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="results/<dataset>")
+    parser.add_argument("folder", type=dataset_folder, help="a dataset, by name or folder")
     parser.add_argument("--config", help="the config file, which tells what retrievals are no longer asked for")
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
