@@ -40,3 +40,6 @@ rule all:
         WORKFLOW.retrieved(),
         WORKFLOW.models(),
         WORKFLOW.reports(),
+
+
+refuse_unknown_targets()

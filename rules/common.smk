@@ -112,3 +112,15 @@ def launch():
         inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
         options += f" --inside {shlex.quote(inside)}"
     return options
+
+
+def refuse_unknown_targets():
+    """Answer a target that is none with those that there are: Snakemake names only the wrong one."""
+    if not workflow.is_main_process or Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
+        return
+    from snakemake.cli import get_argument_parser  # Snakemake keeps what it parsed to itself until the rules are read
+
+    known = [rule.name for rule in workflow.rules]
+    for target in get_argument_parser().parse_args(sys.argv[1:]).targets:
+        if said := WORKFLOW.no_target(str(target), known):
+            raise WorkflowError(said)

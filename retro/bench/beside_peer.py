@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import torch
 
-from retro.base import provenance, stage
+from retro.base import command, provenance, stage
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError, whole
 from retro.bench.model import CASES, CHUNK, SEQ, VOCAB, Timed
@@ -202,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -9,13 +9,13 @@ import os
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from retro.base import provenance, stage
+from retro.base import command, provenance, stage
 from retro.base.machine import BENCH_SIZE, gemm_rate
 from retro.base.stage import UserError, whole
+from retro.dataset.named import run_folder
 from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
 from retro.model.build import Architecture, build_model
@@ -158,7 +158,7 @@ def rate(writer: Writer, prompt: str, tokens: int, retrieval: bool) -> tuple[flo
 
 def write_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: results/<dataset>/runs/<run>")
+    parser.add_argument("--run", required=True, type=run_folder, help="a RETRO run, by name or folder: retro-s1")
     parser.add_argument("--prompt", default="Sri Lanka: Communications", help="text to continue")
     parser.add_argument("--tokens", type=whole, default=512, help="tokens to write each time (512)")
     parser.add_argument("--repeats", type=whole, default=3, help="times each way, in turns; the fastest counts (3)")
@@ -187,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.base import provenance, stage
+from retro.base import command, provenance, stage
 from retro.base.artifacts import read_manifest
 from retro.base.machine import calibrate
 from retro.base.stage import UserError, given, whole
@@ -191,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

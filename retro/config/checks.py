@@ -13,6 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from retro.base.names import ALL, WORD, seeded
+from retro.base.nearest import did_you_mean, listed
 from retro.base.stage import Names, Overrides, UserError, plain, settings_in, takes_truth_as_a_number
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
@@ -188,8 +189,9 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
     if encoder.type != "transformers" and encoder.path is not None:
         yield f"dataset.encoder.path: found {encoder.path!r}, but type {encoder.type} has none; set type: transformers"
     if experiments.of is not None and experiments.of not in [name for name, _ in _retro(config, runs)]:
-        known = ", ".join(name for name, _ in _retro(config, runs)) or "none"
-        yield f"experiments.of: found {experiments.of!r}, wanted a retro run of this config: {known}"
+        known = [name for name, _ in _retro(config, runs)]
+        near = did_you_mean(experiments.of, known)
+        yield f"experiments.of: found {experiments.of!r}, wanted a retro run of this config: {listed(known)}{near}"
     lists = {
         "seeds": config.seeds,
         "experiments.fraction_seeds": experiments.fraction_seeds,
@@ -227,8 +229,10 @@ def check_runs(runs: dict[str, Any]) -> None:
         if run.architecture == "retro" and run.twin is not None:
             twin = runs.get(run.twin)
             if twin is None or twin.architecture != "gpt":
+                known = [other for other in runs if runs[other].architecture == "gpt"]
                 raise ValueError(
-                    f"run {name!r}: twin {run.twin!r} is not a gpt run of this config; name one, or leave it out"
+                    f"run {name!r}: twin {run.twin!r} is not a gpt run of this config; name one ({listed(known)}), or "
+                    f"leave it out{did_you_mean(run.twin, known)}"
                 )
         if run.freeze and (run.architecture != "retro" or run.start is None):
             raise ValueError(
@@ -242,8 +246,10 @@ def check_runs(runs: dict[str, Any]) -> None:
                 )
             seen, at = [*seen, at], runs[at].start
         if at is not None and "/" not in at and not at.endswith(".json"):
+            known = [other for other in runs if other != seen[-1]]
             raise ValueError(
-                f"run {seen[-1]!r}: from {at!r} is neither a run of this config nor a path; give one of them"
+                f"run {seen[-1]!r}: from {at!r} is neither a run of this config ({listed(known)}) nor a path; give one "
+                f"of them{did_you_mean(at, known)}"
             )
 
 

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
+from pydantic_core import InitErrorDetails
 
 from retro.base.artifacts import read_json, read_text
 from retro.base.names import BM25_FILES, prefix
+from retro.base.nearest import did_you_mean
 from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
 from retro.database.settings import EncoderSettings
@@ -42,7 +44,8 @@ def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -
     if not path.is_file():
         known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
         raise UserError(
-            f"{where}: preset: no file {path}. Give the path of a config, or one of the presets: {', '.join(known)}"
+            f"{where}: preset: no file {path}. Give the path of a config, or one of the presets: "
+            f"{', '.join(known)}{did_you_mean(name, known)}"
         )
     if path in seen:
         raise UserError(f"{where}: preset: {path} leads back to itself. Give another preset in one of them.")
@@ -153,6 +156,18 @@ def _decided(raw: dict[str, Any], key: str) -> str:
     return f"{value!r} in the dataset section"
 
 
+def suggesting(error: ValidationError) -> ValidationError:
+    """The same error, in which a word that is none of those wanted is answered with the one that is most like it."""
+    found: list[InitErrorDetails] = []
+    for item in error.errors():
+        context = item.get("ctx", {})
+        if item["type"] == "literal_error" and isinstance(item["input"], str):
+            near = did_you_mean(item["input"], re.findall(r"'([^']*)'", context["expected"]))
+            context = {"expected": f"{context['expected']}{near}"}
+        found.append(InitErrorDetails(type=item["type"], loc=item["loc"], input=item["input"], ctx=context))
+    return ValidationError.from_exception_data(error.title, found)
+
+
 BUILT = {  # the index settings an index is built with; the others say how it is searched
     "index": ("factory", "train_vectors", "gpu", "gpu_float16"),
     "bm25": ("bm25_k1", "bm25_b"),
@@ -184,7 +199,7 @@ def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, 
         try:
             facts[section] = kind(**{**dataset[section], **getattr(overrides, section)}).facts()
         except ValidationError as error:
-            raise ValueError(reasons(error, kind, (section,))[0]) from None
+            raise ValueError(reasons(suggesting(error), kind, (section,))[0]) from None
     return facts
 
 

@@ -14,7 +14,16 @@ from retro.base import names
 from retro.base.names import NAME, seeded
 from retro.base.stage import Names, Overrides, Settings, UserError, explain
 from retro.config.checks import braces, check_runs, contradictions, named, refuse_truth, refuse_unusable, wrong_names
-from retro.config.layers import PRESETS, RetrievalSettings, check, merged, read, refuse_recorded, with_presets
+from retro.config.layers import (
+    PRESETS,
+    RetrievalSettings,
+    check,
+    merged,
+    read,
+    refuse_recorded,
+    suggesting,
+    with_presets,
+)
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
@@ -231,7 +240,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     try:
         config = Config(**raw)
     except ValidationError as error:
-        raise UserError(explain(error, Config, where)) from None
+        raise UserError(explain(suggesting(error), Config, where)) from None
     config._model = raw.get("model") or {}
     for name, run in config.runs.items():
         for key, kind, under in (
@@ -241,7 +250,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
             try:
                 kind(**merged(under, getattr(run, key)))
             except ValidationError as error:
-                raise UserError(explain(error, kind, where, ("runs", name, key))) from None
+                raise UserError(explain(suggesting(error), kind, where, ("runs", name, key))) from None
     wrong = [*wrong_names(config), *contradictions(config, config.models()), *braces(config.paths())]
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))

@@ -4,8 +4,10 @@ The rules are its only user; it knows nothing of Snakemake. Paths are those of `
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retro.base.artifacts import read_manifest
@@ -33,14 +35,19 @@ from retro.base.names import (
     tuned,
     unseeded,
 )
+from retro.base.nearest import KINDS, did_you_mean, listed, unknown
 from retro.base.stage import UserError
 from retro.config.layers import Retrievals
 from retro.config.schema import Config
 from retro.corpus import files
-from retro.evaluation.conditions import NONE, OFF, ON, Condition, usual
+from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
+TARGETS = (  # rules that are worth asking for by their names
+    *("all", "preprocess", "train_all", "retrievals", "indexes", "experiments", "leakage", "copying", "qa"),
+    "validate",
+)
 MANY = 20  # neighbours that a copier is given besides as many as the run is shown, if so many are stored
 
 
@@ -71,6 +78,42 @@ class Workflow:
     def manifest(self, pattern: str, **names: str) -> str:
         """The manifest of an artifact."""
         return f"{self.path(pattern, **names)}/manifest.json"
+
+    def no_target(self, target: str, rules: Collection[str]) -> str:
+        """What to say of a target that is none: no rule, no file, of a name that the config does not have. Else
+        nothing: Snakemake knows what it makes.
+        """
+        *above, name = PurePosixPath(os.path.relpath(target)).parts
+        if target in rules or os.path.lexists(target):
+            return ""
+        if not above:
+            near = did_you_mean(target, [*TARGETS, *rules])
+            return f"no target {target!r}: targets: {listed(TARGETS)}, or a file below {self.folder}{near or '.'}"
+        folder, parts = PurePosixPath(os.path.relpath(self.folder)), [*above, name]
+        if above[: len(folder.parts)] != [*folder.parts]:
+            dataset = PurePosixPath(*parts[: len(folder.parts)])
+            if len(dataset.parts) < len(folder.parts) or dataset.parent != folder.parent:
+                return ""
+            return f"{unknown('dataset', dataset.name, [folder.name], 'this config')} Another config makes another."
+        below = parts[len(folder.parts) :]
+        for before, each in pairwise(below):
+            what, known = KINDS.get(before), self.known().get(before)
+            wanted = each.split(".")[0] if what == "experiment" else each
+            if what and known is not None and wanted not in known:
+                return unknown(what, wanted, known, "this config")
+        if len(below) > 4 and below[0] == "runs" and below[2] == "evaluation":
+            source = below[4].split("+")[0]
+            known = [*BUILT_IN, *self.retrievals.named]
+            if source not in known and not Condition(source).fraction:
+                return unknown("condition", source, known, "this config")
+        return ""
+
+    def known(self) -> dict[str, list[str]]:
+        """Names that the config has, by the folder that has a folder of each."""
+        runs = [*self.runs, *(tuned(run, self.config.qa.name) for run in self.runs)]
+        names = {"runs": runs, "retrievals": self.retrievals.named, "experiments": list(CATALOGUE)}
+        lists = {"source": self.sources, "split": list(LISTED)}
+        return names | {folder: lists[what] for folder, what in KINDS.items() if what in lists}
 
     # Preprocessing
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.machine import best_device
 from retro.base.stage import UserError, finite, text_of, whole
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Decoder, Sampler
 from retro.generation.live import GivenPassages, LiveLookup, open_book, read_lines
 from retro.training.weights import load_model
@@ -149,7 +150,7 @@ def parse() -> argparse.Namespace:
         epilog="A prompt shorter than a chunk is padded on its left, so that it is looked up before anything "
         "is written; --no-padding begins the chunk grid with the prompt, as documents do in training.",
     )
-    parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
+    parser.add_argument("--run", required=True, type=run_folder, help="a run, by name or folder: retro-s1")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", help="text to continue; default: standard input")
     prompts.add_argument("--prompts", type=Path, help='a file of prompts, a line each: text, or JSON {"prompt": …}')
@@ -164,7 +165,7 @@ def parse() -> argparse.Namespace:
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--no-retrieval", action="store_true", help="write without looking anything up")
     sources.add_argument("--neighbours-from", type=Path, help="passages to read in place of what is found, a line each")
-    sources.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
+    sources.add_argument("--database", type=recorded_config, help="another dataset, to look things up there")
     parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
     parser.add_argument("--no-padding", action="store_true", help="do not pad a short prompt")
     parser.add_argument("--show", action="store_true", help="print what is looked up, on stderr")
@@ -222,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_json
 from retro.base.stage import UserError, whole
+from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Found
 from retro.generation.generate import Writer
 from retro.generation.live import read_lines
@@ -86,8 +87,8 @@ def span(decode: Callable[[np.ndarray], str], tokens: np.ndarray, fact: str) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a RETRO run: results/<dataset>/runs/<run>")
-    parser.add_argument("--database", required=True, type=Path, help="config.json of the dataset with the documents")
+    parser.add_argument("--run", required=True, type=run_folder, help="a RETRO run, by name or folder: retro-s1")
+    parser.add_argument("--database", required=True, type=recorded_config, help="the dataset with the documents")
     parser.add_argument(
         "--documents", required=True, type=Path, help="JSON lines {text, and perhaps fact: words in it}"
     )
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

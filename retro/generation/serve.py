@@ -23,8 +23,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from retro.base import stage
+from retro.base import command
 from retro.base.stage import Settings, UserError, natural, reasons, whole
+from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
 
@@ -112,8 +113,8 @@ def about(writer: Writer) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path, help="folder of a run: results/<dataset>/runs/<run>")
-    parser.add_argument("--database", type=Path, help="config.json of another dataset, to look things up there")
+    parser.add_argument("--run", required=True, type=run_folder, help="a run, by name or folder: retro-s1")
+    parser.add_argument("--database", type=recorded_config, help="another dataset, to look things up there")
     parser.add_argument("--neighbours", type=natural, help="neighbours a chunk sees; default: as in training")
     parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
     parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -17,10 +17,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import read_manifest, replacing, write_json, write_text
 from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
+from retro.dataset.named import run_folder
 from retro.interop.infer import read_state
 from retro.interop.names import Entry, to_theirs
 from retro.model.settings import ModelSettings
@@ -244,7 +245,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     writing = commands.add_parser("export", help="write a folder for transformers")
-    writing.add_argument("--run", required=True, type=Path, help="folder of a trained model (model.json)")
+    writing.add_argument("--run", required=True, type=run_folder, help="a trained run, by name or folder: retro-s1")
     writing.add_argument("--output", required=True, type=Path, help="a new folder")
     writing.add_argument("--tokenizer", type=Path, help="the tokenizer's manifest.json; default: the dataset's")
     options = parser.parse_args()
@@ -252,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

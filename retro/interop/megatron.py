@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
 from retro.base.stage import UserError, above, whole
+from retro.dataset.named import run_folder
 from retro.interop.infer import flatten, infer, read_state, zero_centred
 from retro.interop.names import Spec, entries, from_megatron, to_megatron, to_ours
 from retro.model.build import build_model
@@ -274,7 +275,7 @@ def main() -> None:
         help="norms hold distances from 1 (Megatron's --apply-layernorm-1p, InstructRetro), or do not",
     )
     writing = commands.add_parser("export", help="a model folder becomes a Megatron state dict")
-    writing.add_argument("model", type=Path, help="folder with model.json")
+    writing.add_argument("model", type=run_folder, help="a trained run, by name or folder: gpt-s1")
     writing.add_argument("state", type=Path, help=".safetensors to write; its arguments go to a .json beside it")
     writing.add_argument("--spec", choices=("local", "te"), default="te", help="whose parameter names")
     writing.add_argument("--layernorm-1p", action="store_true", help="store norms' distances from 1")
@@ -295,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from retro.base import stage
+from retro.base import command
 from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
 from retro.config.checks import doubts
@@ -215,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from retro.base import stage
+from retro.base import command
 from retro.base.stage import UserError, whole
 from retro.config import schema
 from retro.model.build import build_model
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from retro.base import provenance, stage
+from retro.base import command, provenance
 from retro.base.artifacts import sha256, write_text
 from retro.base.machine import best_device
 from retro.base.stage import UserError, natural, whole
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import model_json, recorded_config
 from retro.evaluation.conditions import NONE, OFF, ON
 from retro.qa.reading import Lookups
 from retro.training.weights import load_model
@@ -104,8 +105,8 @@ def as_text(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
-    parser.add_argument("--model", required=True, type=Path, help="model.json of the run")
+    parser.add_argument("--config", required=True, type=recorded_config, help="a dataset, by name or folder")
+    parser.add_argument("--model", required=True, type=model_json, help="a run, by name, folder or model.json")
     parser.add_argument("--tasks", required=True, nargs="+", help="lm-eval's names of tasks")
     parser.add_argument("--include_path", "--include-path", nargs="*", default=[], type=Path, help="folders of tasks")
     parser.add_argument("--no-retrieval", action="store_true", help="a RETRO run without neighbours")
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.names import HELD_OUT
 from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import recorded_config
 from retro.evaluation.bits_per_byte import group_documents
 from retro.qa.answer import asked
 from retro.qa.questions import Example
@@ -138,7 +139,7 @@ def pages(dataset: Dataset, split: str) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
+    parser.add_argument("--config", required=True, type=recorded_config, help="a dataset, by name or folder")
     parser.add_argument("--questions", required=True, type=Path, help="JSON lines of questions")
     parser.add_argument("--name", default="factbook", help="what the tasks' names begin with (factbook)")
     parser.add_argument("--split", default="test", choices=HELD_OUT, help="split that is asked (test)")
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

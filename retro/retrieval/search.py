@@ -15,13 +15,15 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import Manifest, read_manifest
 from retro.base.names import LISTED
+from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import recorded_config
 from retro.dataset.store import Vectors
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
@@ -169,18 +171,21 @@ class Shower:
 
 def positions_of(dataset: Dataset, split: str, identity: str) -> np.ndarray:
     """Positions in a split of the chunks of the document of that id, in any source."""
-    rows = dataset.rows(split)
+    rows, known = dataset.rows(split), []
     for number, manifest in enumerate(dataset.store.documents):
         with open(manifest.file("documents.jsonl"), encoding="utf-8") as file:
             for document, line in enumerate(file):
-                if json.loads(line)["id"] != identity:
+                known.append(json.loads(line)["id"])
+                if known[-1] != identity:
                     continue
                 table = dataset.store.tables[number]
                 at = np.flatnonzero(table["document"] == document) + dataset.store.offsets[number]
                 found = np.flatnonzero(np.isin(rows, at))
                 if len(found):
                     return found
-    raise UserError(f"{dataset.path}: the {split} split has no document {identity!r}. Try another --split.")
+    place = "another has: try another --split" if identity in known else "nor has another: give an id that there is"
+    near = "" if identity in known else did_you_mean(identity, known)
+    raise UserError(f"--document: the {split} split has no document {identity!r}; {place}{near or '.'}")
 
 
 def neighbours_of(dataset: Dataset, retrieval: str | None, split: str) -> Manifest:
@@ -191,9 +196,8 @@ def neighbours_of(dataset: Dataset, retrieval: str | None, split: str) -> Manife
     if not (dataset.folder / name).is_file():
         known = sorted(path.parts[-4] for path in dataset.folder.glob(f"retrievals/*/neighbours/{split}/manifest.json"))
         raise UserError(
-            f"--retrieval {retrieval}: no file {dataset.folder / name}; "
-            f"made for {split}: {', '.join(known) or 'none'}. Name it under "
-            f"retrievals in the config and run: snakemake {dataset.folder / name}"
+            f"--retrieval: {unknown('retrieval', retrieval, known, f'{dataset.folder} for {split}')} To make it, name "
+            f"it under retrievals in the config and run: snakemake {dataset.folder / name}"
         )
     return dataset.manifest(name, "neighbours")
 
@@ -227,7 +231,9 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="config.json of the dataset")
+    parser.add_argument(
+        "--config", required=True, type=recorded_config, help="a dataset, by name, folder or config.json"
+    )
     parser.add_argument("--split", default="test", choices=LISTED)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--chunk", type=natural, help="position of a chunk in the split")
@@ -242,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from retro.base import provenance, stage
+from retro.base import command, provenance
 from retro.base.artifacts import read_json, read_manifest, sha256, write_json
 from retro.base.stage import UserError
 from retro.config import schema
@@ -269,4 +269,4 @@ def compare(path: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

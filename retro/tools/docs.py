@@ -1,6 +1,7 @@
-"""Write what the docs say of the code: config/README.md, config/schema.json and the list of messages.
+"""Write what the docs say of the code: config/README.md, config/schema.json, docs/commands.md, the list of messages.
 
-The config's pages come from the settings' own descriptions. The list of messages, in docs/troubleshooting.md, is read
+The config's pages come from the settings' own descriptions, the commands from the table of `retro.tools.cli`. The list
+of messages, in docs/troubleshooting.md, is read
 from the code, so that it is complete: what `UserError` and its like are given, what settings refuse. Placeholders are
 shown as <name>, or as … where no name says what stands there.
 """
@@ -20,6 +21,7 @@ from retro.base import provenance
 from retro.base.stage import settings_in
 from retro.base.texts import called, walk
 from retro.config.schema import PRESETS, Config
+from retro.tools.cli import COMMANDS, Command
 
 PACKAGE = provenance.ROOT
 PAGE = PACKAGE.parent / "docs/troubleshooting.md"
@@ -219,7 +221,38 @@ def write_config_docs() -> None:
     (FOLDER / "schema.json").write_text(schema(), encoding="utf-8")
 
 
+COMMANDS_PAGE = PACKAGE.parent / "docs/commands.md"
+COMMANDS_BEGIN = """# Commands
+
+Made by `python -m retro.tools.docs` from the table in `retro/tools/cli.py`; do not edit.
+
+`. .venv/bin/activate` puts `retro` on the PATH. `retro --help` lists its commands, `retro COMMAND --help` the arguments
+of one. `retro --install-completion` lets the shell complete commands, options and runs. Commands that run Snakemake
+want the project's folder; the others find datasets and runs below `results`. `make run`, `snakemake …` and
+`python -m …` do the same.
+
+A run is named as the report names it (`retro-s1`) or by its folder, a dataset by its name, its folder or its
+config.json. What is left out is taken from the newest dataset below `results`, and said.
+"""
+
+
+def commands() -> str:
+    """The text of docs/commands.md."""
+    lines = [COMMANDS_BEGIN]
+    for group, found in COMMANDS.items():
+        lines += [f"## {group}", "", "| command | what it does | without `retro` |", "|---|---|---|"]
+        lines += [f"| `retro {name}` | {each.about} | `{_plainly(each)}` |" for name, each in found.items()]
+        lines += ["", *(f"    {example}" for each in found.values() for example in each.examples), ""]
+    return "\n".join(lines)
+
+
+def _plainly(command: Command) -> str:
+    """How a command is called without `retro`."""
+    return " ".join(["python -m", command.module, *command.words])
+
+
 def main() -> None:
+    COMMANDS_PAGE.write_text(commands(), encoding="utf-8")
     write_config_docs()
     write_messages()
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import faiss
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import replacing
 from retro.base.names import LISTED
 from retro.base.stage import UserError, finite, whole
 from retro.dataset.dataset import Dataset
+from retro.dataset.named import recorded_config
 from retro.report.indexes import draw
 from retro.retrieval import factory
 from retro.retrieval.approximate import Sample, read_mapped
@@ -77,7 +78,7 @@ def told(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="config.json of a preprocessed dataset")
+    parser.add_argument("--config", required=True, type=recorded_config, help="a dataset, by name or folder")
     parser.add_argument("--factory", help="faiss factory string to build and sweep; default: the dataset's index")
     parser.add_argument("--split", default="valid", choices=LISTED, help="where queries come from")
     parser.add_argument("--sample", type=whole, default=1000, help="queries, a seeded random sample of the split")
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -10,19 +10,20 @@ import os
 from functools import cache
 from pathlib import Path
 
-from retro.base import provenance, stage
+from retro.base import command, provenance
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256
 from retro.base.names import untuned
 from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import TUNINGS
 from retro.database.encoders import bert_identity
+from retro.dataset.named import dataset_folder
 from retro.report.read import read_csv
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="results/<dataset>")
+    parser.add_argument("folder", type=dataset_folder, help="a dataset, by name or folder")
     parser.add_argument("--config", help="the config file, which tells what retrievals are no longer asked for")
     parser.add_argument("--quick", action="store_true", help="sizes and manifests only, not every file's sha256")
     options = parser.parse_args()
@@ -190,4 +191,4 @@ def _compare_with_here(manifest: Manifest, notes: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -236,6 +236,7 @@ LOOKED_INTO = {
     ("corpus/records.py", "UnicodeDecodeError"): "handed on as a mark of a cell",
     ("corpus/records.py", "(ValueError, RecursionError)"): "those of `json.loads`",
     ("corpus/records.py", "(pyarrow.ArrowException, OSError)"): "not ours",
+    ("base/command.py", "UserError"): "ends in a message",
     ("base/artifacts.py", "ValueError"): "NumPy's: the handler is of one call of NumPy",
     ("base/stage.py", "(MemoryError, RuntimeError)"): "torch's and faiss's, and ends in a message",
     ("base/stage.py", "ValidationError"): "ends in a message",

@@ -27,7 +27,8 @@ MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "retro").rglob("*.py"))
     if "run(main)" in path.read_text(encoding="utf-8") and "os.execv(" not in path.read_text(encoding="utf-8")
-]  # but those that become the trainer, which has its own turn
+    if path.name != "cli.py"
+]  # but those that become the trainer, or any of these (tests/tools/test_cli.py), which have turns of their own
 SEVERAL = {  # modules of several commands, which their first word names
     "retro.bench.beside_peer": ("step", "index"),
     "retro.bench.model": ("step", "write"),
