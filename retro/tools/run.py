@@ -1,6 +1,7 @@
-"""What `make run` runs: Snakemake on a config, then where to look.
+"""What `make run` runs: Snakemake on a config, shown as it goes (`retro.tools.watch`), then where to look.
 
     python -m retro.tools.run --config config/config.yaml --cores 2 [targets …]
+    python -m retro.tools.run --config config/config.yaml -- --workflow-profile profiles/slurm    (options of snakemake)
 
 A run that was killed leaves Snakemake's lock behind. Every Snakemake of this project records itself beside it
 (`present`): host, process, and a sign of life now and then. If all that did are shown to be dead, the lock is taken
@@ -25,7 +26,6 @@ import psutil
 from retro.base import stage
 from retro.base.artifacts import read_json, write_json
 from retro.base.log import duration
-from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.config import schema
 
@@ -41,16 +41,36 @@ def main() -> None:
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated
     )
     cache_elsewhere()
-    command = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
+    arguments = ["--configfile", options.config, "--cores", str(options.cores), *options.targets]
+    if {"-n", "--dry-run", "--dryrun"} & set(options.targets):
+        sys.exit(subprocess.run(["snakemake", *arguments]).returncode)
     if take_lock_away(options.config):
         print("A run in this folder was killed; its lock is taken away, and it goes on where it stopped.", flush=True)
-    folder, begin = Path(settings.results) / settings.dataset.name, time.time()
-    status = subprocess.run([*command, *options.targets]).returncode
-    if status == 0 and not options.targets:
-        print(found(folder) + warned(folder / "logs", begin))
-    elif status:
-        print(failed(folder / "logs", begin), file=sys.stderr)
-    sys.exit(status)
+    sys.exit(shown(Path(settings.results) / settings.dataset.name, options.config, arguments, not options.targets))
+
+
+def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
+    """Run Snakemake and show what it does; then the result of a `whole` run, or what went wrong. Its exit status."""
+    from retro.tools import ended, watch  # not at the top: rules import this module, too
+    from retro.tools.progress import Run
+
+    run, log, logs = Run.of(folder), watch.log_file(folder), folder / "logs"
+    print(f"{config} → {folder}; details: {log}", flush=True)
+    status, number = watch.watch(arguments, run, log)
+    took = time.time() - run.began
+    if number:
+        print(ended.stopped(run, took), file=sys.stderr)
+        return 128 + number
+    if status:
+        print(ended.failed(run, logs, run.began, log, status), file=sys.stderr)
+        return status
+    done = (
+        f"{run.done} stages in {duration(round(took))}." if run.done else "Nothing to do: all is there, and up to date."
+    )
+    parts = [done]
+    parts += [ended.found(folder), ended.pages(folder), ended.next_commands(folder)] if whole else []
+    print("\n\n".join(filter(None, parts)) + ended.warned(logs, run.began))
+    return 0
 
 
 def cache_elsewhere() -> None:
@@ -69,6 +89,7 @@ def cache_elsewhere() -> None:
 
 LOCKS, RECORDS = Path(".snakemake/locks"), Path(".snakemake/running")
 BEAT = 30.0  # seconds between signs of life
+SNAKEMAKES = {"snakemake", "retro.tools.events"}  # programs, or modules after -m, that are one
 SILENT = 600.0  # seconds without one, and without a lock, after which a record is of nobody
 
 
@@ -187,45 +208,11 @@ def _snakemake_is_running() -> bool:
     for process in psutil.process_iter():
         try:
             inside = Path(process.cwd()) == Path.cwd()
-            if inside and any(Path(word).name == "snakemake" for word in process.cmdline()[:3]):
+            if inside and any(Path(word).name in SNAKEMAKES for word in process.cmdline()[:3]):
                 return True
         except (psutil.Error, OSError):
             continue
     return False
-
-
-def failed(logs: Path, begin: float) -> str:
-    """The messages that stages of this run ended with: Snakemake prints much after them."""
-    lines = []
-    for path in sorted(logs.rglob("*.log")):
-        if path.stat().st_mtime >= begin:
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            lines += [f"  {path}: {line}" for line in text if line.startswith("error: ")]
-    said = "\n".join(["\nWhat went wrong:", *lines]) if lines else "\nSnakemake's message above says what went wrong."
-    return f"{said}\nMessages and their ways out: docs/troubleshooting.md. Then run the same command again."
-
-
-def warned(logs: Path, begin: float) -> str:
-    """The warnings of the stages of this run, each once: they have scrolled by."""
-    lines = dict.fromkeys(
-        line
-        for path in sorted(logs.rglob("*.log"))
-        if path.stat().st_mtime >= begin
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.startswith("warning: ")
-    )
-    return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""
-
-
-def found(folder: Path) -> str:
-    """The figures in short, and the pages to open."""
-    import pandas as pd  # rules import this module, too, and need no tables
-
-    summary = pd.read_csv(folder / "summary.csv")
-    rows = summary[summary["source"] == ALL][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
-    pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]
-    listed = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
-    return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{listed}"
 
 
 if __name__ == "__main__":

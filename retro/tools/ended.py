@@ -1,0 +1,158 @@
+"""What `make run` ends with: the result in a few lines, pages and what to try next; or what went wrong.
+
+Read from what the run has made, so that a run with nothing left to do ends with the same.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from retro.base.artifacts import read_json
+from retro.base.log import duration
+from retro.base.names import ALL
+from retro.base.stage import UserError
+from retro.tools.progress import TRAINING, Job, Run
+
+PAGES = {
+    "report.html": "the whole story",
+    "neighbours.html": "what each chunk looked up, and what it was worth",
+    "summary.csv": "the figures",
+}
+WIDTH = 120  # of sentences
+TAIL = 12  # lines of a log that ends without a message of ours
+OWN = "run-*.log"  # what `make run` itself writes into logs
+
+
+def found(folder: Path) -> str:
+    """The result: the report's headline, and the bits per byte that it is about."""
+    from retro.report import story  # with matplotlib, which rules, that import `retro.tools.run`, need not wait for
+    from retro.report.copying import differences, label
+    from retro.report.read import read_csv, where
+
+    comparison = read_csv(folder / "comparison.csv")
+    main = story.main_rows(comparison)
+    if not main:
+        rows = where(read_csv(folder / "summary.csv"), source=ALL)
+        told = [(f"{row['run']}, retrieval {row['retrieval']}", f"{row['bits_per_byte']:.3f}") for row in rows]
+        return table([("", "bits per byte"), *told])
+    on = main["on"]
+    documents = int(on["documents"])
+    mixed = [
+        row
+        for row in (read_csv(folder / "copying.csv") if (folder / "copying.csv").exists() else [])
+        if row["kind"] == ALL and row["split"] == on["split"]
+    ]
+    headline = story.headline(comparison, documents, documents, story.copier(mixed))[0]
+    own = next((row["k"] for row in mixed if row["retrieval"] == "on"), None)
+    lines = [
+        (label(row), f"{row['bits_per_byte']:.3f}", *map(" ".join, (cells[:2], cells[2:])))
+        for row in mixed
+        if row["k"] in (0, own) and row["retrieval"] != "on+copy"
+        for cells in [differences(row)]
+    ] or [
+        (mode, f"{row['bits_per_byte']:.3f}", f"{row['difference_percent']:+.1f} %", "") for mode, row in main.items()
+    ]
+    heads = ("", "bits per byte", "against the GPT (95 %)", "against GPT + copier (95 %)")
+    return f"{textwrap.fill(headline, WIDTH)}\n\n{table([heads, *lines])}"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns, the first to the left, two blanks before each line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(["", row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return "\n".join(lines)
+
+
+def pages(folder: Path) -> str:
+    """What to open; the first two need a RETRO run with a twin."""
+    there = [(f"{folder / name}", what) for name, what in PAGES.items() if (folder / name).exists()]
+    width = max((len(path) for path, _ in there), default=0)
+    return "Open in a browser:" + "".join(f"\n  {path:{width}}  {what}" for path, what in there)
+
+
+def next_commands(folder: Path) -> str:
+    """Three commands to go on with: look up, write, serve; with the RETRO run that wrote the report's sample."""
+    written = sorted(folder.glob("runs/*/sample.json"))
+    if not written:
+        return ""
+    try:
+        prompt = " ".join(read_json(written[0])["samples"][0]["prompt"].split()[:3]).rstrip(":;,")
+    except (UserError, LookupError, AttributeError, TypeError):
+        prompt = ""
+    beside = Path(".venv/bin/python")
+    python = str(beside) if Path(sys.prefix).resolve() == beside.parent.parent.resolve() else "python"
+    run, text = shlex.quote(str(written[0].parent)), shlex.quote(prompt or "The")
+    commands = [
+        f"retro.retrieval.search --config {shlex.quote(str(folder / 'config.json'))} --text {text}",
+        f"retro.generation.generate --run {run} --prompt {text} --show",
+        f"retro.generation.serve --run {run}",
+    ]
+    return "Then look something up, let it write, write on a page of your own machine:" + "".join(
+        f"\n  {python} -m {command}" for command in commands
+    )
+
+
+def _logs(logs: Path, begin: float) -> Iterator[tuple[Path, list[str]]]:
+    """Logs that were written to since `begin`, and their lines."""
+    for path in sorted(logs.rglob("*.log")):
+        if path.stat().st_mtime >= begin:
+            yield path, path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def warned(logs: Path, begin: float) -> str:
+    """The warnings of the stages of this run, each once: they have scrolled by."""
+    lines = dict.fromkeys(line for _, text in _logs(logs, begin) for line in text if line.startswith("warning: "))
+    return "".join(f"\n{textwrap.fill(line, WIDTH, subsequent_indent='  ')}" for line in ["", *lines]) if lines else ""
+
+
+def failed(run: Run, logs: Path, begin: float, log: Path, status: int) -> str:
+    """What went wrong: the messages of stages of this run; without one, the end of a failed stage's log, or Snakemake's
+    own message."""
+    lines = [
+        f"  {path}: {line}"
+        for path, text in _logs(logs, begin)
+        if not path.match(OWN)
+        for line in text
+        if line.startswith("error: ")
+    ]
+    for job in run.failed if not lines else []:
+        if job.log is not None:
+            lines += [f"  {job.log} ends with:", *(f"    {line}" for line in job.lines()[-TAIL:])]
+    if not lines:
+        lines = [f"  {line}" for message in run.errors for line in message.splitlines()]
+    if not lines and status < 0:
+        lines = [f"  Snakemake was ended by {signal.Signals(-status).name}."]
+    if not lines:
+        end = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:] if log.exists() else []
+        lines = [f"  {line}" for line in end]
+    names = dict.fromkeys(job.label for job in run.failed)
+    head = f"What went wrong ({', '.join(names)}):" if names else "What went wrong:"
+    ends = [
+        f"All that was printed: {log}",
+        "Messages and their ways out: docs/troubleshooting.md. Then run the same command again.",
+    ]
+    return "\n".join(["", head, *dict.fromkeys(lines), *ends])
+
+
+def stopped(run: Run, seconds: float) -> str:
+    """What Ctrl-C left: what is finished, and where the trainings that ran go on."""
+    lines = [f"Stopped after {run.done} of {run.total} stages, {duration(round(seconds))}."]
+    for job in run.stopped():
+        if job.rule in TRAINING:
+            lines.append(f"  {job.label}: {_checkpoint(run.folder, job)}")
+    return "\n".join([*lines, "What is finished is kept: the same command goes on from there."])
+
+
+def _checkpoint(folder: Path, job: Job) -> str:
+    """The newest checkpoint of a training, in words."""
+    path = folder / "runs" / job.label / "checkpoints"
+    whole = [file.with_suffix("") for file in path.glob("*/step-*.safetensors.sha256")]
+    kept = sorted([*whole, *path.glob("*/step-*.json")], key=os.path.getmtime)
+    return f"goes on from {kept[-1]}" if kept else "had no checkpoint yet, and begins again"
