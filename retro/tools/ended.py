@@ -153,6 +153,6 @@ def stopped(run: Run, seconds: float) -> str:
 def _checkpoint(folder: Path, job: Job) -> str:
     """The newest checkpoint of a training, in words."""
     path = folder / "runs" / job.label / "checkpoints"
-    whole = [file.with_suffix("") for file in path.glob("*/step-*.safetensors.sha256")]
-    kept = sorted([*whole, *path.glob("*/step-*.json")], key=os.path.getmtime)
-    return f"goes on from {kept[-1]}" if kept else "had no checkpoint yet, and begins again"
+    marks = [*path.glob("*/step-*.safetensors.sha256"), *path.glob("*/step-*.json")]  # written when one is whole
+    last = max(marks, key=os.path.getmtime, default=None)
+    return f"goes on from {str(last).removesuffix('.sha256')}" if last else "had no checkpoint yet, and begins again"

@@ -54,8 +54,8 @@ class LogHandler(LogHandlerBase):
         """Tell of an event, if it is one of `TOLD` or `SAID`."""
         event = getattr(record, "event", None)
         if event in TOLD:
-            facts = {name: getattr(record, name) for name in TOLD[event] if hasattr(record, name)}
-            tell(str(event), **({"message": record.getMessage()} if event == LogEvent.ERROR else {}), **facts)
+            record.message = record.getMessage()
+            tell(str(event), **{name: getattr(record, name) for name in TOLD[event] if hasattr(record, name)})
         for words, name in SAID.items():
             if event is None and str(record.msg).startswith(words):
                 tell(name)

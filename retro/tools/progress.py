@@ -113,6 +113,7 @@ class Run:
     running: dict[int, Job] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)  # jobs that have not begun, by rule
     took: dict[str, list[float]] = field(default_factory=dict)  # seconds of jobs that ended, by rule
+    begun: set[Path | None] = field(default_factory=set)  # benchmark files of jobs that have begun
     failed: list[Job] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # Snakemake's own messages
     done: int = 0
@@ -136,6 +137,7 @@ class Run:
             rule, log, benchmark = event["rule_name"], event["log"], event["benchmark"]
             where = (Path(log[0]) if log else None, Path(benchmark) if benchmark else None)
             self.running[event["jobid"]] = Job(rule, event["wildcards"], *where, event["time"])
+            self.begun.add(where[1])
             self.left[rule] = max(self.left.get(rule, 0) - 1, 0)
         elif kind in ("job_finished", "job_error"):
             job = self.running.pop(event["job_id"] if kind == "job_finished" else event["jobid"], None)
@@ -157,39 +159,41 @@ class Run:
     def remaining(self, now: float) -> float | None:
         """About how many seconds the rest will take; None while too little is known to say.
 
-        A job takes what its like took: in this run, else in an earlier one; one that runs, what it says itself. With
-        a rule of which nothing is known there is no estimate, unless all trainings are known: what follows them is
-        short, and counts as the mean of what has ended.
+        A job that runs says itself how long it will, or takes what it took in an earlier run, or what its like took in
+        this one; so does one that waits. With a rule of which nothing is known there is no estimate, unless all
+        trainings are known: what follows them is short, and counts as the mean of what has ended.
         """
-        known = {rule: list(took) for rule, took in self.took.items()}
-        todo, longest = 0.0, 0.0
+        mine = {rule: list(took) for rule, took in self.took.items()}
+        lefts = []
         for job in self.running.values():
             elapsed, said = now - job.began, job.progress()
-            left = said.left if said else None
-            if left is None:
-                whole = self.earlier.get(job.benchmark) if job.benchmark else None
-                likely = whole or _mean(self.took.get(job.rule, []))
-                if likely is None and job.rule in TRAINING:
-                    return None
-                left = max((likely or 0.0) - elapsed, 0.0)
-            else:
-                known.setdefault(job.rule, []).append(elapsed + left)
-            todo, longest = todo + left, max(longest, left)
-        for path, took in self.earlier.items():
-            if (rule := _rule(path)) not in self.took:
-                known.setdefault(rule, []).append(took)
-        others = _mean([each for rule, took in self.took.items() if rule not in TRAINING for each in took])
+            if said is not None and said.left is not None:
+                lefts.append(said.left)
+                mine.setdefault(job.rule, []).append(elapsed + said.left)
+            elif (likely := self.earlier.get(job.benchmark or Path()) or _mean(self.took.get(job.rule, []))) is not None:
+                lefts.append(max(likely - elapsed, 0.0))
+            elif job.rule in TRAINING:
+                return None
         waiting = {rule: jobs for rule, jobs in self.left.items() if jobs}
-        unknown = [rule for rule in waiting if rule not in known]
-        trained = any(rule in TRAINING for rule in [*self.took, *waiting, *(job.rule for job in self.running.values())])
-        if unknown and (others is None or not trained or any(rule in TRAINING for rule in unknown)):
-            return None
-        for rule, jobs in waiting.items():
-            todo += jobs * (_mean(known.get(rule, [])) or others or 0.0)
         if not waiting and not self.running:
             return None
+        known = {rule: self._known(rule, mine.get(rule, [])) for rule in waiting}
+        short = _mean([each for rule, took in self.took.items() if rule not in TRAINING for each in took])
+        trains = any(rule in TRAINING for rule in [*self.took, *waiting, *(job.rule for job in self.running.values())])
+        todo = sum(lefts)
+        for rule, jobs in waiting.items():
+            one = known[rule] or (short if trains and rule not in TRAINING else None)
+            if one is None:
+                return None
+            todo += jobs * one
         busy = sum(map(sum, self.took.values())) + sum(now - job.began for job in self.running.values())
-        return max(longest, todo / max(1.0, busy / max(now - self.began, 1.0)))
+        return max([todo / max(1.0, busy / max(now - self.began, 1.0)), *lefts])
+
+    def _known(self, rule: str, mine: list[float]) -> float | None:
+        """What a waiting job of a rule is likely to take."""
+        earlier = {path: took for path, took in self.earlier.items() if _rule(path) == rule}
+        waiting = [took for path, took in earlier.items() if path not in self.begun]
+        return _mean(waiting or mine or list(earlier.values()))
 
 
 def _mean(values: list[float]) -> float | None:

@@ -58,7 +58,7 @@ def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
     print(f"{config} → {folder}; details: {log}", flush=True)
     status, number = watch.watch(arguments, run, log)
     took = time.time() - run.began
-    if number:
+    if number and status:
         print(ended.stopped(run, took), file=sys.stderr)
         return 128 + number
     if status:

@@ -75,9 +75,8 @@ class Lines:
             if said.share - share >= SHARE or now - last >= SILENCE:
                 self.shown[number] = (now, said.share)
                 about = remaining(self.run, now)
-                self.write(
-                    fitted(f"{'':9}{' '.join(running(job, now, NAME))}{about and f'   the run: {about}'}", self.width)
-                )
+                words = [" " * 8, *running(job, now, NAME), about and f"  the run: {about}"]
+                self.write(fitted(" ".join(words).rstrip(), self.width))
 
 
 class LiveView(Lines):
@@ -104,7 +103,7 @@ class LiveView(Lines):
         width = min(WIDTH, self.console.width)
         text = Text(ended(self.run, job, seconds, width))
         text.stylize("dim", 0, 8)
-        text.stylize("bold", 9, 9 + NAME)
+        text.stylize("bold", 9, 9 + named(width))
         self.console.print(text, soft_wrap=True)
 
     def refresh(self, now: float) -> None:
@@ -115,9 +114,15 @@ class LiveView(Lines):
 def ended(run: Run, job: Job, seconds: float, width: int) -> str:
     """The line of a job that has ended, no longer than `width`."""
     took = duration(round(seconds, 1 if seconds < 10 else 0))
-    head = f"{f'{run.done}/{run.total}':>8} {fitted(job.label, NAME):{NAME}} "
+    name = named(width)
+    head = f"{f'{run.done}/{run.total}':>8} {fitted(job.label, name):{name}} "
     room = max(width - len(head) - 12, 0)
     return f"{head}{fitted(job.made(run.folder, room), room):{room}}{took:>12}"
+
+
+def named(width: int) -> int:
+    """Columns for what a job is called."""
+    return max(min(NAME, width - 54), 8)
 
 
 def fitted(text: str, width: int) -> str:
@@ -138,7 +143,7 @@ def running(job: Job, now: float, name: int) -> list[str]:
     if said is None:
         return [f"{fitted(job.label, name):{name}}", "", "", f"{clock(now - job.began)} so far"]
     left = f"{clock(said.left)} left" if said.left is not None else f"{clock(now - job.began)} so far"
-    return [f"{fitted(job.label, name):{name}}", f"{said.share:4.0%}", f" {said.said:9} ", left]
+    return [f"{fitted(job.label, name):{name}}", f"{100 * said.share:3.0f} %", f" {said.said:9} ", left]
 
 
 def remaining(run: Run, now: float) -> str:
@@ -152,7 +157,7 @@ def remaining(run: Run, now: float) -> str:
 
 def drawn(run: Run, now: float, width: int) -> Group:
     """What is running, and how far all of it is, in lines of `width`."""
-    name = max(min(NAME, width - 50), 8)
+    name = named(width)
     table = Table.grid(padding=(0, 1))
     for column in range(5):
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=name if column == 0 else None)
@@ -161,10 +166,7 @@ def drawn(run: Run, now: float, width: int) -> Group:
         full = round(BAR * said.share) if said else 0
         line = Text("━" * full, "cyan").append("━" * (BAR - full) if said else "", "dim")
         table.add_row(Text(told[0], "bold"), line, told[1], told[2].strip(), Text(told[3], "dim"))
-    parts = [
-        f"{run.done} of {run.total} stages done" if run.total else "reading the config",
-        f"{clock(now - run.began)} so far",
-    ]
-    about = remaining(run, now)
-    whole = Text(fitted(" · ".join([*parts, about] if about else parts), width - 1), "dim")
+    done = f"{run.done} of {run.total} stages done" if run.total else "reading the config"
+    parts = [done, f"{clock(now - run.began)} so far", remaining(run, now)]
+    whole = Text(fitted(" · ".join(filter(None, parts)), width - 1), "dim")
     return Group(table, whole) if run.running else Group(whole)
