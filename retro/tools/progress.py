@@ -143,6 +143,7 @@ class Run:
             job = self.running.pop(event["job_id"] if kind == "job_finished" else event["jobid"], None)
             if job is not None and kind == "job_finished":
                 self.done += 1
+                self.failed = [each for each in self.failed if each.label != job.label]  # it was tried again
                 self.took.setdefault(job.rule, []).append(event["time"] - job.began)
                 return job
             if job is not None:
@@ -170,10 +171,11 @@ class Run:
             if said is not None and said.left is not None:
                 lefts.append(said.left)
                 mine.setdefault(job.rule, []).append(elapsed + said.left)
-            elif (likely := self.earlier.get(job.benchmark or Path()) or _mean(self.took.get(job.rule, []))) is not None:
-                lefts.append(max(likely - elapsed, 0.0))
-            elif job.rule in TRAINING:
+                continue
+            likely = self.earlier.get(job.benchmark or Path()) or _mean(self.took.get(job.rule, []))
+            if likely is None and job.rule in TRAINING:
                 return None
+            lefts.append(max((likely or 0.0) - elapsed, 0.0))
         waiting = {rule: jobs for rule, jobs in self.left.items() if jobs}
         if not waiting and not self.running:
             return None

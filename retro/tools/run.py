@@ -33,20 +33,23 @@ from retro.config import schema
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config/config.yaml", help="config file")
-    parser.add_argument("--cores", default="all", help="CPU cores to use")
-    parser.add_argument("targets", nargs="*", default=[], help="targets of the Snakefile (default: all)")
+    parser.add_argument("--cores", help="CPU cores to use (default: all)")
+    parser.add_argument("targets", nargs="*", default=[], help="targets (default: all); after --, options of snakemake")
     options = parser.parse_args()
     settings = schema.load(options.config)
     os.environ["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated
     )
     cache_elsewhere()
-    arguments = ["--configfile", options.config, "--cores", str(options.cores), *options.targets]
+    elsewhere = any(word.startswith(("--profile", "--workflow-profile", "--executor")) for word in options.targets)
+    cores = options.cores or (None if elsewhere else "all")  # of this machine; a cluster's profile counts jobs
+    arguments = ["--configfile", options.config, *(["--cores", cores] if cores else []), *options.targets]
     if {"-n", "--dry-run", "--dryrun"} & set(options.targets):
         sys.exit(subprocess.run(["snakemake", *arguments]).returncode)
     if take_lock_away(options.config):
         print("A run in this folder was killed; its lock is taken away, and it goes on where it stopped.", flush=True)
-    sys.exit(shown(Path(settings.results) / settings.dataset.name, options.config, arguments, not options.targets))
+    whole = not options.targets or options.targets[0].startswith("-")
+    sys.exit(shown(Path(settings.results) / settings.dataset.name, options.config, arguments, whole))
 
 
 def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
@@ -55,7 +58,7 @@ def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
     from retro.tools.progress import Run
 
     run, log, logs = Run.of(folder), watch.log_file(folder), folder / "logs"
-    print(f"{config} → {folder}; details: {log}", flush=True)
+    print(f"{config} → {folder}\nall details: {log}", flush=True)
     status, number = watch.watch(arguments, run, log)
     took = time.time() - run.began
     if number and status:
@@ -64,11 +67,9 @@ def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
     if status:
         print(ended.failed(run, logs, run.began, log, status), file=sys.stderr)
         return status
-    done = (
-        f"{run.done} stages in {duration(round(took))}." if run.done else "Nothing to do: all is there, and up to date."
-    )
-    parts = [done]
-    parts += [ended.found(folder), ended.pages(folder), ended.next_commands(folder)] if whole else []
+    parts = [f"{run.done} stages in {duration(round(took))}." if run.done else "Nothing to do: all is up to date."]
+    if whole and (folder / "summary.csv").exists():
+        parts += [ended.found(folder), ended.pages(folder), ended.next_commands(folder)]
     print("\n\n".join(filter(None, parts)) + ended.warned(logs, run.began))
     return 0
 

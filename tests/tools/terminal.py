@@ -14,11 +14,12 @@ SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 
 
 class Screen:
-    """What was written, as a terminal of `width` shows it: lines, the cursor's place. Colours are listed, not shown."""
+    """What was written, as a terminal of `width` shows it: lines of characters, each with its colours; the cursor."""
 
     def __init__(self, width: int):
-        self.width, self.lines, self.row, self.column = width, [""], 0, 0
-        self.colours: set[str] = set()
+        self.width, self.row, self.column = width, 0, 0
+        self.lines: list[list[tuple[str, str]]] = [[]]  # what sets the colours, and a character
+        self.style, self.colours = "", set[str]()
         self.hidden = False  # the cursor
 
     def feed(self, text: str) -> None:
@@ -31,23 +32,25 @@ class Screen:
             if character == "\r":
                 self.column = 0
             elif character == "\n":
-                self.row, self.column = self.row + 1, self.column
-                self.lines += [""] * (self.row + 1 - len(self.lines))
+                self.row += 1
+                self.lines += [[] for _ in range(self.row + 1 - len(self.lines))]
             else:
                 assert character >= " ", f"a terminal is told {character!r}"
                 if self.column == self.width:
                     self.feed("\r\n")
-                line = self.lines[self.row].ljust(self.column)
-                self.lines[self.row] = line[: self.column] + character + line[self.column + 1 :]
+                line = self.lines[self.row]
+                line += [("", " ")] * (self.column + 1 - len(line))
+                line[self.column] = (self.style, character)
                 self.column += 1
 
     def obey(self, numbers: str, letter: str) -> None:
         if letter == "m":
+            self.style = "" if numbers in ("", "0") else f"{self.style}\x1b[{numbers}m"
             self.colours |= {number for number in numbers.split(";") if 30 <= int(number or 0) < 108}
         elif letter == "A":
             self.row = max(self.row - int(numbers or 1), 0)
         elif letter == "K" and numbers == "2":
-            self.lines[self.row] = ""
+            self.lines[self.row] = []
         elif letter in "hl" and numbers == "?25":
             self.hidden = letter == "l"
         else:
@@ -55,7 +58,13 @@ class Screen:
 
     def text(self) -> list[str]:
         """The lines as they stand, without empty ones at the end."""
-        return "\n".join(line.rstrip() for line in self.lines).rstrip().split("\n")
+        lines = ["".join(character for _, character in line).rstrip() for line in self.lines]
+        return "\n".join(lines).rstrip().split("\n")
+
+    def coloured(self) -> str:
+        """The same with their colours."""
+        lines = self.lines[: len(self.text())]
+        return "\n".join("".join(f"{style}{char}\x1b[0m" for style, char in line) for line in lines)
 
 
 class Terminal:

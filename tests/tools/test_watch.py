@@ -163,6 +163,8 @@ def test_a_job_that_is_tried_again_counts_once(run):
         run.take({"event": "job_error", "jobid": number, "time": 1.0})
     begin(run, 1, "train", 1.0, TRAINING, run="gpt-s1")
     assert run.left["train"] == 1 and [job.label for job in run.failed] == ["gpt-s1", "gpt-s1"]
+    finish(run, 1, 5.0)
+    assert not run.failed
 
 
 # Lines in a pipe

@@ -39,7 +39,7 @@ def test_every_stage_has_a_line_when_it_ends(shown):
 
 def test_nothing_of_snakemakes_is_printed_and_all_of_it_is_kept(finished, shown):
     assert not [line for line in shown if "input:" in line or "Job stats" in line or "python -m retro.corpus" in line]
-    log = re.search(r"details: (\S+)$", shown[0])[1]
+    log = re.search(r"details: (\S+)$", shown[1])[1]
     kept = (finished.folder / log).read_text(encoding="utf-8")
     assert "Job stats:" in kept and "input:" in kept and "(100%) done" in kept
 
@@ -72,7 +72,7 @@ def test_the_commands_to_try_next_work(finished, shown):
 
 def test_with_nothing_to_do_it_ends_the_same(finished):
     done = finished.make_run()
-    assert done.returncode == 0 and "Nothing to do: all is there, and up to date." in done.stdout
+    assert done.returncode == 0 and "Nothing to do: all is up to date." in done.stdout
     assert "On held-out text" in done.stdout and "report.html" in done.stdout
 
 
@@ -85,8 +85,8 @@ def test_on_a_terminal_a_run_leaves_its_lines_and_nothing_else(finished, tmp_pat
     assert terminal.ended() == 0, terminal.written[-4000:]
     screen = terminal.screen
     lines = [line for line in screen.text() if line]
-    assert [line.split()[:2] for line in lines[2:5]] == [["1/3", "train"], ["2/3", "tokenize"], ["3/3", "chunk"]]
-    assert lines[1] == "3 stages, on 2 cores" and re.match(r"3 stages in ", lines[5]) and not screen.hidden
+    assert [line.split()[:2] for line in lines[3:6]] == [["1/3", "train"], ["2/3", "tokenize"], ["3/3", "chunk"]]
+    assert lines[2] == "3 stages, on 2 cores" and re.match(r"3 stages in ", lines[6]) and not screen.hidden
     assert all(len(line) <= width for line in lines) and "so far" not in "".join(lines)
     assert "so far" in terminal.written
 
@@ -163,5 +163,7 @@ def test_what_snakemake_refuses_is_told_in_its_words(finished):
 def test_snakemakes_options_are_handed_on(finished):
     done = finished.make_run("--", "--dry-run")
     assert done.returncode == 0 and "Nothing to be done" in done.stdout
+    done = finished.make_run("--", "--workflow-profile", "profiles/slurm", "--dry-run")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout, "a cluster's profile says how many jobs"
     done = finished.make_run("--", "train_all", "--no-such-option")
     assert done.returncode != 0 and "unrecognized arguments: --no-such-option" in done.stdout
