@@ -15,6 +15,7 @@ from retro.base.artifacts import read_json
 from retro.base.log import duration
 from retro.base.names import ALL
 from retro.base.stage import UserError
+from retro.evaluation.conditions import NONE, ON
 from retro.tools.progress import TRAINING, Job, Run
 
 PAGES = {
@@ -23,6 +24,9 @@ PAGES = {
     "summary.csv": "the figures",
 }
 WIDTH = 120  # of sentences
+CELLS = (  # columns that tell; a row of comparison.csv lacks some
+    "retrieval", "bits_per_byte", "difference_percent", "low", "high", "copier_percent", "copier_low", "copier_high"
+)  # fmt: skip
 TAIL = 12  # lines of a log that ends without a message of ours
 OWN = "run-*.log"  # what `make run` itself writes into logs
 
@@ -39,25 +43,24 @@ def found(folder: Path) -> str:
         rows = where(read_csv(folder / "summary.csv"), source=ALL)
         told = [(f"{row['run']}, retrieval {row['retrieval']}", f"{row['bits_per_byte']:.3f}") for row in rows]
         return table([("", "bits per byte"), *told])
-    on = main["on"]
+    on, copying = main[ON], folder / "copying.csv"
+    mixed = where(read_csv(copying), kind=ALL, split=on["split"]) if copying.exists() else []
     documents = int(on["documents"])
-    mixed = [
-        row
-        for row in (read_csv(folder / "copying.csv") if (folder / "copying.csv").exists() else [])
-        if row["kind"] == ALL and row["split"] == on["split"]
-    ]
-    headline = story.headline(comparison, documents, documents, story.copier(mixed))[0]
-    own = next((row["k"] for row in mixed if row["retrieval"] == "on"), None)
-    lines = [
-        (label(row), f"{row['bits_per_byte']:.3f}", *map(" ".join, (cells[:2], cells[2:])))
-        for row in mixed
-        if row["k"] in (0, own) and row["retrieval"] != "on+copy"
-        for cells in [differences(row)]
-    ] or [
-        (mode, f"{row['bits_per_byte']:.3f}", f"{row['difference_percent']:+.1f} %", "") for mode, row in main.items()
-    ]
-    heads = ("", "bits per byte", "against the GPT (95 %)", "against GPT + copier (95 %)")
-    return f"{textwrap.fill(headline, WIDTH)}\n\n{table([heads, *lines])}"
+    headline, _ = story.headline(comparison, documents, documents, story.copier(mixed))
+    shown = next((row["k"] for row in mixed if row["retrieval"] == ON), 0)  # as many neighbours as in training
+    rows = [row for row in mixed if row["k"] in (0, shown) and row["retrieval"] != f"{ON}+copy"]
+    if not rows:
+        twin = {"retrieval": NONE, "bits_per_byte": on["twin_bits_per_byte"]}
+        rows = [twin, *main.values()]
+    others = where(comparison, seed=ALL, source=ALL, split=on["split"], retrieval=ON)
+    named = [(label(row), row) for row in rows] + [(row["run"], row) for row in others if row["run"] != on["run"]]
+    lines = [("", "bits per byte", "against the GPT (95 %)", "against GPT + copier (95 %)")]
+    for name, row in named:
+        cells = differences({key: row.get(key) for key in CELLS})
+        lines.append((name, f"{row['bits_per_byte']:.3f}", " ".join(cells[:2]), " ".join(cells[2:])))
+    columns = 4 if mixed else 3
+    wrapped = textwrap.fill(headline.replace(" %", "\u00a0%"), WIDTH).replace("\u00a0", " ")
+    return f"{wrapped}\n\n{table([row[:columns] for row in lines])}"
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from retro.tools import ended
 from tests.tools.terminal import Terminal
 from tests.workflow.conftest import Project
 
@@ -52,6 +54,19 @@ def test_the_end_has_result_warnings_time_pages_and_commands(finished, shown):
     assert re.search(r"^\d+ stages in ", text, re.MULTILINE)
     for page in re.findall(r"^  (results/\S+)  ", text, re.MULTILINE):
         assert (finished.folder / page).is_file()
+
+
+def test_the_result_is_told_of_what_there_is(finished, tmp_path):
+    """Without a copier beside the models it is the comparison, without a twin to compare with the models alone."""
+    for name in ("summary.csv", "comparison.csv"):
+        shutil.copy(finished.results(name), tmp_path)
+    compared = ended.found(tmp_path)
+    assert "On held-out text" in compared and "copier" not in compared.partition("\n\n")[0]
+    assert re.search(r"^  RETRO, retrieval off +\d\.\d{3} +[+−±]", compared, re.MULTILINE)
+    header = (tmp_path / "comparison.csv").read_text().splitlines()[0]
+    (tmp_path / "comparison.csv").write_text(f"{header}\n")
+    alone = ended.found(tmp_path)
+    assert "On held-out" not in alone and re.search(r"^  gpt-s1, retrieval none +\d\.\d{3}$", alone, re.MULTILINE)
 
 
 def test_the_commands_to_try_next_work(finished, shown):
