@@ -63,6 +63,8 @@ class Job:
     log: Path | None
     benchmark: Path | None
     began: float  # seconds since 1970
+    before: float | None = None  # time of its log when it began: that of an earlier attempt, if there was one
+    said: Progress | None = None  # the last of how far it is, at the last look
 
     @property
     def label(self) -> str:
@@ -75,7 +77,7 @@ class Job:
     def lines(self) -> list[str]:
         """The last lines of its log, none of an earlier attempt."""
         try:
-            if self.log is None or self.log.stat().st_mtime < self.began - 1:
+            if self.log is None or ((at := self.log.stat().st_mtime) == self.before and at < self.began - 1):
                 return []
             with open(self.log, "rb") as file:
                 file.seek(max(0, file.seek(0, 2) - END))
@@ -83,9 +85,9 @@ class Job:
         except OSError:
             return []
 
-    def progress(self) -> Progress | None:
-        """The last that it said."""
-        return next(filter(None, map(progress_of, reversed(self.lines()))), None)
+    def look(self) -> None:
+        """Look how far it is."""
+        self.said = next(filter(None, map(progress_of, reversed(self.lines()))), None)
 
     def made(self, folder: Path, width: int) -> str:
         """What it says that it made: the last line that names a file, or the last; files as below `folder`, where there
@@ -119,6 +121,7 @@ class Run:
     done: int = 0
     total: int = 0
     cores: int | None = None
+    looked: float = float("-inf")
 
     @classmethod
     def of(cls, folder: Path) -> "Run":
@@ -136,7 +139,8 @@ class Run:
         elif kind == "job_info" and event["rule_name"] not in TARGETS:
             rule, log, benchmark = event["rule_name"], event["log"], event["benchmark"]
             where = (Path(log[0]) if log else None, Path(benchmark) if benchmark else None)
-            self.running[event["jobid"]] = Job(rule, event["wildcards"], *where, event["time"])
+            before = where[0].stat().st_mtime if where[0] and where[0].exists() else None
+            self.running[event["jobid"]] = Job(rule, event["wildcards"], *where, event["time"], before)
             self.begun.add(where[1])
             self.left[rule] = max(self.left.get(rule, 0) - 1, 0)
         elif kind in ("job_finished", "job_error"):
@@ -153,6 +157,13 @@ class Run:
             self.errors.append(event["message"])
         return None
 
+    def look(self, now: float) -> None:
+        """Look how far the jobs are, but at no more than twenty files a second."""
+        if now - self.looked >= len(self.running) / 20:
+            self.looked = now
+            for job in self.running.values():
+                job.look()
+
     def stopped(self) -> list[Job]:
         """Jobs that had begun and did not end well."""
         return [*self.running.values(), *self.failed]
@@ -167,10 +178,10 @@ class Run:
         mine = {rule: list(took) for rule, took in self.took.items()}
         lefts = []
         for job in self.running.values():
-            elapsed, said = now - job.began, job.progress()
-            if said is not None and said.left is not None:
-                lefts.append(said.left)
-                mine.setdefault(job.rule, []).append(elapsed + said.left)
+            elapsed = now - job.began
+            if job.said is not None and job.said.left is not None:
+                lefts.append(job.said.left)
+                mine.setdefault(job.rule, []).append(elapsed + job.said.left)
                 continue
             likely = self.earlier.get(job.benchmark or Path()) or _mean(self.took.get(job.rule, []))
             if likely is None and job.rule in TRAINING:

@@ -68,9 +68,10 @@ class Lines:
     def refresh(self, now: float) -> None:
         """Say how far those jobs are that run long: at most twice a minute and ten times in all, but in the end now
         and then."""
+        self.run.look(now)
         for number, job in self.run.running.items():
             last, share = self.shown.get(number, (job.began, 0.0))
-            if now - last < SELDOM or (said := job.progress()) is None:
+            if now - last < SELDOM or (said := job.said) is None:
                 continue
             if said.share - share >= SHARE or now - last >= SILENCE:
                 self.shown[number] = (now, said.share)
@@ -108,6 +109,7 @@ class LiveView(Lines):
 
     def refresh(self, now: float) -> None:
         """Draw what is running."""
+        self.run.look(now)
         self.live.update(drawn(self.run, now, min(WIDTH, self.console.width)), refresh=True)
 
 
@@ -139,7 +141,7 @@ def clock(seconds: float) -> str:
 
 def running(job: Job, now: float, name: int) -> list[str]:
     """How far a job is: name, share, what it says, time."""
-    said = job.progress()
+    said = job.said
     if said is None:
         return [f"{fitted(job.label, name):{name}}", "", "", f"{clock(now - job.began)} so far"]
     left = f"{clock(said.left)} left" if said.left is not None else f"{clock(now - job.began)} so far"
@@ -162,7 +164,7 @@ def drawn(run: Run, now: float, width: int) -> Group:
     for column in range(5):
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=name if column == 0 else None)
     for job in run.running.values():
-        told, said = running(job, now, name), job.progress()
+        told, said = running(job, now, name), job.said
         full = round(BAR * said.share) if said else 0
         line = Text("━" * full, "cyan").append("━" * (BAR - full) if said else "", "dim")
         table.add_row(Text(told[0], "bold"), line, told[1], told[2].strip(), Text(told[3], "dim"))

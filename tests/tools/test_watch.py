@@ -36,6 +36,7 @@ def begin(run: Run, number: int, rule: str, at: float, said: str = "", /, **wild
         paths[0].write_text(said, encoding="utf-8")
     facts = {"jobid": number, "rule_name": rule, "wildcards": wildcards, "time": at}
     run.take({"event": "job_info", "log": [str(paths[0])], "benchmark": str(paths[1]), **facts})
+    run.running[number].look()
     return run.running[number]
 
 
@@ -70,10 +71,13 @@ def test_other_lines_tell_nothing(line):
 
 def test_the_log_of_an_earlier_attempt_tells_nothing(run):
     job = begin(run, 1, "train", 0.0, TRAINING, run="gpt-s1")
-    assert job.progress().share == 0.675
+    assert job.said.share == 0.675
     os.utime(job.log, (1.0, 1.0))
-    job.began = 100.0
-    assert job.progress() is None
+    again = begin(run, 1, "train", 100.0, run="gpt-s1")
+    assert again.said is None
+    os.utime(again.log, (50.0, 50.0))
+    again.look()
+    assert again.said.share == 0.675, "it was written to, by a machine whose clock is behind"
 
 
 # What a job is called and what it made
