@@ -5,6 +5,8 @@ CORES  ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 # faiss with GPU support where there is an NVIDIA driver; FAISS=cpu or FAISS=gpu overrides.
 FAISS  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 ACTIVE := . .venv/bin/activate &&
+# Quiet but for errors: no banners on newer versions of pip, or on who runs it.
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore pip install -q
 LOCKS  := envs/requirements.lock envs/cuda.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
 
 # make image: a base image, or one saved as a .tar; WHEELS=folder, which make wheels fills, builds without network.
@@ -86,29 +88,30 @@ wheels:  ## everything an image is made of, in the folder WHEELS, for machines w
 
 .venv/installed: $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv: PyTorch, Snakemake and a hundred packages more. Once, some minutes and gigabytes ..."
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@echo "Setting up .venv (some minutes the first time) ..."
-	@$(ACTIVE) pip install -q --disable-pip-version-check pip==26.3
-	@$(ACTIVE) pip install -q -r envs/requirements.lock -r envs/$(FAISS).lock -r envs/slurm.lock
-	@$(ACTIVE) pip install -q --no-deps -r envs/encoder.lock
-	@$(ACTIVE) pip install -q --no-deps --no-build-isolation -e .
+	@begin=$$(date +%s); $(ACTIVE) $(PIP) pip==26.3 \
+	    && $(PIP) -r envs/requirements.lock -r envs/$(FAISS).lock -r envs/slurm.lock \
+	    && $(PIP) --no-deps -r envs/encoder.lock \
+	    && $(PIP) --no-deps --no-build-isolation -e . \
+	    && echo "... done in $$(( $$(date +%s) - begin )) s."
 	@touch $@
 
 .venv/installed-dev: .venv/installed envs/dev.lock
-	@$(ACTIVE) pip install -q -r envs/dev.lock
+	@$(ACTIVE) $(PIP) -r envs/dev.lock
 	@touch $@
 
 .venv/peer/installed: .venv/installed envs/peer.lock
-	@$(ACTIVE) pip install -q --no-deps --target .venv/peer --upgrade -r envs/peer.lock
+	@$(ACTIVE) $(PIP) --no-deps --target .venv/peer --upgrade -r envs/peer.lock
 	@touch $@
 
 .venv/harness/installed: .venv/installed envs/harness.lock
-	@$(ACTIVE) pip install -q --no-deps --target .venv/harness --upgrade -r envs/harness.lock
+	@$(ACTIVE) $(PIP) --no-deps --target .venv/harness --upgrade -r envs/harness.lock
 	@touch $@
 
 .venv/audit/installed: Makefile
 	@$(PYTHON) -m venv .venv/audit
-	@.venv/audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
+	@PATH="$$PWD/.venv/audit/bin:$$PATH" && $(PIP) pip-audit==2.10.1
 	@touch $@
 
 clean:  ## remove everything made, .venv included

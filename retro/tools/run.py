@@ -1,6 +1,7 @@
-"""What `make run` runs: Snakemake on a config, then where to look.
+"""What `make run` runs: Snakemake on a config, shown as it goes (`retro.tools.watch`), then where to look.
 
     python -m retro.tools.run --config config/config.yaml --cores 2 [targets …]
+    python -m retro.tools.run --config config/config.yaml -- --workflow-profile profiles/slurm    (options of snakemake)
 
 A run that was killed leaves Snakemake's lock behind. Every Snakemake of this project records itself beside it
 (`present`): host, process, and a sign of life now and then. If all that did are shown to be dead, the lock is taken
@@ -11,6 +12,7 @@ from here, and counts as alive: to unlock is then the user's decision.
 import argparse
 import atexit
 import getpass
+import itertools
 import os
 import re
 import socket
@@ -26,7 +28,6 @@ import psutil
 from retro.base import command
 from retro.base.artifacts import read_json, write_json
 from retro.base.log import duration
-from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.workflow import Workflow
@@ -35,31 +36,52 @@ from retro.config.workflow import Workflow
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config/config.yaml", help="config file")
-    parser.add_argument("--cores", default="all", help="CPU cores to use")
+    parser.add_argument("--cores", help="CPU cores to use (default: all)")
     parser.add_argument("--report", help="write Snakemake's own report of what was made to this file, .html or .zip")
-    parser.add_argument("targets", nargs="*", default=[], help="targets of the Snakefile (default: all)")
+    parser.add_argument("targets", nargs="*", default=[], help="targets (default: all); after --, options of snakemake")
     options = parser.parse_args()
     settings = schema.load(options.config)
     os.environ["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated
     )
-    for target in options.targets if Path("Snakefile").is_file() else ():
+    targets = list(itertools.takewhile(lambda word: not word.startswith("-"), options.targets))
+    for target in targets if Path("Snakefile").is_file() else ():
         if said := Workflow(settings).no_target(target, rules()):
             raise UserError(said)
     cache_elsewhere()
-    line = ["snakemake", "--configfile", options.config, "--cores", str(options.cores)]
+    elsewhere = any(word.startswith(("--profile", "--workflow-profile", "--executor")) for word in options.targets)
+    cores = options.cores or (None if elsewhere else "all")  # of this machine; a cluster's profile counts jobs
+    arguments = ["--configfile", options.config, *(["--cores", cores] if cores else []), *options.targets]
     if options.report:
         Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        line += ["--report", options.report]
+        arguments += ["--report", options.report]
+    if options.report or {"-n", "--dry-run", "--dryrun"} & set(options.targets):
+        sys.exit(subprocess.run(["snakemake", *arguments]).returncode)
     if take_lock_away(options.config):
         print("A run in this folder was killed; its lock is taken away, and it goes on where it stopped.", flush=True)
-    folder, begin = Path(settings.results) / settings.dataset.name, time.time()
-    status = subprocess.run([*line, *options.targets]).returncode
-    if status == 0 and not options.targets and not options.report:
-        print(found(folder) + warned(folder / "logs", begin))
-    elif status:
-        print(failed(folder / "logs", begin), file=sys.stderr)
-    sys.exit(status)
+    sys.exit(shown(Path(settings.results) / settings.dataset.name, options.config, arguments, not targets))
+
+
+def shown(folder: Path, config: str, arguments: list[str], whole: bool) -> int:
+    """Run Snakemake and show what it does; then the result of a `whole` run, or what went wrong. Its exit status."""
+    from retro.tools import ended, watch  # not at the top: rules import this module, too
+    from retro.tools.progress import Run
+
+    run, log, logs = Run.of(folder), watch.log_file(folder), folder / "logs"
+    print(f"{config} → {folder}\nall details: {log}", flush=True)
+    status, number = watch.watch(arguments, run, log)
+    took = time.time() - run.began
+    if number and status:
+        print(ended.stopped(run, took), file=sys.stderr)
+        return 128 + number
+    if status:
+        print(ended.failed(run, logs, run.began, log, status), file=sys.stderr)
+        return status
+    parts = [f"{run.done} stages in {duration(round(took))}." if run.done else "Nothing to do: all is up to date."]
+    if whole and (folder / "summary.csv").exists():
+        parts += [ended.found(folder), ended.pages(folder), ended.next_commands(folder)]
+    print("\n\n".join(filter(None, parts)) + ended.warned(logs, run.began))
+    return 0
 
 
 def rules() -> list[str]:
@@ -84,6 +106,7 @@ def cache_elsewhere() -> None:
 
 LOCKS, RECORDS = Path(".snakemake/locks"), Path(".snakemake/running")
 BEAT = 30.0  # seconds between signs of life
+SNAKEMAKES = {"snakemake", "retro.tools.events"}  # programs, or modules after -m, that are one
 SILENT = 600.0  # seconds without one, and without a lock, after which a record is of nobody
 
 
@@ -202,45 +225,11 @@ def _snakemake_is_running() -> bool:
     for process in psutil.process_iter():
         try:
             inside = Path(process.cwd()) == Path.cwd()
-            if inside and any(Path(word).name == "snakemake" for word in process.cmdline()[:3]):
+            if inside and any(Path(word).name in SNAKEMAKES for word in process.cmdline()[:3]):
                 return True
         except (psutil.Error, OSError):
             continue
     return False
-
-
-def failed(logs: Path, begin: float) -> str:
-    """The messages that stages of this run ended with: Snakemake prints much after them."""
-    lines = []
-    for path in sorted(logs.rglob("*.log")):
-        if path.stat().st_mtime >= begin:
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            lines += [f"  {path}: {line}" for line in text if line.startswith("error: ")]
-    said = "\n".join(["\nWhat went wrong:", *lines]) if lines else "\nSnakemake's message above says what went wrong."
-    return f"{said}\nMessages and their ways out: docs/troubleshooting.md. Then run the same command again."
-
-
-def warned(logs: Path, begin: float) -> str:
-    """The warnings of the stages of this run, each once: they have scrolled by."""
-    lines = dict.fromkeys(
-        line
-        for path in sorted(logs.rglob("*.log"))
-        if path.stat().st_mtime >= begin
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.startswith("warning: ")
-    )
-    return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""
-
-
-def found(folder: Path) -> str:
-    """The figures in short, and the pages to open."""
-    import pandas as pd  # rules import this module, too, and need no tables
-
-    summary = pd.read_csv(folder / "summary.csv")
-    rows = summary[summary["source"] == ALL][["run", "retrieval", "split", "bits_per_byte", "perplexity"]]
-    pages = [folder / name for name in ["report.html", "neighbours.html", "summary.csv"]]
-    listed = "".join(f"\n  {page}" for page in pages if page.exists())  # the first two need a RETRO run with a twin
-    return f"\n{rows.to_string(index=False)}\n\nOpen in a browser:{listed}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def stages(folder) -> list[psutil.Process]:
             inside = process.cwd() == str(folder)
         except psutil.Error:
             continue
-        if inside and any(word.startswith("retro.") and word != "retro.tools.run" for word in words[1:4]):
+        if inside and any(word.startswith("retro.") and not word.startswith("retro.tools.") for word in words[1:4]):
             found.append(process)
     return found
 
@@ -95,7 +95,7 @@ def test_a_stale_lock(finished, tmp_path):
     refused = project.snakemake("train_all")
     assert refused.returncode != 0 and "LockException" in refused.stdout, refused.stdout[-2000:]
     done = go_on(project)
-    assert done.returncode == 0 and "taking its lock away" in done.stdout, done.stdout[-2000:]
+    assert done.returncode == 0 and "its lock is taken away" in done.stdout, done.stdout[-2000:]
     assert differing(project, finished) == []
     tell("a lock left by a killed run: snakemake refuses, make run takes it away; same bytes")
 

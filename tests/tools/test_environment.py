@@ -130,3 +130,40 @@ def test_both_images_are_made_of_the_same_files():
     docker = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert apptainer == docker
     assert all(list(ROOT.glob(name)) for name in docker)
+
+
+# What pip says, and who asked it to be quiet.
+PIP = """#!/bin/sh
+test "$PIP_DISABLE_PIP_VERSION_CHECK" || echo "[notice] A new release of pip is available: 26.3 -> 27.0"
+test "$PIP_ROOT_USER_ACTION" = ignore || echo "WARNING: Running pip as the 'root' user can break things"
+case "$*" in *-q*) ;; *) echo "Collecting everything" ;; esac
+case "$*" in *encoder*) test {status} = 0 || echo "ERROR: No matching distribution found" >&2; exit {status} ;; esac
+"""
+
+
+def set_up(folder: Path, target: str, status: int = 0) -> subprocess.CompletedProcess:
+    """`make` a target with a pip that installs nothing."""
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copytree(ROOT / "envs", folder / "envs", dirs_exist_ok=True)
+    programs = folder / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
+    (programs / "pip").write_text(PIP.format(status=status))
+    (programs / "pip").chmod(0o755)
+    command = ["make", "--no-print-directory", target, f"PYTHON={sys.executable}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_setting_up_says_what_it_does_and_how_long_it_took(tmp_path):
+    done = set_up(tmp_path, ".venv/installed-dev")
+    assert done.returncode == 0 and not done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("Setting up .venv: ") and re.fullmatch(r"\.\.\. done in \d+ s\.", second)
+
+
+def test_setting_up_shows_what_pip_could_not_do_and_stops(tmp_path):
+    done = set_up(tmp_path, ".venv/installed", status=1)
+    assert done.returncode != 0 and "ERROR: No matching distribution found" in done.stderr
+    assert "done in" not in done.stdout and not (tmp_path / ".venv/installed").exists()

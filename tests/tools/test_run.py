@@ -12,7 +12,8 @@ import pytest
 from retro.base.artifacts import write_json
 from retro.base.stage import UserError
 from retro.tools import run
-from retro.tools.run import LOCKS, RECORDS, place, started, take_lock_away, warned
+from retro.tools.ended import warned
+from retro.tools.run import LOCKS, RECORDS, place, started, take_lock_away
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESENT = "import sys, time; from pathlib import Path; from retro.tools.run import present; present(Path.cwd()); "

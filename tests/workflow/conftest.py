@@ -68,6 +68,10 @@ class Project:
     def snakemake(self, *words: str, config: str = "config/tiny.yaml") -> subprocess.CompletedProcess:
         return self.run(*self.command(*words, config=config))
 
+    def make_run(self, *targets: str, config: str = "config/tiny.yaml") -> subprocess.CompletedProcess:
+        """What `make run` runs."""
+        return self.run(self.python, "-m", "retro.tools.run", "--config", config, "--cores", "2", *targets)
+
     def recording(self) -> "Project":
         """The same project, whose runs note which code of the package they run: `ran` reads it."""
         self.notes.mkdir(exist_ok=True)
@@ -137,8 +141,9 @@ def quick_start(warm) -> Iterator[None]:
 
 def run_all(folder: Path) -> None:
     project = Project.create(folder / "project").cold()
-    done = project.recording().snakemake("all")
+    done = project.recording().make_run()
     assert done.returncode == 0, done.stdout[-8000:]
+    (folder / "shown.txt").write_text(done.stdout, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

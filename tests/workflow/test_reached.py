@@ -8,7 +8,7 @@ def outside(ran: dict[str, set[tuple[str, str]]]) -> dict[str, set[tuple[str, st
     """Of each stage: definitions of which code ran and that its digest does not cover."""
     found = {}
     for stage, definitions in ran.items():
-        if stage in STARTS or not stage.startswith("retro."):
+        if stage in STARTS or not stage.startswith("retro.") or stage.startswith("retro.tools."):  # `make run` itself
             continue
         reached = provenance.package().reachable(stage)
         found[stage] = definitions - {(each.module.name, name) for each in reached for name in each.names}
