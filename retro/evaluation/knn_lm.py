@@ -46,6 +46,7 @@ NEAREST = 1024  # entries looked up for a target, as in the paper
 SPARE = 64  # more of them than wanted, so that no rounding of the index decides which are nearest
 TEMPERATURES = 2.0 ** np.arange(-6, 15.5, 0.5)  # tried
 FITTED = 1 << 12  # targets of valid that λ and T are fitted on, at most
+EXACT = 2**40  # multiply-adds of an exact search, above which lists are searched: a minute or two
 CELLS = 1 << 20  # pairs of a target and an entry held at a time
 
 
@@ -68,6 +69,12 @@ def read_states(model: LanguageModel, batcher: Batcher, settings: dict) -> np.nd
     return states.reshape(windows.chunks, m, -1)
 
 
+def kind_of_index(states: int, targets: int, width: int) -> str:
+    """Flat, which finds all, while that is affordable; else lists, as `retro.retrieval.factory` chooses them."""
+    exact = states * targets * width <= EXACT
+    return "Flat" if exact else factory.choose(states, factory.AFFORDABLE, width)[0]
+
+
 @dataclass(frozen=True)
 class Memory:
     """States float32 [n, d], the token after each int64 [n], and the database chunk that it is of, int64 [n]."""
@@ -79,10 +86,10 @@ class Memory:
 
     @classmethod
     def of(cls, states: np.ndarray, tokens: np.ndarray, chunks: np.ndarray, kind: str, seed: int) -> "Memory":
-        """With an index of a `kind` that faiss knows, trained on a seeded sample where it must be."""
+        """With an index of a `kind` that faiss knows, its lists trained on a seeded sample."""
         index = faiss.index_factory(states.shape[1], kind, faiss.METRIC_L2)
-        if not index.is_trained:
-            some = np.random.default_rng(seed).permutation(len(states))[: IndexSettings().train_vectors]
+        if (lists := faiss.try_extract_index_ivf(index)) is not None:
+            some = np.random.default_rng(seed).permutation(len(states))[: factory.POINTS * lists.nlist]
             index.train(states[np.sort(some)])
         index.add(states)
         factory.prepare(index, IndexSettings())
@@ -252,8 +259,7 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     tokens, real = dataset.store.tokens(dataset.database)
     targets = Targets.of(model, dataset, losses)
-    kind, why = factory.choose(int(real.sum()), len(targets.rows), run.model.width)
-    print(f"index {kind}: {why}", file=sys.stderr)
+    kind = kind_of_index(int(real.sum()), len(targets.rows), run.model.width)
     states = read_states(model, unread(dataset, "database"), losses.settings)[real]
     memory = Memory.of(states, tokens[real], np.nonzero(real)[0], kind, dataset.facts["seed"])
     reader = Reader(memory, condition.k or NEAREST, exclusion(dataset))

@@ -13,7 +13,7 @@ from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.evaluation import knn_lm
 from retro.evaluation.copying import FEW, fit
-from retro.evaluation.knn_lm import SPARE, TEMPERATURES, Memory, best, blend, exclusion, shares
+from retro.evaluation.knn_lm import EXACT, TEMPERATURES, Memory, best, blend, exclusion, kind_of_index, shares
 from retro.evaluation.losses import plan
 from retro.retrieval.exclusion import Barred, Rule
 from tests.evaluation.built import LENGTH, M, make_model, stage
@@ -243,7 +243,20 @@ def test_an_approximate_index_finds_most_and_its_distances_are_exact():
     assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(ids, wanted, strict=True)]) > 0.9
     again = ((memory.states[ids] - queries[:, None]) ** 2).sum(2)
     np.testing.assert_allclose(distances, again, rtol=1e-5)
-    assert SPARE > 0
+
+
+def test_search_is_exact_while_that_is_affordable():
+    assert kind_of_index(1000, 1000, 128) == kind_of_index(EXACT // 128, 1, 128) == "Flat"
+    assert kind_of_index(827_323, 26_229, 128) == "IVF2048,SQ8"
+    assert kind_of_index(EXACT, 1, 128).endswith("PQ64")
+
+
+def test_a_stage_that_searches_lists_says_so_and_says_nearly_the_same(dataset, measured, monkeypatch, tmp_path):
+    exact = made(dataset, measured)
+    monkeypatch.setattr(knn_lm, "EXACT", 0)
+    found = made(dataset, measured, output=tmp_path / "runs/manifest.json")
+    assert (exact.settings["index"], found.settings["index"][:3]) == ("Flat", "IVF")
+    assert found.counts["bits_per_byte"] == pytest.approx(exact.counts["bits_per_byte"], rel=0.01)
 
 
 @pytest.mark.parametrize("rule", ["group_of_any_source", "text"])
