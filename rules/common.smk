@@ -52,8 +52,9 @@ wildcard_constraints:
     retrieval="|".join(["()", *(re.escape(names.prefix(name)) for name in RETRIEVALS.named)]),
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
-    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\+copy)",  # a condition: retro.evaluation.conditions
+    mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\+copy|.\+knn)",  # a condition: retro.evaluation.conditions
     mixed=r"[A-Za-z0-9][A-Za-z0-9._+-]*\+copy",  # one with a copier
+    knn=r"none(\+k\d+)?\+knn",
 
 
 def code(module):

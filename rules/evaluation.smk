@@ -26,7 +26,7 @@ rule losses:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.evaluation.losses"),
-        settings=canonical(CONFIG.evaluate.losses_facts()),
+        settings=lambda wildcards: canonical(CONFIG.evaluate.losses_facts(wildcards.mode)),
     shell:
         "python -m retro.evaluation.losses"
         " --config {input.config:q}"

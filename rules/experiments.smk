@@ -1,7 +1,7 @@
 """Experiments: questions to trained models, each a table and a figure. The config's `experiments` says which.
 
 in     models, {D}/neighbours, {D}/retrievals
-steps  many candidates once, smaller databases from them; losses; comparison, table and figure of each; the section
+steps  many candidates once, smaller databases from them; losses; a kNN-LM; comparison, table and figure of each; the section
 out    {D}/experiments/<experiment>.csv, .svg, .png, {D}/parts/experiments.html
 """
 
@@ -50,6 +50,41 @@ rule subsample:
         "python -m retro.retrieval.subsample"
         " --settings {params.settings:q}"
         " --candidates {input.candidates:q}"
+        " --output {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule knn:
+    """Mixing {wildcards.run} on {wildcards.split} with what followed like states: {wildcards.knn}."""
+    input:
+        config=rules.record.output.config,
+        model=rules.train.output.model,
+        weights=arrays(rules.train.output.weights),
+        losses=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, wildcards.split, wildcards.knn),
+        fitted=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, "valid", wildcards.knn),
+    output:
+        losses=f"{D}/{names.KNN}/losses.npy",
+        manifest=f"{D}/{names.KNN}/manifest.json",
+    log:
+        f"{D}/logs/knn/{{run}}.{{split}}.{{knn}}.log",
+    benchmark:
+        f"{D}/benchmarks/knn/{{run}}.{{split}}.{{knn}}.jsonl"
+    threads: RESOURCES.search_threads
+    resources:
+        mem_mb=8000,
+        runtime="24h",
+        gpu=RESOURCES.gpus,
+    params:
+        code=code("retro.evaluation.knn_lm"),
+    shell:
+        "python -m retro.evaluation.knn_lm"
+        " --config {input.config:q}"
+        " --model {input.model:q}"
+        " --losses {input.losses:q}"
+        " --fitted {input.fitted:q}"
+        " --mode {wildcards.knn}"
+        " --memory {resources.mem_mb}"
+        " --threads {threads}"
         " --output {output.manifest:q}"
         " 2>&1 | tee {log:q}"
 

@@ -81,6 +81,7 @@ SUBSAMPLED = "{retrieval}fractions/{fraction}/{split}"  # named by its condition
 RUN = "runs/{run}"
 LOSSES = "runs/{run}/evaluation/{split}/{mode}"
 MIXED = "runs/{run}/evaluation/{split}/{mixed}"  # losses, too, of the conditions that end in +copy
+KNN = "runs/{run}/evaluation/{split}/{knn}"  # and of those that end in +knn
 OVERLAP = "overlap/{split}"
 EXPERIMENT = "experiments/{experiment}"
 ANSWERS = "{answering}.{retrieved}.jsonl"  # in the folder of the config's qa.name

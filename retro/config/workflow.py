@@ -41,7 +41,7 @@ from retro.config.layers import Retrievals
 from retro.config.schema import Config
 from retro.corpus import files
 from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON, Condition, usual
-from retro.experiments.catalogue import CATALOGUE
+from retro.experiments.catalogue import CATALOGUE, Offered
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
 TARGETS = (  # rules that are worth asking for by their names
@@ -289,7 +289,7 @@ class Workflow:
         return split != SPLITS[VALID] and self.dataset.split.valid > 0
 
     def beside_copier(self, run: str, split: str, mixed: str) -> str:
-        """Manifest of the losses that a condition with a copier mixes."""
+        """Manifest of the losses that a condition with a copier, or a kNN-LM, mixes."""
         return self.manifest(LOSSES, run=run, split=split, mode=Condition.parse(mixed).model.name)
 
     def copiers(self) -> list[str]:
@@ -351,15 +351,25 @@ class Workflow:
         """Manifests of the losses that an experiment compares: of one RETRO run and its twin, or of all runs."""
         if not CATALOGUE[experiment].one_run:
             return self.losses()
-        runs, saved = self.measured(), self.dataset.neighbours.saved
+        runs = self.measured()
         return self.losses([*runs, *(twin for run in runs if (twin := self.runs[run].twin))]) + [
-            self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode)
+            self.manifest(LOSSES, run=measured, split=self.splits[0], mode=mode)
             for run in runs
-            for mode in CATALOGUE[experiment].conditions(
-                self.config.experiments.offered(self.retrievals.named, used=self.neighbours_shown(run), saved=saved)
-            )
-            if not Condition.parse(mode).copy or self._can_copy(self.splits[0])
+            for mode in CATALOGUE[experiment].conditions(self._offered(run))
+            if not Condition.parse(mode).mixed or self._can_copy(self.splits[0])
+            if (measured := self.runs[run].twin if Condition.parse(mode).gpt else run)
         ]
+
+    def _offered(self, run: str) -> Offered:
+        """What conditions of a run, and of its twin, can be made of."""
+        chunks = self.config.evaluate.retrieved_chunks or self.runs[run].train.retrieved_chunks
+        room = self.config.evaluate.in_context * self.dataset.samples.seq_length
+        return self.config.experiments.offered(
+            self.retrievals.named,
+            used=self.neighbours_shown(run),
+            saved=self.dataset.neighbours.saved,
+            fit=int(room) // (chunks * self.dataset.chunk_length),
+        )
 
     def kept(self, fraction: str) -> dict[str, Any]:
         """What a smaller database keeps: its share and seed, and how many of the candidates of each chunk."""

@@ -3,11 +3,13 @@
 A condition's name is the folder of its losses: where the neighbours come from, then `+k<number>` where not as
 many are shown as the run trained with, then `+neighbour` or `+continuation` where only that part of each is, then
 `+copy` where the model is mixed with a copier that reads them (`retro.evaluation.copying`). A model that is shown none
-can be mixed, too: `none+k2+copy` is a GPT beside a copier of two stored neighbours.
+can be mixed, too: `none+k2+copy` is a GPT beside a copier of two stored neighbours. `none+knn` is a kNN-LM
+(`retro.evaluation.knn_lm`): a GPT mixed with what followed states like its own in the database, `+k` of them.
 
     none        a GPT: no retrieval at all            on        the stored neighbours
     off         RETRO without neighbours              random    database chunks drawn at random
     shuffled    the stored neighbours of a chunk of another group
+    in-context  a GPT that has the stored neighbours in its window (`retro.evaluation.in_context`)
     database-<share>-s<draw>    what a smaller database would give (`retro.retrieval.subsample`)
     <name>      another retrieval of the dataset, from the manifest given with --neighbours
 """
@@ -21,6 +23,8 @@ from retro.base.names import NEIGHBOURS, SUBSAMPLED, WORD, prefix
 from retro.base.stage import UserError
 
 NONE, ON, OFF, RANDOM, SHUFFLED = "none", "on", "off", "random", "shuffled"
+IN_CONTEXT = "in-context"
+COPY, KNN = "copy", "knn"
 
 
 @dataclass(frozen=True)
@@ -43,42 +47,50 @@ BUILT_IN = {  # in the order of tables
     ON: Kind("RETRO, retrieval on", "as looked up", "stored", ON),
     OFF: Kind("RETRO, retrieval off", "retrieval off", "none", OFF),
     RANDOM: Kind("RETRO, random neighbours", "random chunks", "random", RANDOM, control=True),
+    IN_CONTEXT: Kind("GPT, neighbours in its window", "neighbours in the GPT's window", "stored", IN_CONTEXT),
     SHUFFLED: Kind("RETRO, neighbours of another chunk", "neighbours of another chunk", "stored", RANDOM, control=True),
 }
 USUAL = (NONE, ON, OFF, RANDOM)  # what every evaluation measures, of one model or the other
 LABELS = {name: kind.label for name, kind in BUILT_IN.items()}
 Part = Literal["both", "neighbour", "continuation"]
 PARTS = {"neighbour": "neighbours only", "continuation": "continuations only"}
-COPY = "copy"
-SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?(?P<copy>\+{COPY})?")
+SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?(\+(?P<mixed>{COPY}|{KNN}))?")
 FRACTION = re.compile(r"database-(?P<share>\d+(\.\d+)?(e-\d+)?)-s(?P<draw>\d+)")
 
 
 @dataclass(frozen=True)
 class Condition:
     """`source` of the neighbours, how many (`k`; None: as in training), which `part` of each is seen, and whether the
-    model is mixed with a copier of them (`copy`).
+    model is mixed with a copier of them (`copy`) or with what followed `k` states like its own (`knn`).
     """
 
     source: str
     k: int | None = None
     part: Part = "both"
     copy: bool = False
+    knn: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "Condition":
-        """The condition of a name. Raises `UserError` if it is none, says more of a condition without neighbours, or
-        does not say how many a copier reads beside a model that is shown none.
+        """The condition of a name. Raises `UserError` if it is none, says more of a condition without neighbours,
+        does not say how many a copier reads beside a model that is shown none, or looks up states of no GPT.
         """
         found = SYNTAX.fullmatch(name)
         if found is None:
             raise UserError(
                 f"condition {name!r}: wanted {', '.join(BUILT_IN)} or the name of a retrieval, then +k<number>, then "
-                f"+neighbour or +continuation, then +copy, e.g. on+k5, shuffled+k1+neighbour or none+k2+copy."
+                f"+neighbour or +continuation, then +copy, e.g. on+k5, shuffled+k1+neighbour or none+k2+copy; "
+                f"or none+knn."
             )
         k = None if found["k"] is None else int(found["k"])
-        condition = cls(found["source"], k, cast(Part, found["part"] or "both"), found["copy"] is not None)
-        if condition.empty and not condition.copy and (k is not None or found["part"]):
+        part = cast(Part, found["part"] or "both")
+        condition = cls(found["source"], k, part, found["mixed"] == COPY, found["mixed"] == KNN)
+        if condition.knn and (condition.source != NONE or condition.part != "both" or k == 0):
+            raise UserError(
+                f"condition {name!r}: a kNN-LM is a GPT that looks up states. Ask for none+knn, or for none+k64+knn, "
+                f"which looks up 64."
+            )
+        if condition.empty and not condition.mixed and (k is not None or found["part"]):
             raise UserError(f"condition {name!r}: {condition.source} shows no neighbours, so leave out what follows.")
         if condition.empty and condition.copy and k is None:
             raise UserError(
@@ -92,11 +104,22 @@ class Condition:
         """The canonical name, which `parse` reads."""
         count = [] if self.k is None else [f"k{self.k}"]
         part = [] if self.part == "both" else [self.part]
-        return "+".join([self.source, *count, *part, *([COPY] if self.copy else [])])
+        mixed = [COPY] if self.copy else [KNN] if self.knn else []
+        return "+".join([self.source, *count, *part, *mixed])
+
+    @property
+    def gpt(self) -> bool:
+        """Whether it is a GPT that is measured; else a RETRO."""
+        return self.source in (NONE, IN_CONTEXT)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the losses are those of a model mixed with something else, by weights fitted on valid."""
+        return self.copy or self.knn
 
     @property
     def model(self) -> "Condition":
-        """What the model is shown that a copier is mixed with; without a copier, the condition itself."""
+        """What the model is shown that something is mixed with; without that, the condition itself."""
         return Condition(self.source) if self.empty else replace(self, copy=False)
 
     @property
@@ -133,15 +156,15 @@ class Condition:
     @property
     def colour(self) -> str:
         """Which of `retro.report.style.COLOURS` draws it: that of `on` for whatever was looked up."""
-        if self.copy:
-            return COPY
+        if self.mixed:
+            return COPY if self.copy else KNN
         return BUILT_IN[self.source].colour if self.source in BUILT_IN else ON
 
     @property
     def shows(self) -> str:
         """What is shown, in a table's words."""
         shown = BUILT_IN[self.source].shows if self.part == "both" else PARTS[self.part]
-        return f"{shown}, and a copier" if self.copy else shown
+        return f"{shown}, and a copier" if self.copy else f"{shown}, and words after like states" if self.knn else shown
 
     def manifest(self, split: str, retrievals: Collection[str]) -> str | None:
         """Where below the dataset's folder the neighbours of a split lie, if not the dataset's own. None also for a
@@ -155,8 +178,12 @@ class Condition:
 
     def of(self, architecture: str, run: str) -> "Condition":
         """Itself. Raises `UserError` for one that a model of this architecture cannot be measured under."""
-        if (architecture == "gpt") != (self.source == NONE):
-            can = NONE if architecture == "gpt" else "on, off, random, shuffled or a retrieval's name"
+        if (architecture == "gpt") != self.gpt:
+            can = (
+                f"{NONE} or {IN_CONTEXT}"
+                if architecture == "gpt"
+                else "on, off, random, shuffled or a retrieval's name"
+            )
             raise UserError(
                 f"run {run!r} is a {architecture}, which has no retrieval mode {self.name!r}. Evaluate it with {can}."
             )

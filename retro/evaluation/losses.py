@@ -2,7 +2,8 @@
 
 Of an empty split it is empty, with nothing for its bits per byte: whoever wants to evaluate that split refuses it.
 
-Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours.
+Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours. What follows is not
+so for neighbours in a GPT's window: `retro.evaluation.in_context`.
 
 A window of `l` chunks predicts the tokens that follow each of its positions, so it scores the stream's
 positions `start * m + 1 .. (start + l) * m`. Windows move by a stride; a token is scored by the first
@@ -25,8 +26,9 @@ from retro.base.machine import best_device
 from retro.base.names import LISTED
 from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
+from retro.evaluation import in_context
 from retro.evaluation.bits_per_byte import bits_per_byte
-from retro.evaluation.conditions import Condition
+from retro.evaluation.conditions import IN_CONTEXT, Condition
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.shown import Shown
 from retro.training.batches import Batcher
@@ -182,10 +184,10 @@ def main() -> None:
     device = best_device()
     model, run = load_model(options.model, dataset, device)
     condition = options.mode.of(run.architecture, run.name)
-    if condition.copy:
+    if condition.mixed:
         raise UserError(
-            f"condition {condition.name!r}: no model is run for it. Measure {condition.model.name}, then mix with "
-            f"python -m retro.evaluation.copying."
+            f"condition {condition.name!r}: is mixed from losses. Measure {condition.model.name}, then mix with "
+            f"python -m retro.evaluation.{'copying' if condition.copy else 'knn_lm'}."
         )
     book = Dataset.open(options.database) if options.database else dataset
     train = run.train
@@ -207,7 +209,9 @@ def main() -> None:
     what = f"{run.name} {options.split} {condition.name}"
     half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
     with growing_array(path, shape, np.float32) as losses, half:
-        if len(rows):
+        if len(rows) and condition.source == IN_CONTEXT:
+            in_context.score(model, batcher, losses, length, settings.in_context, settings.batch_size, what)
+        elif len(rows):
             score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
         nats = float(np.nansum(losses, dtype=np.float64))
         tokens = int(np.isfinite(losses).sum())
@@ -217,6 +221,10 @@ def main() -> None:
     size = int(records["bytes"].sum(dtype=np.int64))
     bpb = bits_per_byte(nats, size) if size else None
     counts = {"tokens": tokens, "bytes": size, "nats": nats, "bits_per_byte": bpb}
+    m = dataset.chunk_length
+    moved: dict[str, int | float] = {"stride": plan(len(rows), m, length, settings.stride).fresh * m}
+    if condition.source == IN_CONTEXT:  # each chunk has a window of its own
+        moved = {"stride": m, "in_context": settings.in_context}
     write_manifest(
         options.output,
         kind="losses",
@@ -231,7 +239,7 @@ def main() -> None:
             "neighbours_used": used,
             "retrieved_chunks": brought,
             "seq_length": length,
-            "stride": plan(len(rows), dataset.chunk_length, length, settings.stride).fresh * dataset.chunk_length,
+            **moved,
             "batch_size": settings.batch_size,
             "precision": train.precision,
         },

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from retro.base.names import HeldOut
 from retro.base.stage import Settings
+from retro.evaluation.conditions import IN_CONTEXT, Condition
 
 
 class EvaluationSettings(Settings):
@@ -19,6 +20,9 @@ class EvaluationSettings(Settings):
     neighbours_used: int | None = Field(None, ge=0, description="Neighbours a chunk sees; default: as in training.")
     retrieved_chunks: int | None = Field(
         None, ge=1, description="Chunks each neighbour brings, at most as many as in training; default: as many."
+    )
+    in_context: float = Field(
+        0.5, ge=0, lt=1, description="Share of a GPT's window that neighbours may fill (condition in-context)."
     )
     random_neighbours: bool = Field(True, description="Also evaluate with random neighbours, the control.")
     copy_baseline: bool = Field(
@@ -36,11 +40,12 @@ class EvaluationSettings(Settings):
 
     def compared_facts(self) -> dict:
         """What tables of all runs depend on: not whether there is one of copying, too."""
-        return {key: value for key, value in self.facts().items() if key != "copy_baseline"}
+        return {key: value for key, value in self.facts().items() if key not in ("copy_baseline", "in_context")}
 
-    def losses_facts(self) -> dict:
-        """What per-token losses depend on: not which splits, controls and resamplings are wanted."""
-        names = ("stride", "batch_size", "neighbours_used", "retrieved_chunks")
+    def losses_facts(self, mode: str) -> dict:
+        """What per-token losses under a condition depend on: not which splits, controls and resamplings are wanted."""
+        names = ["batch_size", "neighbours_used", "retrieved_chunks"]
+        names += ["in_context" if Condition.parse(mode).source == IN_CONTEXT else "stride"]
         return {key: value for key, value in self.facts().items() if key in names}
 
 

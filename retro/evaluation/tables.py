@@ -83,11 +83,12 @@ def entries(measured: Measured, runs: dict[str, dict], pooled: bool) -> Iterator
             if (name, retrieval) in measured.nats:
                 groups.setdefault((unseeded(name) if pooled else name, retrieval), []).append(run)
     for (name, retrieval), members in groups.items():
-        twins = [(member["twin"], NONE) for member in members]
-        known = all(twin in measured.nats for twin in twins)
+        # A GPT that reads neighbours is compared with itself, which then reads none.
+        twins = [(member["twin"] or member["name"], NONE) for member in members]
+        known = retrieval != NONE and all(twin in measured.nats for twin in twins)
         off = [(member["name"], OFF) for member in members]
         switched = retrieval != OFF and all(key in measured.nats for key in off)
-        twin: str | None = members[0]["twin"] if known else None
+        twin: str | None = twins[0][0] if known else None
         if twin is not None and pooled:
             twin = unseeded(twin)
         yield Entry(

@@ -5,12 +5,14 @@ the report's section follow. docs/evaluation.md says how to read it.
 """
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from retro.base.names import ALL, unseeded
-from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
+from retro.evaluation.conditions import IN_CONTEXT, NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
 from retro.report.read import Row, Run, where
+from retro.report.readers import LABELS as UNREAD
+from retro.report.readers import READERS, reader
 
 LABELS = ("label", "x")  # columns that every experiment's rows have before those of comparison.csv
 CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
@@ -18,7 +20,10 @@ CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
 
 @dataclass(frozen=True)
 class Offered:
-    """What conditions can be made of: sections of the config, and a run that is shown `used` of `saved` neighbours."""
+    """What conditions can be made of: sections of the config, and a run that is shown `used` of `saved` neighbours.
+
+    `fit`: neighbours for which there is room in the window of its twin. `baselines`: other ways to read them.
+    """
 
     k: Sequence[int]
     fractions: Sequence[float]
@@ -26,6 +31,8 @@ class Offered:
     retrievals: Sequence[str]
     used: int
     saved: int
+    fit: int = 0
+    baselines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,20 @@ def _counts(offered: Offered) -> list[str]:
     return [Condition(ON, k).name for k in offered.k if k not in (0, offered.used) and k <= offered.saved]
 
 
-def _neighbours(found: Found) -> list[Row]:
-    def count(row: Row) -> int | None:
-        """Neighbours shown in a comparison of whole stored neighbours, or None."""
-        condition = Condition.parse(row["retrieval"])
-        if condition.source == OFF:
-            return 0
-        if condition.source != ON or condition.part != "both":
-            return None
-        if condition.k is not None:
-            return condition.k
-        return found.runs[row["run"]].settings.train.neighbours_used if found.shown is None else found.shown
+def _count(found: Found, row: Row) -> int | None:
+    """Neighbours shown in a comparison of whole stored neighbours, or None."""
+    condition = Condition.parse(row["retrieval"])
+    if condition.source == OFF:
+        return 0
+    if condition.named or condition.control or condition.part != "both" or condition.knn:
+        return None
+    if condition.k is not None:
+        return condition.k
+    return found.runs[row["run"]].settings.train.neighbours_used if found.shown is None else found.shown
 
-    rows = [(count(row), row) for row in found.pooled()]
+
+def _neighbours(found: Found) -> list[Row]:
+    rows = [(_count(found, row), row) for row in found.pooled()]
     shown = sorted(((k, row) for k, row in rows if k is not None), key=lambda each: each[0])
     return [_row(row, f"k = {k}", k) for k, row in shown]
 
@@ -101,16 +109,30 @@ def _controls(found: Found) -> list[Row]:
     return [_row(rows[name], Condition.parse(name).shows) for name in (ON, *CONTROLS) if name in rows]
 
 
-def _copiers(offered: Offered) -> list[str]:
-    return [Condition(ON, copy=True).name, Condition(OFF, offered.used, copy=True).name]
+def _readings(offered: Offered) -> list[str]:
+    """RETRO and its twin with each number of neighbours, alone, with a copier, and other ways to read them."""
+    counts = sorted({k for k in offered.k if 0 < k <= offered.saved})
+    shown = [Condition(ON, None if k == offered.used else k) for k in counts]
+    found = [*shown, *(replace(each, copy=True) for each in shown), *(Condition(NONE, k, copy=True) for k in counts)]
+    if "in-context" in offered.baselines:
+        found += [Condition(IN_CONTEXT, k) for k in (0, *counts) if k <= offered.fit]
+    if "knn" in offered.baselines:
+        found.append(Condition(NONE, knn=True))
+    return [each.name for each in found if each != Condition(ON)]
 
 
 def _copying(found: Found) -> list[Row]:
-    def label(row: Row) -> str:
-        return "retrieval on" if row["retrieval"] == ON else Condition.parse(row["retrieval"]).shows
-
-    rows = [row for row in found.pooled() if row["retrieval"] in (ON, OFF) or Condition.parse(row["retrieval"]).copy]
-    return [_row(row, label(row)) for row in rows]
+    """A row for each reader and number of neighbours, the two without neighbours first."""
+    rows, gpt = [], {}
+    for row in found.pooled():
+        gpt = {**{key: row[key] for key in ("split", "source", "seed")}, "run": row["twin"], "retrieval": NONE}
+        gpt["bits_per_byte"] = row["twin_bits_per_byte"]
+        who, k = reader(row["retrieval"]), _count(found, row)
+        if who is not None or row["retrieval"] == OFF:
+            label = UNREAD[OFF] if who is None else who.label if k is None else f"{who.label}, k = {k}"
+            rows.append((-1 if who is None else READERS.index(who), k or 0, _row(row, label, k)))
+    rows.sort(key=lambda each: each[:2])
+    return [*([_row(gpt, UNREAD[NONE], 0)] if rows else []), *(row for *_, row in rows)]
 
 
 def _retrofit(found: Found) -> list[Row]:
@@ -176,7 +198,8 @@ COST = ("parameters", "training_tokens", "training_flop", "inference_flop_per_to
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question to trained models. `kind` of figure: bars, line, points, or curves (one a run, over its training).
+    """A question to trained models. `kind` of figure: bars, line, points, curves (one a run, over its training), or
+    readers (a line for each way to read neighbours).
 
     `question` and `caption` are the report's. `rows` makes the table's rows, each with a `label` and, for lines and
     points, an `x`; `extra` are columns of its own. `one_run`: it measures the run `experiments.of` and its twin, under
@@ -187,7 +210,7 @@ class Experiment:
     """
 
     title: str
-    kind: Literal["bars", "line", "points", "curves"]
+    kind: Literal["bars", "line", "points", "curves", "readers"]
     question: str
     caption: str
     rows: Callable[[Found], list[Row]]
@@ -252,15 +275,17 @@ CATALOGUE = {
         against="off",
     ),
     "copying": Experiment(
-        "With a copier",
-        "bars",
-        "What does retrieval add where copying comes for free?",
-        "The difference from the GPT of one model, retrieval on and off, alone and mixed with a copier of the same "
-        "neighbours: as far as the bars with a copier are alike, the model copied.",
+        "Other ways to read the same neighbours",
+        "readers",
+        "What does a model of its own add to cheaper ways of reading neighbours?",
+        "Bits per byte by the number of neighbours: the GPT with a copier, with neighbours in its own window and as a "
+        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone and with a copier.",
         _copying,
-        _copiers,
+        _readings,
         one_run=True,
         usual=True,
+        x="neighbours of a chunk (k)",
+        axis="values",
     ),
     "retrofit": Experiment(
         "Retro-fitting",

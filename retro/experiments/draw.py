@@ -16,7 +16,7 @@ from retro.evaluation import tables
 from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON
 from retro.evaluation.conditions import LABELS as CONDITION_LABELS
 from retro.experiments.catalogue import CATALOGUE, LABELS, Experiment, rows_of
-from retro.report import style
+from retro.report import copying, style
 from retro.report.read import Row, Run, read_csv, read_runs
 from retro.report.style import percent
 
@@ -33,6 +33,8 @@ def draw(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> No
         _bars(name, experiment, rows, folder)
     elif experiment.kind == "curves":
         _curves(name, experiment, rows, folder)
+    elif experiment.kind == "readers":
+        copying.draw([{**row, "k": row["x"]} for row in rows], folder)
     else:
         _plane(name, experiment, rows, folder)
 

@@ -30,13 +30,20 @@ class ExperimentSettings(Settings):
         [0.01, 0.05, 0.2, 0.5], description="Shares of the database's chunks that are kept, below 1; 1 is always shown."
     )
     fraction_seeds: list[int] = Field([1, 2, 3], min_length=1, description="Each share is drawn once for each seed.")
+    baselines: list[Literal["in-context", "knn"]] = Field(
+        ["in-context", "knn"],
+        description="Other ways to read neighbours that `copying` compares. knn, a kNN-LM, keeps the state of every "
+        "token of the database in memory and searches them for every token that is evaluated.",
+    )
     candidates: int = Field(
         1000, gt=0, le=1000, description="Neighbours searched once, of which a smaller database keeps its share."
     )
 
-    def offered(self, retrievals: list[str], used: int, saved: int) -> Offered:
-        """What the conditions are made of, for a run trained with `used` of `saved` neighbours."""
-        return Offered(self.k, self.fractions, self.fraction_seeds, retrievals, used, saved)
+    def offered(self, retrievals: list[str], used: int, saved: int, fit: int = 0) -> Offered:
+        """What the conditions are made of, for a run trained with `used` of `saved` neighbours, of which `fit` into its
+        twin's window.
+        """
+        return Offered(self.k, self.fractions, self.fraction_seeds, retrievals, used, saved, fit, self.baselines)
 
     @field_validator("fractions")
     @classmethod

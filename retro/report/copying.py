@@ -24,7 +24,7 @@ from retro.base.stage import given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
 from retro.evaluation.bits_per_byte import bits_per_byte
-from retro.evaluation.conditions import COPY, NONE, OFF, ON, Condition
+from retro.evaluation.conditions import NONE, OFF, ON, Condition
 from retro.evaluation.copying import FEW, LONGEST
 from retro.evaluation.filtered import kept, slices
 from retro.evaluation.leakage import ratio, views
@@ -32,6 +32,7 @@ from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.summarise import measure
 from retro.report import style
 from retro.report.read import Row, read_csv, where
+from retro.report.readers import BOTH, COPIER, READERS, RETRO, label, reader
 from retro.report.style import figure_html, interval, percent
 
 STAGE = "retro.report.copying"
@@ -43,27 +44,6 @@ COLUMNS = (
 MATCHES = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, LONGEST - 1), (LONGEST, LONGEST))  # lengths told together
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A line of the figure: its conditions by whether they have a copier, with `start` as that of no neighbours."""
-
-    label: str
-    source: str
-    copy: bool
-    start: str
-    colour: str
-    line: Any = "-"
-
-    def has(self, condition: Condition) -> bool:
-        """Whether a condition is one of this reader's."""
-        return (condition.source, condition.part, condition.copy) == (self.source, "both", self.copy)
-
-
-READERS = (  # in the order of the table; another way to read neighbours is another line here
-    Reader("GPT + copier", NONE, True, NONE, COPY),
-    Reader("RETRO", ON, False, OFF, ON),
-    Reader("RETRO + copier", ON, True, OFF, ON, (0, (4, 2))),
-)
 CAPTION = (
     "Bits per byte by the number of neighbours: the GPT with a copier that is trained on nothing, RETRO, and RETRO "
     "with the same copier; without neighbours, the GPT and RETRO alone. Where blue lies on green, RETRO does no more "
@@ -215,26 +195,27 @@ class Table:
                     yield self._row(name, "overlap", tokens, **more, **self._compared(name, nats, size))
 
 
-def reader(row: Row) -> Reader | None:
-    """The line of the figure that a row is on, beside its beginning."""
-    condition = Condition.parse(row["retrieval"])
-    return next((each for each in READERS if each.has(condition)), None)
-
-
 def draw(rows: list[Row], folder: Path) -> None:
-    """Bits per byte over the number of neighbours, a line for each reader; all begin without neighbours."""
-    rows = where(rows, kind=ALL)
-    counts = sorted({row["k"] for row in rows})
+    """Bits per byte over the number of neighbours, `k`, a line for each reader; all begin without neighbours.
+
+    A row without a number of neighbours is a level.
+    """
+    counts = sorted({row["k"] for row in rows if row["k"] is not None})
     with style.figure(folder, "copying", 3.9) as (_, axes):
         if len(counts) < 2:
             style.nothing(axes, "Nothing was copied.")
             return
         for each in READERS:
-            mine = [row for row in rows if row["retrieval"] == each.start or reader(row) == each]
-            at = [counts.index(row["k"]) for row in mine]
-            sizes = [row["bits_per_byte"] for row in mine]
-            colour = style.COLOURS[each.colour]
-            axes.plot(at, sizes, "o", linestyle=each.line, color=colour, markersize=4.5, label=each.label)
+            mine = [row for row in rows if row["retrieval"] == each.start or reader(row["retrieval"]) == each]
+            if not any(reader(row["retrieval"]) == each for row in mine):
+                continue
+            how = {"linestyle": each.line, "color": style.COLOURS[each.colour], "label": each.label}
+            mine.sort(key=lambda row: -1 if row["k"] is None else row["k"])
+            if mine[0]["k"] is None:
+                axes.axhline(mine[0]["bits_per_byte"], **how)
+            else:
+                at, sizes = zip(*((counts.index(row["k"]), row["bits_per_byte"]) for row in mine), strict=True)
+                axes.plot(at, sizes, "o", markersize=4.5, **how)
         axes.set_xticks(range(len(counts)), [f"{k:.0f}" for k in counts])
         axes.set(xlabel="neighbours of a chunk (k)", ylabel="bits per byte")
         axes.legend(loc="upper right")
@@ -245,13 +226,6 @@ HEAD = Markup(
     '<th class="n">against the GPT</th><th class="n">95 % interval</th>'
     '<th class="n">against GPT + copier</th><th class="n">95 % interval</th></tr>\n'
 )
-LABELS = {NONE: "GPT", OFF: "RETRO, retrieval off"}
-
-
-def label(row: Row) -> str:
-    """What a row is called in a table."""
-    found = reader(row)
-    return found.label if found else LABELS.get(row["retrieval"], str(row["retrieval"]))
 
 
 def differences(row: Row) -> tuple[str, str, str, str]:
@@ -298,7 +272,7 @@ def by_copier(rows: list[Row]) -> dict[float, dict[str, Row]]:
     found: dict[float, dict[str, Row]] = {}
     for row in where(rows, kind=ALL):
         found.setdefault(row["k"], {})[label(row)] = row
-    return {k: here for k, here in sorted(found.items()) if READERS[0].label in here}
+    return {k: here for k, here in sorted(found.items()) if COPIER.label in here}
 
 
 def sentences(rows: list[Row]) -> list[str]:
@@ -306,7 +280,7 @@ def sentences(rows: list[Row]) -> list[str]:
     found, gpt = [], where(rows, kind=ALL, retrieval=NONE)
     own = next((row["k"] for row in where(rows, kind=ALL, retrieval=ON)), None)
     for k, here in by_copier(rows).items():
-        copy, retro, both = (here.get(each.label) for each in READERS)
+        copy, retro, both = (here.get(each.label) for each in (COPIER, RETRO, BOTH))
         if copy is None or retro is None or both is None:
             continue
         other = {"low": retro["copier_low"], "high": retro["copier_high"]}
@@ -371,7 +345,7 @@ def main() -> None:
     found = list(Table(dataset, losses[0].settings["split"], pair, settings).rows(overlap))
     write_text(options.table, tables.as_csv(COLUMNS, found))
     rows = read_csv(options.table)
-    draw(rows, options.output_folder)
+    draw(where(rows, kind=ALL), options.output_folder)
     write_text(options.part, part(rows, options.output_folder / "copying.svg"))
     told = " ".join(sentences(rows)) or "nothing was mixed"
     print(f"{told}\n{len(rows)} rows → {options.table}", file=sys.stderr)

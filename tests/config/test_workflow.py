@@ -338,9 +338,31 @@ def test_a_mixture_is_made_of_the_models_own_losses():
         assert found.beside_copier("retro-s1", "valid", mixed) == wanted
 
 
-def test_an_experiment_mixes_the_model_with_and_without_retrieval():
-    mixed = {mode for *_, mode in losses(workflow().compared("copying")) if mode.endswith("+copy")}
-    assert mixed == {"on+copy", "off+k2+copy"}
+def test_an_experiment_compares_all_that_reads_the_same_neighbours():
+    counts = (1, 5, 10, 20)
+    gpt = {"none", "none+knn", "in-context+k0", "in-context+k1", "in-context+k2", "none+k2+copy"}
+    gpt |= {f"none+k{k}+copy" for k in counts}
+    retro = {"off", "on", "random", "on+copy"} | {f"on+k{k}{copy}" for k in counts for copy in ("", "+copy")}
+    pairs = [("gpt-s1", mode) for mode in gpt] + [("retro-s1", mode) for mode in retro]
+    made = workflow(experiments={"k": [0, 1, 2, *counts[1:]]}).compared("copying")
+    assert losses(made) == {(run, "test", mode) for run, mode in pairs} and len(made) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("over", "gone"),
+    [
+        ({"experiments": {"baselines": ["in-context"]}}, {"none+knn"}),
+        ({"experiments": {"baselines": []}}, {"none+knn", "in-context+k0", "in-context+k1", "in-context+k2"}),
+        ({"evaluate": {"in_context": 0.25}}, {"in-context+k2"}),
+        ({"dataset": {"split": {"valid": 0}}}, {"none+knn", "none+k2+copy", "on+copy"}),
+    ],
+    ids=["no kNN-LM", "neither", "a smaller room", "nothing to fit on"],
+)
+def test_what_cannot_be_or_is_not_wanted_is_not_compared(over, gone):
+    def modes(**more):
+        return {mode for *_, mode in losses(workflow(**more).compared("copying"))}
+
+    assert gone <= modes() - modes(**over)
 
 
 def test_runs_are_told_with_their_twins_in_the_configs_order():

@@ -27,12 +27,25 @@ def losses(dataset, batcher):
 
 COPIED = {  # condition → what the model is shown, what the copier reads
     "none+k2+copy": ("none", "on+k2"),
+    "in-context+k2+copy": ("in-context+k2", "in-context+k2"),
     "off+k20+continuation+copy": ("off", "on+k20+continuation"),
     "on+copy": ("on", "on"),
     "on+k20+copy": ("on+k20", "on+k20"),
     "bm25+k5+neighbour+copy": ("bm25+k5+neighbour", "bm25+k5+neighbour"),
 }
-NAMES = ["none", "on", "on+k5", "random", "shuffled+k1+neighbour", "bm25", "a-b.c+k0", *COPIED]
+NAMES = [
+    "none+knn",
+    "none+k64+knn",
+    "in-context+k2",
+    "none",
+    "on",
+    "on+k5",
+    "random",
+    "shuffled+k1+neighbour",
+    "bm25",
+    "a-b.c+k0",
+    *COPIED,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,6 +92,7 @@ def test_other_neighbours_lie_where_their_condition_says(name, manifest):
 
 
 WRONG = ["", "on+", "on+5", "on+neighbour+k2", "off+k2", "none+continuation", "a/b", "on+copy+k2", "none+copy", "copy+"]
+WRONG += ["on+knn", "off+k5+knn", "none+k0+knn", "none+k5+copy+knn", "none+continuation+knn", "in-context+knn"]
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -164,27 +164,46 @@ def test_controls_are_compared_with_retrieval_off(made):
     assert all(row["off_percent"] for row in rows)
 
 
-def test_a_model_is_compared_with_itself_beside_a_copier(made):
+def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
     dataset, models, usual = made
     given, mixed = ("--config", dataset.path), []
-    for mode, condition in (("on", "on+copy"), ("off", "off+k2+copy")):
+    for number, mode, condition in ((1, "on", "on+copy"), (0, "none", "none+k2+copy"), (0, "none", "none+knn")):
         fitted, output = (
-            models[1].parent / f"evaluation/{part}/manifest.json" for part in (f"valid/{mode}", condition)
+            models[number].parent / f"evaluation/{part}/manifest.json" for part in (f"valid/{mode}", condition)
         )
-        measured = ("--model", models[1], "--settings", "{}", "--split", "valid", "--mode", mode, "--output", fitted)
-        stage("retro.evaluation.losses", *given, *measured)
+        model = ("--model", models[number])
+        measured = ("--settings", "{}", "--split", "valid", "--mode", mode, "--output", fitted)
+        stage("retro.evaluation.losses", *given, *model, *measured)
         beside = ("--losses", usual[mode], "--fitted", fitted, "--mode", condition, "--output", output)
-        stage("retro.evaluation.copying", *given, *beside)
+        stage("retro.evaluation.knn_lm" if condition.endswith("knn") else "retro.evaluation.copying", *given,
+              *(model if condition.endswith("knn") else ()), *beside)  # fmt: skip
         mixed.append(output)
+    for mode in ("in-context+k0", "in-context+k2"):
+        mixed.append(models[0].parent / f"evaluation/test/{mode}/manifest.json")
+        asked = ("--model", models[0], "--settings", "{}", "--split", "test", "--mode", mode, "--output", mixed[-1])
+        stage("retro.evaluation.losses", *given, *asked)
     rows = table_of(made, "copying", *mixed)
-    assert {row["retrieval"]: row["label"] for row in rows} == {
-        "on": "retrieval on",
-        "off": "retrieval off",
-        "on+copy": "as looked up, and a copier",
-        "off+k2+copy": "retrieval off, and a copier",
+    assert {row["label"]: (row["retrieval"], row["x"]) for row in rows} == {
+        "GPT": ("none", "0"),
+        "RETRO, retrieval off": ("off", "0"),
+        "GPT + copier, k = 2": ("none+k2+copy", "2"),
+        "kNN-LM": ("none+knn", ""),
+        "GPT, neighbours in its window, k = 0": ("in-context+k0", "0"),
+        "GPT, neighbours in its window, k = 2": ("in-context+k2", "2"),
+        "RETRO, k = 2": ("on", "2"),
+        "RETRO + copier, k = 2": ("on+copy", "2"),
     }
-    differences = {row["retrieval"]: float(row["difference_percent"]) for row in rows}
-    assert differences["on+copy"] < differences["on"] and differences["off+k2+copy"] < differences["off"]
+    (gpt, *others), sizes = rows, {row["retrieval"]: float(row["bits_per_byte"]) for row in rows}
+    assert (
+        sizes["on+copy"] < sizes["on"] and sizes["none+k2+copy"] < sizes["none"] and sizes["none+knn"] < sizes["none"]
+    )
+    for row in others:
+        change = 100 * (sizes[row["retrieval"]] / sizes["none"] - 1)
+        assert row["twin"] == "gpt" and float(row["difference_percent"]) == pytest.approx(change, abs=1e-3)
+        assert row["low"] and row["high"]
+    assert gpt["difference_percent"] == ""
+    figure = (dataset.folder / "experiments/copying.svg").read_text()
+    assert all(name in figure for name in ("kNN-LM", "RETRO + copier", "GPT, neighbours in its window", "GPT + copier"))
 
 
 @pytest.mark.parametrize(("name", "count"), [("seeds", 2), ("retrievers", 1), ("architecture", 1), ("cost", 2)])

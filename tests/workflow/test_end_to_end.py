@@ -54,9 +54,16 @@ def test_a_gpt_that_copies_stands_beside_retro(finished):
 
 @pytest.mark.parametrize(
     ("condition", "jobs"),
-    [("gpt-s1/evaluation/test/none+k5+copy", {"mixed"}), ("retro-s1/evaluation/test/on+k5+copy", {"losses", "mixed"})],
+    [
+        ("gpt-s1/evaluation/test/none+k5+copy", {"mixed"}),
+        ("retro-s1/evaluation/test/on+k5+copy", {"losses", "mixed"}),
+        ("gpt-s1/evaluation/test/none+knn", {"knn"}),
+        ("gpt-s1/evaluation/test/none+k64+knn", {"knn"}),
+        ("gpt-s1/evaluation/test/in-context+k1", {"losses"}),
+        ("gpt-s1/evaluation/test/in-context+k1+copy", {"losses", "mixed"}),
+    ],
 )
-def test_a_condition_with_a_copier_is_mixed_from_the_models_own_losses(finished, condition, jobs):
+def test_a_condition_is_mixed_from_the_models_own_losses(finished, condition, jobs):
     assert finished.planned(f"results/tiny/runs/{condition}/manifest.json") == jobs
 
 

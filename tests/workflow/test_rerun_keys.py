@@ -19,11 +19,12 @@ FOLLOWS = {
     "retrieval_index": "retrieval_neighbours",
     "retrieval_bm25_index": "retrieval_neighbours",
     "retrieval_neighbours": "",
-    "record": "train losses mixed copying summarise overlap filtered sample figures explorer page "
+    "record": "train losses mixed knn copying summarise overlap filtered sample figures explorer page "
     "experiment_comparison experiment finetune answer",
-    "train": "losses sample figures page experiment finetune answer",
-    "losses": "mixed copying summarise filtered explorer experiment_comparison",
+    "train": "losses knn sample figures page experiment finetune answer",
+    "losses": "mixed knn copying summarise filtered explorer experiment_comparison",
     "mixed": "copying experiment_comparison",
+    "knn": "experiment_comparison",
     "copying": "page",
     "summarise": "figures page",
     "overlap": "filtered copying",
@@ -108,6 +109,7 @@ CHANGES = {
 
 # Keys that change some jobs of a rule of which others feed more: all the rules that run.
 ONLY = {
+    "evaluate.in_context": "losses experiment_comparison experiment experiments_part",  # of that condition alone
     "evaluate.splits": "losses overlap candidates subsample retrieval_neighbours summarise filtered leakage figures "
     "explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
     "experiments.candidates": "candidates subsample losses experiment_comparison experiment experiments_part",
