@@ -4,7 +4,7 @@ Megatron groups the rows of its fused projections by head, [group, queries of th
 [head, k + v, size]; ours are [all queries; all keys; all values]. Everything else is only named differently.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -96,29 +96,42 @@ def _layer(s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cr
     yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
 
 
-def from_megatron(
-    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, layernorm_1p: bool = False
-) -> dict[str, Tensor]:
-    """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
+def pairs(names: Iterable[str], settings: ModelSettings, architecture: str) -> list[tuple[Entry, str]]:
+    """Every parameter of the model with the one of `names` (either spec, `_extra_state` ignored) that holds it.
 
-    `layernorm_1p`: its norms hold how far a weight is from 1 (`apply_layernorm_1p`); ours hold the weight, in fp32.
     Raises UserError naming the first missing or unknown parameter.
     """
-    left = {name for name in state if not name.endswith("_extra_state")}
-    ours = {}
+    left = {name for name in names if not name.endswith("_extra_state")}
+    found = []
     for entry in entries(settings, architecture):
         name = entry.local if entry.local in left else entry.te
         if name not in left:
             other = "" if entry.te == entry.local else f" (nor {entry.te})"
             raise UserError(f"{entry.local} is missing{other}; the model of these settings needs it")
         left.remove(name)
-        tensor = to_ours(state[name], entry)
-        ours[entry.ours] = tensor.float() + 1 if layernorm_1p and entry.norm else tensor
+        found.append((entry, name))
     if left:
         raise UserError(
             f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter, remove them"
         )
-    return ours
+    return found
+
+
+def from_megatron(
+    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, layernorm_1p: bool = False
+) -> dict[str, Tensor]:
+    """Megatron's parameters under our names and layouts, all at once; as `pairs` and `one_from_megatron`."""
+    found = pairs(state, settings, architecture)
+    return {entry.ours: one_from_megatron(state[name], entry, layernorm_1p) for entry, name in found}
+
+
+def one_from_megatron(tensor: Tensor, entry: Entry, layernorm_1p: bool) -> Tensor:
+    """Megatron's tensor [rows, ..] as ours.
+
+    `layernorm_1p`: its norms hold how far a weight is from 1 (`apply_layernorm_1p`); ours hold the weight, in fp32.
+    """
+    tensor = to_ours(tensor, entry)
+    return tensor.float() + 1 if layernorm_1p and entry.norm else tensor
 
 
 def to_megatron(
