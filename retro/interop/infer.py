@@ -27,9 +27,9 @@ ALIASES = {
     "groups": ("query_groups", "num_query_groups"),
     "ffn": ("ffn_hidden_size",),
     "vocab": ("vocab", "padded_vocab_size"),
-    "chunk": ("chunk", "retro_chunk_length", "chunk_length"),
+    "chunk": ("chunk", "retro_chunk_length", "retro_gpt_chunk_length", "chunk_length"),
     "retrieved_chunks": ("retrieved", "retro_num_retrieved_chunks"),
-    "retrieved_length": ("retrieved_length", "retro_retrieved_length"),
+    "retrieved_length": ("retrieved_length", "retro_retrieved_length", "retro_gpt_retrieved_length"),
     "seq": ("seq", "seq_length", "max_position_embeddings"),
     "encoder_layers": ("encoder_layers", "retro_encoder_num_layers", "retro_encoder_layers"),
     "rope_fraction": ("rotary_percent",),
@@ -40,6 +40,18 @@ ALIASES = {
     "cca_layers": ("cca_layers_1based",),
     "encoder_residual": ("encoder_residual",),
     "layernorm_1p": ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "zero_centered_gamma", "layernorm_1p"),
+}
+
+
+# Arguments of Megatron's that make another model of the same parameters, and what else than nothing they may be.
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("learned_absolute", "rope"),
+    "rotary_interleaved": (),
+    "rotary_seq_len_interpolation_factor": (1, 1.0),
+    "use_rope_scaling": (),
+    "apply_residual_connection_post_layernorm": (),
+    "quick_geglu": (),
+    "window_size": (),
 }
 
 
@@ -61,6 +73,15 @@ def flatten(facts: Mapping[str, Any]) -> dict[str, Any]:
         for theirs in reversed(names)
         if found.get(theirs) is not None
     }
+
+
+def refuse(arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for arguments of Megatron's that make a model we lack."""
+    for name, allowed in ELSEWHERE.items():
+        value = arguments.get(name)
+        if value and value not in allowed:
+            wanted = " or ".join(map(repr, allowed)) or "it off"
+            raise UserError(f"{where}: was trained with {name} {value!r}, which is not supported; wanted {wanted}")
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where: str) -> Inferred:

@@ -20,10 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retro.base import stage
-from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
+from retro.base.artifacts import read_json, read_manifest, read_text, replacing, write_json, write_manifest
 from retro.base.stage import UserError, above, whole
-from retro.interop.infer import flatten, infer, zero_centred
+from retro.interop.distributed import open_distributed
+from retro.interop.infer import flatten, infer, refuse, zero_centred
 from retro.interop.names import Spec, entries, from_megatron, one_from_megatron, pairs, to_megatron, to_ours
+from retro.interop.parallel import open_ranks
 from retro.interop.states import State, Writer, open_file, read_state
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
@@ -136,6 +138,7 @@ def load(path: Path, out: Path, given: dict[str, Any], tokens: int | None = None
     beside = path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.resolve().name}.json")
     facts = flatten(state.facts) | (flatten(read_json(beside)) if beside.exists() and beside != path else {})
     facts |= flatten({name: value for name, value in given.items() if value is not None})
+    refuse(state.facts, str(path))
     found = infer(state.shapes, facts, str(path))
     where = pairs(state, found.settings, found.architecture)
     centred = zero_centred(state, facts, str(path))
@@ -174,9 +177,32 @@ def load(path: Path, out: Path, given: dict[str, Any], tokens: int | None = None
     print(f"{out / 'model.json'}: {found.architecture}, {shape}, {parameters:,} parameters")
 
 
+LATEST = "latest_checkpointed_iteration.txt"
+INDEX = "model.safetensors.index.json"
+
+
 def open_state(path: Path) -> State:
-    """The tensors of a file, or of a checkpoint folder of Megatron's."""
-    return open_file(path)
+    """The tensors of a file, or of a checkpoint folder of Megatron's, or of the latest that its parent names.
+
+    Raises UserError for a folder that holds no checkpoint.
+    """
+    if not path.is_dir():
+        return open_file(path)
+    if (path / LATEST).is_file():
+        latest = read_text(path / LATEST).strip()
+        path = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else latest)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder, though {LATEST} names it; copy it, or name another")
+    if (path / ".metadata").is_file():
+        return open_distributed(path)
+    if any(path.glob("mp_rank_*")):
+        return open_ranks(path)
+    for name in (INDEX, "model.safetensors"):
+        if (path / name).is_file():
+            return open_file(path / name)
+    raise UserError(
+        f"{path}: holds neither .metadata nor mp_rank_00 nor {INDEX}; name the folder of a checkpoint of Megatron's"
+    )
 
 
 def _kept(vocabulary: int, tokens: int | None, path: Path) -> int:
@@ -269,7 +295,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("import", help="a Megatron state dict becomes a model folder")
-    reading.add_argument("state", type=Path, help=".safetensors, or a torch file")
+    reading.add_argument("state", type=Path, help=".safetensors, a torch file, or a checkpoint folder")
     reading.add_argument("out", type=Path, help="folder for model.safetensors and model.json")
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)

@@ -4,6 +4,7 @@ Megatron groups the rows of its fused projections by head, [group, queries of th
 [head, k + v, size]; ours are [all queries; all keys; all values]. Everything else is only named differently.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
@@ -186,3 +187,60 @@ def _blocks(tensor: Tensor, entry: Entry) -> list[int]:
             f"{rows}, which {entry.heads} heads in {entry.groups} groups do not divide; correct the number of heads"
         )
     return sizes
+
+
+# What the legacy model (before Megatron-core) calls the parts of a layer, both generations of its names.
+LEGACY = {
+    "input_layernorm": "input_layernorm",
+    "input_norm": "input_layernorm",
+    "self_attention.query_key_value": "self_attention.linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "inter_attention.query": "cross_attention.attn.linear_q",
+    "inter_attention.key_value": "cross_attention.attn.linear_kv",
+    "inter_attention.dense": "cross_attention.attn.linear_proj",
+    "mlp.dense_h_to_4h": "mlp.linear_fc1",
+    "mlp.dense_4h_to_h": "mlp.linear_fc2",
+    "retriever.final_layernorm": "cross_attention.encoder.final_layernorm",
+    "retriever.final_norm": "cross_attention.encoder.final_layernorm",
+}
+OUTER = {
+    "word_embeddings_for_head": "output_layer",
+    "embedding.word_embeddings": "embedding.word_embeddings",
+    "embedding.position_embeddings": "embedding.position_embeddings",
+    "encoder.final_layernorm": "decoder.final_layernorm",
+    "encoder.final_norm": "decoder.final_layernorm",
+    "output_layer": "output_layer",
+}
+
+
+def is_legacy(names: Iterable[str]) -> bool:
+    """Whether the names are the legacy model's."""
+    return any(name.startswith("language_model.") for name in names)
+
+
+def core_names(names: Iterable[str]) -> dict[str, str]:
+    """The legacy model's names with Megatron-core's (local spec); those that are unknown stay as they are.
+
+    The norm after self-attention stands before cross-attention in a layer that has it, else before the MLP.
+    """
+    names = list(names)
+    crossing = {name.split(".inter_attention.")[0] for name in names if ".inter_attention." in name}
+    found = {}
+    for name in names:
+        where, _, part = name.removeprefix("language_model.").rpartition(".")
+        layer = re.fullmatch(r"(encoder\.layers\.\d+)(\.retriever\.layers\.\d+)?\.(.+)", where)
+        if layer is None:
+            found[name] = f"{OUTER.get(where, where)}.{part}"
+            continue
+        home, inner, what = layer[1], layer[2] or "", layer[3]
+        before_mlp = "pre_mlp_layernorm"
+        if f"language_model.{home}{inner}" in crossing:
+            before_mlp += ".norm" if inner else ""
+            after_attention = "pre_cross_attn_layernorm"
+        else:
+            after_attention = before_mlp
+        norms = {f"post_attention_{n}": after_attention for n in ("layernorm", "norm")}
+        norms |= {f"post_inter_attention_{n}": before_mlp for n in ("layernorm", "norm")}
+        home = home.replace("encoder.", "decoder.", 1) + inner.replace(".retriever.", ".cross_attention.encoder.")
+        found[name] = f"{home}.{(LEGACY | norms).get(what, what)}.{part}"
+    return found

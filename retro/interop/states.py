@@ -182,10 +182,10 @@ def move(stored: Tensor, into: Tensor, mapped: bool = True) -> None:
         part = stored[start : start + rows]
         into[start : start + rows].copy_(part)
         if mapped:
-            _let_go(part)
+            let_go(part)
 
 
-def _let_go(mapped: Tensor) -> None:
+def let_go(mapped: Tensor) -> None:
     """Hand back the whole pages of a mapped tensor; they are read again if it is. See retro.base.artifacts.release."""
     if not hasattr(mmap, "MADV_DONTNEED") or not mapped.is_contiguous():
         return
