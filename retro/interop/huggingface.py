@@ -22,12 +22,12 @@ from retro.base.artifacts import read_manifest, replacing, write_json, write_tex
 from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.named import run_folder
-from retro.interop.infer import read_state
 from retro.interop.names import Entry, to_theirs
+from retro.interop.states import read_state
 from retro.model.settings import ModelSettings
 from retro.training.settings import ImportedModel, TrainedRun, described
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "swiglu": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "squared_relu": "relu2", "swiglu": "silu"}
 
 
 def stock(s: ModelSettings) -> str | None:

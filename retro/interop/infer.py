@@ -1,21 +1,16 @@
 """What a Megatron-core model is, read from its state dict's names and shapes, and from facts beside it.
 
-State dicts are safetensors, or torch files, read without running anything that they contain.
-
 Shapes tell nearly everything. They cannot tell how rows divide into heads, the chunk length, how much of a head rope
-rotates, its base, the norm's epsilon, the form of GELU, that norms hold how far their weights are from 1, or that a
-checkpoint is of the legacy model, which adds the encoder's cross-attention to the raw state: those come from the facts
-(flags, or a JSON of Megatron's arguments), and where both speak they must agree.
+rotates, its base, the norm's epsilon, the activation of an MLP without a gate, that norms hold how far their weights
+are from 1, or that a checkpoint is of the legacy model, which adds the encoder's cross-attention to the raw state:
+those come from the facts (flags, or Megatron's arguments), and where both speak they must agree.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -23,50 +18,6 @@ from torch import Tensor
 from retro.base import log
 from retro.base.stage import UserError, reasons
 from retro.model.settings import ModelSettings
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or torch file; wrappers around the state dict are taken off.
-
-    `_extra_state` entries (Transformer Engine's fp8 scales) are left out. Raises UserError for what is no state
-    dict.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; correct the path")
-    state = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    state = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
-    while state and len(prefixes := {name.split(".")[0] for name in state}) == 1 and prefixes <= {"module", "model"}:
-        state = {name.split(".", 1)[1]: value for name, value in state.items()}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name} is a {type(value).__name__}, wanted a tensor; is this a state dict?")
-    return state
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
-
-
-def _torch(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read with weights_only ({reason}); load it where you trust it and save "
-            "its state dict as safetensors"
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}, wanted a state dict")
-    return state
-
 
 # One fact under the names that Megatron's arguments, its configs and reference dumps give it.
 ALIASES = {
@@ -76,18 +27,31 @@ ALIASES = {
     "groups": ("query_groups", "num_query_groups"),
     "ffn": ("ffn_hidden_size",),
     "vocab": ("vocab", "padded_vocab_size"),
-    "chunk": ("chunk", "retro_chunk_length", "chunk_length"),
+    "chunk": ("chunk", "retro_chunk_length", "retro_gpt_chunk_length", "chunk_length"),
     "retrieved_chunks": ("retrieved", "retro_num_retrieved_chunks"),
-    "retrieved_length": ("retrieved_length", "retro_retrieved_length"),
+    "retrieved_length": ("retrieved_length", "retro_retrieved_length", "retro_gpt_retrieved_length"),
     "seq": ("seq", "seq_length", "max_position_embeddings"),
     "encoder_layers": ("encoder_layers", "retro_encoder_num_layers", "retro_encoder_layers"),
     "rope_fraction": ("rotary_percent",),
     "rope_base": ("rotary_base",),
     "eps": ("norm_epsilon", "layernorm_epsilon", "eps"),
-    "gelu_tanh": ("gelu_tanh", "bias_gelu_fusion", "bias_activation_fusion"),
+    "gelu_tanh": ("gelu_tanh", "openai_gelu", "bias_gelu_fusion", "bias_activation_fusion"),
+    "squared_relu": ("squared_relu",),
     "cca_layers": ("cca_layers_1based",),
     "encoder_residual": ("encoder_residual",),
     "layernorm_1p": ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "zero_centered_gamma", "layernorm_1p"),
+}
+
+
+# Arguments of Megatron's that make another model of the same parameters, and what else than nothing they may be.
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("learned_absolute", "rope"),
+    "rotary_interleaved": (),
+    "rotary_seq_len_interpolation_factor": (1, 1.0),
+    "use_rope_scaling": (),
+    "apply_residual_connection_post_layernorm": (),
+    "quick_geglu": (),
+    "window_size": (),
 }
 
 
@@ -109,6 +73,15 @@ def flatten(facts: Mapping[str, Any]) -> dict[str, Any]:
         for theirs in reversed(names)
         if found.get(theirs) is not None
     }
+
+
+def refuse(arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for arguments of Megatron's that make a model we lack."""
+    for name, allowed in ELSEWHERE.items():
+        value = arguments.get(name)
+        if value and value not in allowed:
+            wanted = " or ".join(map(repr, allowed)) or "it off"
+            raise UserError(f"{where}: was trained with {name} {value!r}, which is not supported; wanted {wanted}")
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where: str) -> Inferred:
@@ -160,7 +133,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
         "ffn": ffn,
         "positions": "learned" if learned else "rope",
         "norm": "layernorm" if names & set(norms) else "rmsnorm",
-        "activation": "swiglu" if swiglu else "gelu_tanh" if facts.get("gelu_tanh") else "gelu",
+        "activation": "swiglu" if swiglu else next((name for name in ACTIVATIONS if facts.get(name)), "gelu"),
         "bias": f"{first}.self_attention.linear_qkv.bias" in names,
         "tied": "output_layer.weight" not in names,
         "final_norm": "decoder.final_layernorm.weight" in names,
@@ -202,6 +175,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], where
         ) from None
 
 
+ACTIVATIONS = ("squared_relu", "gelu_tanh")  # that shapes do not tell from erf GELU
 LEAST_MEAN, MOST_NEGATIVE = 0.25, 0.25  # of weights that multiply: they begin at 1 and seldom change sign
 
 

@@ -20,11 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retro.base import command
-from retro.base.artifacts import read_json, read_manifest, replacing, write_json, write_manifest
+from retro.base.artifacts import read_json, read_manifest, read_text, replacing, write_json, write_manifest
 from retro.base.stage import UserError, above, whole
 from retro.dataset.named import run_folder
-from retro.interop.infer import flatten, infer, read_state, zero_centred
-from retro.interop.names import Spec, entries, from_megatron, to_megatron, to_ours
+from retro.interop.distributed import open_distributed
+from retro.interop.infer import flatten, infer, refuse, zero_centred
+from retro.interop.names import Spec, entries, from_megatron, one_from_megatron, pairs, to_megatron, to_ours
+from retro.interop.parallel import open_ranks
+from retro.interop.states import State, Writer, open_file, read_state
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from retro.training.settings import ImportedModel, Recorded, described
@@ -123,43 +126,51 @@ FACTS = {
     "rotary_base": above,
     "norm_epsilon": above,
 }
+FORMS = ("gelu_tanh", "squared_relu", "encoder_residual", "layernorm_1p")
 
 
-def load(state_path: Path, out: Path, given: dict[str, Any], tokens: int | None = None) -> None:
-    """Import a state dict into `out`; `given` are facts by Megatron's names, which win over STATE.json.
+def load(path: Path, out: Path, given: dict[str, Any], tokens: int | None = None) -> None:
+    """Import a state dict or a checkpoint folder into `out`, one tensor after the other.
 
-    `tokens` is the tokenizer's vocabulary: rows beyond it, with which Megatron pads its tables, are cut off.
+    `given` are facts by Megatron's names. They win over the JSON beside `path`, which wins over the checkpoint's own
+    arguments. `tokens` is the tokenizer's vocabulary: rows beyond it, with which Megatron pads its tables, are cut off.
     """
-    state = read_state(state_path)
-    beside = state_path.with_suffix(".json")
-    facts = flatten(read_json(beside)) if beside.exists() else {}
+    state = open_state(path)
+    beside = path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.resolve().name}.json")
+    facts = flatten(state.facts) | (flatten(read_json(beside)) if beside.exists() and beside != path else {})
     facts |= flatten({name: value for name, value in given.items() if value is not None})
-    found = infer({name: tuple(t.shape) for name, t in state.items()}, facts, str(state_path))
-    centred = zero_centred(state, facts, str(state_path))
-    ours = from_megatron(state, found.settings, found.architecture, centred)
-    if tokens is not None:
-        _cut(ours, found.lengths, tokens, state_path)
+    refuse(state.facts, str(path))
+    found = infer(state.shapes, facts, str(path))
+    where = pairs(state, found.settings, found.architecture)
+    centred = zero_centred(state, facts, str(path))
+    lengths = found.lengths | {"vocab_size": _kept(found.lengths["vocab_size"], tokens, path)}
     with torch.device("meta"):
         model = build_model(found.settings, architecture=found.architecture, seed=None, **found.lengths)
-    for name, parameter in model.named_parameters():
-        if ours[name].shape != parameter.shape:
-            shapes = f"{list(ours[name].shape)}, wanted {list(parameter.shape)}"
-            raise UserError(f"{state_path}: {name} comes out as {shapes}")
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for entry, name in where:
+        if state.shapes[name] != wanted[entry.ours]:
+            shapes = f"{list(state.shapes[name])}, wanted {list(wanted[entry.ours])}"
+            raise UserError(f"{path}: {entry.ours} comes out as {shapes}")
+    for name in {"embedding.tokens.weight", "head.weight"} & set(wanted):
+        wanted[name] = (lengths["vocab_size"], *wanted[name][1:])
     weights = out / "model.safetensors"
-    with replacing(weights) as temporary:
-        save_file({name: t.float().contiguous() for name, t in sorted(ours.items())}, temporary)
-    parameters = sum(t.numel() for t in ours.values())
+    with replacing(weights) as temporary, Writer(temporary, wanted) as writer:
+        for entry, name in where:
+            tensor = one_from_megatron(state[name], entry, centred)
+            writer.put(entry.ours, tensor[: wanted[entry.ours][0]])
+            del tensor  # before the next is read
+    parameters = sum(torch.Size(shape).numel() for shape in wanted.values())
     write_manifest(
         out / "model.json",
         kind="model",
         stage=STAGE,
         files=[weights],
-        inputs=[state_path],
+        inputs=state.files,
         settings=ImportedModel(
-            name=state_path.stem,
+            name=state.path.stem,
             architecture=found.architecture,
             model=found.settings,
-            recorded=Recorded(**found.lengths),
+            recorded=Recorded(**lengths),
         ).facts(),
         counts={"parameters": parameters},
     )
@@ -167,14 +178,39 @@ def load(state_path: Path, out: Path, given: dict[str, Any], tokens: int | None 
     print(f"{out / 'model.json'}: {found.architecture}, {shape}, {parameters:,} parameters")
 
 
-def _cut(ours: dict[str, torch.Tensor], lengths: dict[str, int], tokens: int, state_path: Path) -> None:
-    """Keep the rows of `tokens` tokens in the token table and the head."""
-    if not 0 < tokens <= lengths["vocab_size"]:
-        raise UserError(f"{state_path}: holds {lengths['vocab_size']} tokens, --tokens wants {tokens} of them")
-    for name in ("embedding.tokens.weight", "head.weight"):
-        if name in ours:
-            ours[name] = ours[name][:tokens]
-    lengths["vocab_size"] = tokens
+LATEST = "latest_checkpointed_iteration.txt"
+INDEX = "model.safetensors.index.json"
+
+
+def open_state(path: Path) -> State:
+    """The tensors of a file, or of a checkpoint folder of Megatron's, or of the latest that its parent names.
+
+    Raises UserError for a folder that holds no checkpoint.
+    """
+    if not path.is_dir():
+        return open_file(path)
+    if (path / LATEST).is_file():
+        latest = read_text(path / LATEST).strip()
+        path = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else latest)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder, though {LATEST} names it; copy it, or name another")
+    if (path / ".metadata").is_file():
+        return open_distributed(path)
+    if any(path.glob("mp_rank_*")):
+        return open_ranks(path)
+    for name in (INDEX, "model.safetensors"):
+        if (path / name).is_file():
+            return open_file(path / name)
+    raise UserError(
+        f"{path}: holds neither .metadata nor mp_rank_00 nor {INDEX}; name the folder of a checkpoint of Megatron's"
+    )
+
+
+def _kept(vocabulary: int, tokens: int | None, path: Path) -> int:
+    """How many rows of the token table and the head are kept."""
+    if tokens is not None and not 0 < tokens <= vocabulary:
+        raise UserError(f"{path}: holds {vocabulary} tokens, --tokens wants {tokens} of them")
+    return tokens or vocabulary
 
 
 def save(folder: Path, state_path: Path, spec: Spec, layernorm_1p: bool = False) -> None:
@@ -201,6 +237,7 @@ def save(folder: Path, state_path: Path, spec: Spec, layernorm_1p: bool = False)
         "rotary_base": settings.rope_base,
         "norm_epsilon": settings.norm_eps,
         "gelu_tanh": settings.activation == "gelu_tanh",
+        "squared_relu": settings.activation == "squared_relu",
         "apply_layernorm_1p": layernorm_1p,
     }
     if architecture == "retro":
@@ -259,7 +296,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("import", help="a Megatron state dict becomes a model folder")
-    reading.add_argument("state", type=Path, help=".safetensors, or a torch file")
+    reading.add_argument("state", type=Path, help=".safetensors, a torch file, or a checkpoint folder")
     reading.add_argument("out", type=Path, help="folder for model.safetensors and model.json")
     for name, kind in FACTS.items():
         reading.add_argument(f"--{name.replace('_', '-')}", type=kind)
@@ -268,6 +305,7 @@ def main() -> None:
     )
     reading.add_argument("--encoder-residual", choices=("normed", "raw"), help="raw: a legacy (non-core) model")
     reading.add_argument("--gelu-tanh", action="store_true", default=None, help="GELU in Megatron's fused form")
+    reading.add_argument("--squared-relu", action="store_true", default=None, help="the MLPs' activation")
     reading.add_argument(
         "--layernorm-1p",
         action=argparse.BooleanOptionalAction,
@@ -286,7 +324,7 @@ def main() -> None:
         load(
             options.state,
             options.out,
-            {name: getattr(options, name) for name in (*FACTS, "gelu_tanh", "encoder_residual", "layernorm_1p")},
+            {name: getattr(options, name) for name in (*FACTS, *FORMS)},
             options.tokens,
         )
     elif options.command == "export":

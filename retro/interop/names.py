@@ -4,7 +4,8 @@ Megatron groups the rows of its fused projections by head, [group, queries of th
 [head, k + v, size]; ours are [all queries; all keys; all values]. Everything else is only named differently.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -96,29 +97,42 @@ def _layer(s: ModelSettings, ours: str, theirs: str, heads: int, groups: int, cr
     yield from _linear(s, f"{ours}.mlp.down", f"{theirs}.mlp.linear_fc2")
 
 
-def from_megatron(
-    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, layernorm_1p: bool = False
-) -> dict[str, Tensor]:
-    """Megatron's parameters (either spec, `_extra_state` ignored) under our names and layouts.
+def pairs(names: Iterable[str], settings: ModelSettings, architecture: str) -> list[tuple[Entry, str]]:
+    """Every parameter of the model with the one of `names` (either spec, `_extra_state` ignored) that holds it.
 
-    `layernorm_1p`: its norms hold how far a weight is from 1 (`apply_layernorm_1p`); ours hold the weight, in fp32.
     Raises UserError naming the first missing or unknown parameter.
     """
-    left = {name for name in state if not name.endswith("_extra_state")}
-    ours = {}
+    left = {name for name in names if not name.endswith("_extra_state")}
+    found = []
     for entry in entries(settings, architecture):
         name = entry.local if entry.local in left else entry.te
         if name not in left:
             other = "" if entry.te == entry.local else f" (nor {entry.te})"
             raise UserError(f"{entry.local} is missing{other}; the model of these settings needs it")
         left.remove(name)
-        tensor = to_ours(state[name], entry)
-        ours[entry.ours] = tensor.float() + 1 if layernorm_1p and entry.norm else tensor
+        found.append((entry, name))
     if left:
         raise UserError(
             f"{min(left)} is unknown, with {len(left) - 1} more; the model has no such parameter, remove them"
         )
-    return ours
+    return found
+
+
+def from_megatron(
+    state: Mapping[str, Tensor], settings: ModelSettings, architecture: str, layernorm_1p: bool = False
+) -> dict[str, Tensor]:
+    """Megatron's parameters under our names and layouts, all at once; as `pairs` and `one_from_megatron`."""
+    found = pairs(state, settings, architecture)
+    return {entry.ours: one_from_megatron(state[name], entry, layernorm_1p) for entry, name in found}
+
+
+def one_from_megatron(tensor: Tensor, entry: Entry, layernorm_1p: bool) -> Tensor:
+    """Megatron's tensor [rows, ..] as ours.
+
+    `layernorm_1p`: its norms hold how far a weight is from 1 (`apply_layernorm_1p`); ours hold the weight, in fp32.
+    """
+    tensor = to_ours(tensor, entry)
+    return tensor.float() + 1 if layernorm_1p and entry.norm else tensor
 
 
 def to_megatron(
@@ -173,3 +187,60 @@ def _blocks(tensor: Tensor, entry: Entry) -> list[int]:
             f"{rows}, which {entry.heads} heads in {entry.groups} groups do not divide; correct the number of heads"
         )
     return sizes
+
+
+# What the legacy model (before Megatron-core) calls the parts of a layer, both generations of its names.
+LEGACY = {
+    "input_layernorm": "input_layernorm",
+    "input_norm": "input_layernorm",
+    "self_attention.query_key_value": "self_attention.linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "inter_attention.query": "cross_attention.attn.linear_q",
+    "inter_attention.key_value": "cross_attention.attn.linear_kv",
+    "inter_attention.dense": "cross_attention.attn.linear_proj",
+    "mlp.dense_h_to_4h": "mlp.linear_fc1",
+    "mlp.dense_4h_to_h": "mlp.linear_fc2",
+    "retriever.final_layernorm": "cross_attention.encoder.final_layernorm",
+    "retriever.final_norm": "cross_attention.encoder.final_layernorm",
+}
+OUTER = {
+    "word_embeddings_for_head": "output_layer",
+    "embedding.word_embeddings": "embedding.word_embeddings",
+    "embedding.position_embeddings": "embedding.position_embeddings",
+    "encoder.final_layernorm": "decoder.final_layernorm",
+    "encoder.final_norm": "decoder.final_layernorm",
+    "output_layer": "output_layer",
+}
+
+
+def is_legacy(names: Iterable[str]) -> bool:
+    """Whether the names are the legacy model's."""
+    return any(name.startswith("language_model.") for name in names)
+
+
+def core_names(names: Iterable[str]) -> dict[str, str]:
+    """The legacy model's names with Megatron-core's (local spec); those that are unknown stay as they are.
+
+    The norm after self-attention stands before cross-attention in a layer that has it, else before the MLP.
+    """
+    names = list(names)
+    crossing = {name.split(".inter_attention.")[0] for name in names if ".inter_attention." in name}
+    found = {}
+    for name in names:
+        where, _, part = name.removeprefix("language_model.").rpartition(".")
+        layer = re.fullmatch(r"(encoder\.layers\.\d+)(\.retriever\.layers\.\d+)?\.(.+)", where)
+        if layer is None:
+            found[name] = f"{OUTER.get(where, where)}.{part}"
+            continue
+        home, inner, what = layer[1], layer[2] or "", layer[3]
+        before_mlp = "pre_mlp_layernorm"
+        if f"language_model.{home}{inner}" in crossing:
+            before_mlp += ".norm" if inner else ""
+            after_attention = "pre_cross_attn_layernorm"
+        else:
+            after_attention = before_mlp
+        norms = {f"post_attention_{n}": after_attention for n in ("layernorm", "norm")}
+        norms |= {f"post_inter_attention_{n}": before_mlp for n in ("layernorm", "norm")}
+        home = home.replace("encoder.", "decoder.", 1) + inner.replace(".retriever.", ".cross_attention.encoder.")
+        found[name] = f"{home}.{(LEGACY | norms).get(what, what)}.{part}"
+    return found

@@ -65,6 +65,8 @@ class MLP(nn.Module):
         if self.activation == "swiglu":
             gate, y = y.chunk(2, dim=-1)  # (.., hidden) each
             y = F.silu(gate) * y  # (.., hidden)
+        elif self.activation == "squared_relu":
+            y = F.relu(y).square()  # (.., hidden)
         else:
             y = F.gelu(y, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.down(y)  # (.., d)

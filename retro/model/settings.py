@@ -88,7 +88,9 @@ class ModelSettings(BaseModel):
     rope_base: float = Field(10000.0, gt=1, description="rope's longest wavelength is 2 pi times this")
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation before each branch")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in a normalisation")
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = Field("gelu", description="activation of the MLPs")
+    activation: Literal["gelu", "gelu_tanh", "squared_relu", "swiglu"] = Field(
+        "gelu", description="activation of the MLPs"
+    )
     bias: bool = Field(False, description="biases on every linear but the head")
     tied: bool = Field(True, description="the head shares the token table")
     final_norm: bool = Field(True, description="normalise the residual stream before the head")

@@ -21,6 +21,7 @@ VARIANTS = {
     ),
     "final norm": ({"final_norm": True, "encoder_final_norm": True, "encoder_residual": "raw"}, {}),
     "rmsnorm": ({"norm": "rmsnorm", "activation": "gelu_tanh"}, {}),
+    "squared relu": ({"positions": "rope", "rope_fraction": 0.5, "activation": "squared_relu", "bias": False}, {}),
 }
 
 
@@ -79,6 +80,7 @@ def write_dump(folder, name, spec="local", spoil=None):
         "encoder_layers": settings.encoder_layers,
         "rotary_percent": settings.rope_fraction,
         "gelu_tanh": settings.activation == "gelu_tanh",
+        "squared_relu": settings.activation == "squared_relu",
         "encoder_residual": settings.encoder_residual,
     }
     facts = {"args": args, "ns": n, "retrieved_length": 4 * retrieved, "cca_layers_1based": list(settings.cca_at)}

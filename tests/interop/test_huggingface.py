@@ -25,7 +25,7 @@ LENGTHS = {"vocab_size": VOCAB, "seq_length": 24, "chunk_length": 4, "retrieved_
 SHAPE = {"layers": 3, "width": 16, "heads": 2, "cca_layers": (1, 3), "encoder_width": 8}
 LAYERNORM = {"norm": "layernorm", "bias": True, "positions": "learned", "encoder_positions": "rope"}
 STOCK = {
-    "ArceeForCausalLM": {},
+    "ArceeForCausalLM": {"activation": "squared_relu"},
     "LlamaForCausalLM": {"activation": "swiglu", "ffn": 24, "kv_heads": 1, "tied": False, "bias": True},
     "GPT2LMHeadModel": LAYERNORM | {"activation": "gelu_tanh"},
     "GPTNeoXForCausalLM": {"norm": "layernorm", "bias": True, "rope_fraction": 0.5, "tied": False},

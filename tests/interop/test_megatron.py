@@ -1,6 +1,7 @@
 """Megatron-core state dicts: parity with the oracle, round trips, refusals."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
-from retro.interop.infer import flatten, infer, read_state
+from retro.interop.infer import flatten, infer
 from retro.interop.megatron import check, compare, load, save
 from retro.interop.names import entries, from_megatron, to_megatron
+from retro.interop.states import read_state
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
 from tests.interop.dumps import VARIANTS, variant, write_dump
@@ -72,7 +74,7 @@ def test_import_and_export_are_inverse(name, spec, architecture, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     save_file({n: t.contiguous() for n, t in theirs.items()}, first)
     untold = {"rotary_percent": settings.rope_fraction, "gelu_tanh": settings.activation == "gelu_tanh"}
-    untold |= {"encoder_residual": settings.encoder_residual}
+    untold |= {"encoder_residual": settings.encoder_residual, "squared_relu": settings.activation == "squared_relu"}
     load(first, tmp_path / "model", GIVEN | {"retrieved_length": lengths["retrieved_length"]} | untold)
     save(tmp_path / "model", second, spec)
     again = load_file(second)
@@ -168,10 +170,17 @@ def test_torch_files_are_read_without_running_them(tmp_path):
     wrapped = {"model": {f"module.{n}": t for n, t in theirs.items()} | {"module.x._extra_state": None}}
     torch.save(wrapped, tmp_path / "state.pt")
     assert set(read_state(tmp_path / "state.pt")) == set(theirs)
-    torch.save({"model": theirs, "args": Path("x")}, tmp_path / "state.pt")
+    torch.save({"model": theirs, "args": Path("x")}, tmp_path / "state.pt")  # a class that torch does not know
+    assert set(read_state(tmp_path / "state.pt")) == set(theirs)
+
+    class Running:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": theirs, "args": Running()}, tmp_path / "state.pt")
     with pytest.raises(UserError, match="weights_only") as error:
         read_state(tmp_path / "state.pt")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read_state(tmp_path / "broken.safetensors")

@@ -233,6 +233,8 @@ class Reference:
             y = gate / (1 + torch.exp(-gate)) * y
         elif self.s.activation == "gelu":
             y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+        elif self.s.activation == "squared_relu":
+            y = torch.where(y > 0, y * y, 0.0)
         else:
             y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
         return self.linear(y, f"{name}.down")

@@ -23,7 +23,7 @@ def random_settings(rng: random.Random, flavour: str) -> ModelSettings:
         "rope_fraction": rng.choice([1.0, 0.5]),
         "rope_base": rng.choice([100.0, 10000.0]),
         "norm": rng.choice(["rmsnorm", "layernorm"]),
-        "activation": rng.choice(["gelu", "gelu_tanh", "swiglu"]),
+        "activation": rng.choice(["gelu", "gelu_tanh", "squared_relu", "swiglu"]),
         "bias": rng.random() < 0.5,
         "tied": rng.random() < 0.5,
         "final_norm": rng.random() < 0.5,

@@ -70,9 +70,9 @@ def test_every_field_changes_what_is_computed(field):
     assert not torch.equal(before, after) or (field == "bias" and names != others)  # biases start at zero
 
 
-@pytest.mark.parametrize("value", ["gelu", "gelu_tanh", "swiglu"])
+@pytest.mark.parametrize("value", ["gelu", "gelu_tanh", "squared_relu", "swiglu"])
 def test_every_activation_is_its_own(value):
-    others = {"gelu", "gelu_tanh", "swiglu"} - {value}
+    others = {"gelu", "gelu_tanh", "squared_relu", "swiglu"} - {value}
     assert all(not torch.equal(observe({"activation": value})[0], observe({"activation": o})[0]) for o in others)
 
 
