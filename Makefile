@@ -15,7 +15,7 @@ WHEELS ?=
 ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
 .PHONY: help run report archive harness test test-quick test-slurm test-container test-faults check audit \
-        bench bench-model bench-database bench-corpus wheels image clean
+        bench bench-model bench-database bench-corpus docs wheels image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,9 @@ envs/retro.sif: envs/retro.def $(LOCKS) $(CODE)
 	    $(if $(WHEELS),--bind $(abspath $(WHEELS)):/mnt) $(addprefix --build-arg ,$(ARGUMENTS)) $@ envs/.retro.def
 	rm envs/.retro.def
 
+docs: .venv/docs/installed  ## docs/ as a site that needs no network, in site/index.html; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet && echo "Open in a browser: site/index.html"
+
 wheels:  ## everything an image is made of, in the folder WHEELS, for machines without network
 	@test -n "$(WHEELS)" || { echo "name the folder to fill: make wheels WHEELS=wheelhouse"; exit 1; }
 	$(PYTHON) -m pip wheel -q -w $(WHEELS) -r envs/requirements.lock -r envs/$(FAISS).lock -r envs/slurm.lock
@@ -109,10 +112,15 @@ wheels:  ## everything an image is made of, in the folder WHEELS, for machines w
 	@$(ACTIVE) $(PIP) --no-deps --target .venv/harness --upgrade -r envs/harness.lock
 	@touch $@
 
+.venv/docs/installed: Makefile
+	@$(PYTHON) -m venv .venv/docs
+	@.venv/docs/bin/pip install -q --disable-pip-version-check mkdocs==1.6.1 mkdocs-material==9.8.2
+	@touch $@
+
 .venv/audit/installed: Makefile
 	@$(PYTHON) -m venv .venv/audit
 	@PATH="$$PWD/.venv/audit/bin:$$PATH" && $(PIP) pip-audit==2.10.1
 	@touch $@
 
 clean:  ## remove everything made, .venv included
-	rm -rf .venv .snakemake results
+	rm -rf .venv .snakemake results site

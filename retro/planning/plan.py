@@ -10,17 +10,22 @@ files and the memory of the finished run in the config's results folder.
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 from retro.base import command
+from retro.base.names import SPLITS, TRAIN
 from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
 from retro.config.checks import doubts
 from retro.config.schema import Config
 from retro.planning import counts, estimates
 from retro.planning.estimates import compare
+from retro.training.samples import FEW, MANY
 
 LARGE = 100_000_000  # parameters from which it is worth telling how a model fits into GPUs
 
@@ -72,6 +77,50 @@ def binding(hours: dict[str, float]) -> tuple[str, float]:
     return max(((kind, hours[kind]) for kind in kinds), key=lambda pair: pair[1])
 
 
+def told(hours: float) -> str:
+    """Hours as a person says them."""
+    for unit, size, until in (("years", 8766.0, None), ("days", 24.0, 48.0), ("hours", 1.0, 2.0)):
+        if hours >= (until or size):
+            return f"{hours / size:,.0f} {unit}" if hours >= 100 * size else f"{hours / size:.3g} {unit}"
+    return f"{max(hours * 60, 1):.0f} min"
+
+
+def judged(plan: estimates.Plan, settings: Config, options: argparse.Namespace) -> list[str]:
+    """What to make of the plan: how long and what binds, how often the corpus is read, what fits and what does not."""
+    works = spent(plan, options)
+    longest = max(works, key=lambda name: binding(works[name])[1])
+    kind, most = binding(works[longest])
+    total = sum(binding(each)[1] for each in works.values())
+    machine = f"{options.gpus} GPU{'s' * (options.gpus > 1)}" if options.gpus else f"{options.cores} cores"
+    waits = {"disk": "waits for the disks", "cpu": "waits for the cores", "gpu": "waits for the GPUs"}[kind]
+    lines = [f"{told(total)} on {machine}; {longest} takes {most / total:.0%} of it and {waits}."]
+    corpus = plan.counts.splits[SPLITS[TRAIN]] * settings.dataset.chunk_length * (1 - plan.padding)
+    tokens, samples = max(each.tokens for each in plan.models), settings.dataset.samples
+    if corpus and not FEW <= (epochs := tokens / corpus) <= MANY:
+        change, wanted = ("raise", 1) if epochs < FEW else ("lower", MANY)
+        number = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
+        lines.append(
+            f"Training reads its corpus {number} times: {change} dataset.samples.train_samples "
+            f"({wanted * corpus / samples.seq_length:,.0f} samples read it {wanted:g} times)."
+        )
+    jobs = {f"train {each.name}": each.memory for each in plan.models} | plan.memory
+    job, need = max(jobs.items(), key=lambda pair: pair[1])
+    train = max(each.memory for each in plan.models)
+    if options.gpus:
+        room = 0.9 * options.gpu_memory * 1e9
+        shared = [fit for each in plan.models for fit in each.fits if fit.micro_batch]
+        ways = f"; shared by {shared[0].gpus} it does (train.parallel.fsdp)" if shared and train > room else ""
+        lines.append(
+            f"The largest model {'fits' if train <= room else 'does not fit'} into a GPU of {options.gpu_memory:g} GB: "
+            f"a micro batch wants {size(train)}{ways or ('' if train <= room else '; lower train.micro_batch_size')}."
+        )
+    elif need > options.memory * 1e9:
+        lines.append(f"{job} wants {size(need)} of memory, of {options.memory:g} GB: it does not fit.")
+    disk, free = sum(plan.disk.values()), options.free_disk * 1e9
+    lines.append(f"Disk: {size(disk)}, {'of' if disk <= free else 'more than the'} {size(free)} that are free.")
+    return lines
+
+
 def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
     """Everything the table says, as numbers in bytes, operations and hours."""
     return {
@@ -88,13 +137,15 @@ def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
     }
 
 
-def text(plan: estimates.Plan, options: argparse.Namespace) -> str:
-    """The plan for a reader."""
+def text(plan: estimates.Plan, settings: Config, options: argparse.Namespace) -> str:
+    """The plan for a reader: what to make of it, then the figures."""
     found, speed, works = plan.counts, speeds(options), spent(plan, options)
     total = {name: binding(each)[1] for name, each in works.items()}
     longest = max(total, key=lambda name: total[name])
     splits = ", ".join(f"{name} {chunks:,.0f}" for name, chunks in found.splits.items() if chunks)
     lines = [
+        *judged(plan, settings, options),
+        "",
         f"Counts, {found.told}",
         f"  {found.documents:,.0f} documents, {found.tokens:,.0f} tokens, vocabulary {found.vocab_size:,}",
         f"  {found.chunks:,.0f} chunks ({splits}), {plan.padding:.1%} padding; {found.database:,.0f} in the database",
@@ -192,6 +243,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--disk", type=above, default=500, help="MB/s of the disks in all, read and written (an SSD)")
     parser.add_argument("--tokenize", type=above, default=2.6, help="MB/s of text a core tokenizes (docs/scale.md)")
+    parser.add_argument("--memory", type=above, default=round(psutil.virtual_memory().total / 1e9), help="GB of memory")
+    free = round(shutil.disk_usage(".").free / 1e9, 1)
+    parser.add_argument("--free-disk", type=above, default=free, help="GB of disk that are free")
     parser.add_argument("--json", action="store_true", help="numbers as JSON")
     parser.add_argument("--check", action="store_true", help="compare with the finished run of the config")
     return parser
@@ -207,7 +261,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({**facts(plan, options), **({"check": rows} if rows else {})}, indent=1))
         return
-    print(text(plan, options))
+    print(text(plan, settings, options))
     if rows:
         head = ["Check", "estimated", "found", "ratio"]
         cells = [[row["what"], size(row["estimated"]), size(row["found"]), f"{row['ratio']:.2f}"] for row in rows]

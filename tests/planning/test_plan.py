@@ -138,3 +138,54 @@ def test_what_cannot_be_planned_is_told(monkeypatch, words):
     monkeypatch.setattr(sys, "argv", ["retro.planning.plan", *words])
     with pytest.raises(stage.UserError, match="preset"):
         plan.main()
+
+
+def said(monkeypatch, capsys, *words: str) -> str:
+    """What the plan says before its figures."""
+    monkeypatch.setattr(sys, "argv", ["retro.planning.plan", *words])
+    plan.main()
+    return capsys.readouterr().out.partition("\n\n")[0]
+
+
+def test_the_plan_begins_with_what_to_make_of_it(monkeypatch, capsys):
+    """341 billion tokens of training over a corpus of a billion: days, what binds, how often it is read, what fits."""
+    found = said(
+        monkeypatch, capsys, "--preset", "857m", "--database-tokens", "1e9", "--gpus", "1", "--free-disk", "40"
+    )
+    first, epochs, fits, disk = found.splitlines()
+    assert first == "59.1 days on 1 GPU; training takes 100% of it and waits for the GPUs."
+    samples = 4 * 16_092_750 * 64 * (1 - 0.031) / 2048
+    assert epochs.startswith("Training reads its corpus 341 times: lower dataset.samples.train_samples (")
+    assert int(epochs.partition("(")[2].partition(" ")[0].replace(",", "")) == pytest.approx(samples, rel=0.001)
+    assert fits == "The largest model fits into a GPU of 80 GB: a micro batch wants 25.2 GB."
+    assert disk.endswith("more than the 40.0 GB that are free.")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--preset", "4b", "--database-tokens", "300e9"), "does not fit into a GPU of 80 GB"),
+        (("--preset", "4b", "--database-tokens", "300e9"), "shared by 8 it does (train.parallel.fsdp)"),
+        (("--preset", "857m", "--database-tokens", "9e12"), "raise dataset.samples.train_samples"),
+        (("--preset", "857m", "--database-tokens", "300e9", "--gpus", "0", "--memory", "16"), "it does not fit"),
+        (("--preset", "small", "--database-tokens", "1e8", "--gpus", "0"), " on 2 cores; "),
+    ],
+)
+def test_it_says_what_does_not_fit_and_what_to_change(monkeypatch, capsys, words, line):
+    assert line in said(monkeypatch, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        (0.001, "1 min"),
+        (0.5, "30 min"),
+        (1.9, "114 min"),
+        (2, "2 hours"),
+        (40, "40 hours"),
+        (59 * 24, "59 days"),
+        (8766 * 16, "16 years"),
+    ],
+)
+def test_hours_are_said_as_a_person_says_them(hours, words):
+    assert plan.told(hours) == words
