@@ -22,7 +22,7 @@ from typer.core import CompletionItem, TyperCommand
 from retro.base import stage
 from retro.base.nearest import unknown
 from retro.base.stage import UserError
-from retro.dataset.named import newest, report_run
+from retro.dataset.named import datasets, newest, report_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,22 +148,31 @@ def line(name: str, given: list[str]) -> tuple[str, list[str]]:
     flag, module = command.other
     if flag and flag in given:
         return module, [*command.words, *(word for word in given if word != flag)]
-    if command.workflow and not asks_for_help(given) and not Path("Snakefile").is_file():
+    if asks_for_help(given):
+        return command.module, [*command.words, *given]
+    filling = command.needs and not is_given(command.needs, given)
+    lacks = (
+        "no Snakefile" if command.workflow else "neither results nor a Snakefile" if filling and not datasets() else ""
+    )
+    if lacks and not Path("Snakefile").is_file():
         home = f"cd {ROOT}" if (ROOT / "Snakefile").is_file() else "cd to your copy of it"
-        raise UserError(f"{Path.cwd()}: no Snakefile here, which `retro {name}` needs. Run it in the project: {home}")
-    filled = [] if asks_for_help(given) else filled_in(command.needs, given)
-    return command.module, [*command.words, *filled, *given]
+        raise UserError(f"{Path.cwd()}: {lacks} here, which `retro {name}` needs. Run it in the project: {home}")
+    return command.module, [*command.words, *(filled_in(command.needs) if filling else []), *given]
 
 
 def asks_for_help(given: list[str]) -> bool:
     return "-h" in given or "--help" in given
 
 
-def filled_in(needs: str, given: list[str]) -> list[str]:
+def is_given(needs: str, given: list[str]) -> bool:
+    """Whether the user gave what a command needs: an option, or a folder, which is no option."""
+    if needs == "folder":
+        return not all(word.startswith("-") for word in given)
+    return any(word == needs or word.startswith(f"{needs}=") for word in given)
+
+
+def filled_in(needs: str) -> list[str]:
     """What the user left out: the newest dataset, its folder, or the run that its report is about. Says which."""
-    there = any(word == needs or word.startswith(f"{needs}=") for word in given)
-    if not needs or there or (needs == "folder" and not all(word.startswith("-") for word in given)):
-        return []
     found = newest()
     if needs == "folder":
         found = found.parent

@@ -170,6 +170,7 @@ def test_what_is_given_is_not_replaced(given, project, capsys):
 @pytest.mark.parametrize("name", [name for name, command in BY_NAME.items() if command.needs])
 def test_where_nothing_was_made_a_command_says_how_to_make_it(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").touch()
     with pytest.raises(UserError, match=r"no dataset there\. `retro run` makes one"):
         cli.line(name, [])
 
@@ -178,11 +179,12 @@ def test_where_nothing_was_made_a_command_says_how_to_make_it(name, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, command in BY_NAME.items() if command.workflow])
+@pytest.mark.parametrize("name", [name for name, command in BY_NAME.items() if command.workflow or command.needs])
 def test_outside_the_project_one_sentence_says_where_to_go(name, tmp_path):
     done = retro(name, folder=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path}: no Snakefile here") and done.stderr.endswith(f"cd {ROOT}\n")
+    assert re.match(rf"error: {tmp_path}: (no|neither results nor a) Snakefile here, which `retro {name}`", done.stderr)
+    assert done.stderr.endswith(f"cd {ROOT}\n")
 
 
 @pytest.mark.slow
