@@ -105,6 +105,7 @@ class LiveView(Lines):
         text = Text(ended(self.run, job, seconds, width))
         text.stylize("dim", 0, 8)
         text.stylize("bold", 9, 9 + named(width))
+        self.live.update(drawn(self.run, job.began + seconds, width), refresh=True)  # it runs no longer
         self.console.print(text, soft_wrap=True)
 
     def refresh(self, now: float) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
 
 def half_way(written: str) -> Screen:
     """The screen when two trainings were last seen side by side."""
-    side_by_side = list(re.finditer(r"loss[^\n]*\n[^\n]*loss[^\n]*\n[^\r]*", written))
+    side_by_side = list(re.finditer(r"loss \d[^\n]*\n[^\n]*loss \d[^\n]*\n[^\r]*", written))
     screen = Screen(WIDTH)
     screen.feed(written[: side_by_side[-1].end()])
     return screen

@@ -256,6 +256,15 @@ def test_what_runs_is_drawn_below_with_share_loss_and_time(tmp_path, width):
     assert terminal.process.wait() == 0
 
 
+def test_what_has_ended_is_not_drawn_as_running(tmp_path):
+    terminal = alive(tmp_path, 80)
+    before, line, after = terminal.read().partition("1/2")
+    screen = terminal.screen
+    screen.feed(before + line + after[: after.index(" done")])
+    assert [text.split()[0] for text in screen.text()[-3:]] == ["1/2", "retro-s1", "1"]
+    terminal.process.wait()
+
+
 @pytest.mark.parametrize("width", [20, 60, 200])
 def test_a_terminal_may_change_its_size(tmp_path, width):
     terminal = alive(tmp_path, 80, "wait")
