@@ -326,3 +326,7 @@ def test_stopping_says_where_trainings_go_on(run, tmp_path):
     assert "  gpt-s1: had no checkpoint yet, and begins again\n" in said
     assert f"  retro-s1: goes on from {folder}/step-00000008.safetensors\n" in said
     assert said.endswith("the same command goes on from there.")
+
+
+def test_stopping_before_anything_is_known_says_so(tmp_path):
+    assert ended.stopped(Run(tmp_path), 2.0).startswith("Stopped before the first stage, 2 s.\n")
