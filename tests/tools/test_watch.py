@@ -188,6 +188,14 @@ def test_a_training_tells_how_far_it_is_at_most_ten_times_and_never_twice_in_hal
     assert len(capsys.readouterr().out.splitlines()) == 1, "now and then, where it takes for ever"
 
 
+def test_other_jobs_tell_it_after_minutes_only(run, capsys):
+    lines = Lines(run)
+    begin(run, 1, "embed", 0.0, "embed: 50%|##| 1/2 [01:00<01:00]", source="tiny")
+    for second in range(300):
+        lines.refresh(float(second))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_who_closes_the_pipe_ends_no_run():
     code = "from pathlib import Path; from retro.tools.view import Lines; from retro.tools.progress import Run\n"
     code += "for _ in range(3): Lines(Run(Path())).write('x' * 100000)\nprint('lived', file=__import__('sys').stderr)"
