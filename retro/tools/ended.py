@@ -146,7 +146,8 @@ def failed(run: Run, logs: Path, begin: float, log: Path, status: int) -> str:
 
 def stopped(run: Run, seconds: float) -> str:
     """What Ctrl-C left: what is finished, and where the trainings that ran go on."""
-    lines = [f"Stopped after {run.done} of {run.total} stages, {duration(round(seconds))}."]
+    reached = f"after {run.done} of {run.total} stages" if run.total else "before the first stage"
+    lines = [f"Stopped {reached}, {duration(round(seconds))}."]
     for job in run.stopped():
         if job.rule in TRAINING:
             lines.append(f"  {job.label}: {_checkpoint(run.folder, job)}")

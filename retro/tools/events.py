@@ -3,9 +3,9 @@
     python -m retro.tools.events --configfile config/tiny.yaml --cores 2     (arguments of snakemake)
 
 Events are lines of JSON on stdout. All else, of Snakemake and of its jobs, goes to stderr, as Snakemake writes it by
-itself. The plugin is an ordinary one of Snakemake's interface for loggers. Others are
-found by the name of their package; this one is registered by the interface's own call, so that it needs no package and
-works where this module does, from a checkout too. Jobs that Snakemake sends to a cluster do not load it.
+itself. The plugin is an ordinary one of Snakemake's interface for loggers. Others are found by the name of their
+package; this one is registered by the interface's own call, so that it needs no package and works where this module
+does, from a checkout too. Jobs that Snakemake sends to a cluster do not load it.
 """
 
 import contextlib
@@ -23,16 +23,13 @@ from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 TOLD = {  # what is told of each event
     LogEvent.RUN_INFO: ("stats",),
-    LogEvent.RESOURCES_INFO: ("cores", "nodes"),
+    LogEvent.RESOURCES_INFO: ("cores",),
     LogEvent.JOB_INFO: ("jobid", "rule_name", "wildcards", "log", "benchmark"),
     LogEvent.JOB_FINISHED: ("job_id",),
     LogEvent.JOB_ERROR: ("jobid",),
-    LogEvent.PROGRESS: ("done", "total"),
     LogEvent.ERROR: ("message",),
 }
-STOPPING = "Terminating processes on user request"  # the beginning of what Snakemake says to Ctrl-C
-NOTHING = "Nothing to be done"
-SAID = {STOPPING: "stopping", NOTHING: "nothing"}  # events that Snakemake tells in words only
+STOPPING = "Terminating processes on user request"  # how begins what Snakemake says to Ctrl-C, which is no event of its
 GRACE = 2.0  # seconds in which a second Ctrl-C is the first, pressed again
 
 channel: TextIO = sys.stdout
@@ -51,15 +48,14 @@ class LogHandler(LogHandlerBase):
     has_filter = has_formatter = True
 
     def emit(self, record: LogRecord) -> None:
-        """Tell of an event, if it is one of `TOLD` or `SAID`."""
+        """Tell of an event, if it is one of `TOLD`, or that Snakemake stops."""
         event = getattr(record, "event", None)
         if event in TOLD:
             record.message = record.getMessage()
             tell(str(event), **{name: getattr(record, name) for name in TOLD[event] if hasattr(record, name)})
-        for words, name in SAID.items():
-            if event is None and str(record.msg).startswith(words):
-                tell(name)
-                Interrupts.obeyed = Interrupts.obeyed or name == SAID[STOPPING]
+        if str(record.msg).startswith(STOPPING):
+            Interrupts.obeyed = True
+            tell("stopping")
 
 
 class Interrupts:
@@ -79,9 +75,9 @@ def main() -> None:
     global channel
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, Interrupts())
-    module = sys.modules[__name__]
-    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_retro", module)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, Interrupts())
+    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_retro", sys.modules[__name__])
     from snakemake import cli  # takes a second; by now Ctrl-C is minded
 
     sys.argv[0] = "snakemake"

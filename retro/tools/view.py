@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from retro.base.log import duration
-from retro.tools.progress import Job, Run
+from retro.tools.progress import TRAINING, Job, Run
 
 WIDTH = 120  # columns, the most that are used
 NAME = 34  # of them for what a job is called
-SELDOM, SHARE, SILENCE = 30.0, 0.1, 600.0  # between lines of a running job: seconds and share, or seconds
+SELDOM, OTHERS = 30.0, 120.0  # seconds between lines of a training that runs, and of another job
+SHARE, SILENCE = 0.1, 600.0  # and the share of it between them; or seconds, however little was done
 BAR = 20  # columns
 
 
@@ -66,12 +67,11 @@ class Lines:
         self.write(ended(self.run, job, seconds, self.width))
 
     def refresh(self, now: float) -> None:
-        """Say how far those jobs are that run long: at most twice a minute and ten times in all, but in the end now
-        and then."""
+        """Say how far those jobs are that run long: a tenth further each time, or now and then."""
         self.run.look(now)
         for number, job in self.run.running.items():
             last, share = self.shown.get(number, (job.began, 0.0))
-            if now - last < SELDOM or (said := job.said) is None:
+            if now - last < (SELDOM if job.rule in TRAINING else OTHERS) or (said := job.said) is None:
                 continue
             if said.share - share >= SHARE or now - last >= SILENCE:
                 self.shown[number] = (now, said.share)
@@ -105,6 +105,7 @@ class LiveView(Lines):
         text = Text(ended(self.run, job, seconds, width))
         text.stylize("dim", 0, 8)
         text.stylize("bold", 9, 9 + named(width))
+        self.live.update(drawn(self.run, job.began + seconds, width), refresh=True)  # it runs no longer
         self.console.print(text, soft_wrap=True)
 
     def refresh(self, now: float) -> None:

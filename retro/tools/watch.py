@@ -47,7 +47,8 @@ class Signals:
     @contextlib.contextmanager
     def minded(self) -> Iterator["Signals"]:
         """Mind them while the block runs."""
-        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self) for number in heeded}
         try:
             yield self
         finally:
@@ -63,7 +64,11 @@ def watch(arguments: list[str], run: Run, log: Path) -> tuple[int, int]:
         assert child.stdout is not None
         events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=_read, args=(child.stdout, events), daemon=True).start()
-        _follow(child, run, view, events, signals)
+        try:
+            _follow(child, run, view, events, signals)
+        except BaseException:  # nothing shall run on unseen
+            hand_on(child.pid)
+            raise
         return child.wait(), signals.number
 
 

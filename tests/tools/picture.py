@@ -33,10 +33,10 @@ def main() -> None:
 
 
 def half_way(written: str) -> Screen:
-    """The screen when two trainings were last seen side by side."""
-    side_by_side = list(re.finditer(r"loss[^\n]*\n[^\n]*loss[^\n]*\n[^\r]*", written))
+    """The screen when two trainings were seen side by side, in the middle of that."""
+    side_by_side = list(re.finditer(r"loss \d[^\n]*\n[^\n]*loss \d[^\n]*\n[^\r]*", written))
     screen = Screen(WIDTH)
-    screen.feed(written[: side_by_side[-1].end()])
+    screen.feed(written[: side_by_side[len(side_by_side) // 2].end()])
     return screen
 
 

@@ -188,6 +188,14 @@ def test_a_training_tells_how_far_it_is_at_most_ten_times_and_never_twice_in_hal
     assert len(capsys.readouterr().out.splitlines()) == 1, "now and then, where it takes for ever"
 
 
+def test_other_jobs_tell_it_after_minutes_only(run, capsys):
+    lines = Lines(run)
+    begin(run, 1, "embed", 0.0, "embed: 50%|##| 1/2 [01:00<01:00]", source="tiny")
+    for second in range(300):
+        lines.refresh(float(second))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_who_closes_the_pipe_ends_no_run():
     code = "from pathlib import Path; from retro.tools.view import Lines; from retro.tools.progress import Run\n"
     code += "for _ in range(3): Lines(Run(Path())).write('x' * 100000)\nprint('lived', file=__import__('sys').stderr)"
@@ -256,6 +264,15 @@ def test_what_runs_is_drawn_below_with_share_loss_and_time(tmp_path, width):
     assert terminal.process.wait() == 0
 
 
+def test_what_has_ended_is_not_drawn_as_running(tmp_path):
+    terminal = alive(tmp_path, 80)
+    before, line, after = terminal.read().partition("1/2")
+    screen = terminal.screen
+    screen.feed(before + line + after[: after.index(" done")])
+    assert [text.split()[0] for text in screen.text()[-3:]] == ["1/2", "retro-s1", "1"]
+    terminal.process.wait()
+
+
 @pytest.mark.parametrize("width", [20, 60, 200])
 def test_a_terminal_may_change_its_size(tmp_path, width):
     terminal = alive(tmp_path, 80, "wait")
@@ -317,3 +334,7 @@ def test_stopping_says_where_trainings_go_on(run, tmp_path):
     assert "  gpt-s1: had no checkpoint yet, and begins again\n" in said
     assert f"  retro-s1: goes on from {folder}/step-00000008.safetensors\n" in said
     assert said.endswith("the same command goes on from there.")
+
+
+def test_stopping_before_anything_is_known_says_so(tmp_path):
+    assert ended.stopped(Run(tmp_path), 2.0).startswith("Stopped before the first stage, 2 s.\n")
