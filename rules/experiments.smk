@@ -57,7 +57,7 @@ rule subsample:
 use rule summarise as experiment_comparison with:
     """Comparing the conditions of experiment {wildcards.experiment}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=lambda wildcards: WORKFLOW.compared(wildcards.experiment),
     output:
         summary=f"{D}/{names.EXPERIMENT}/summary.csv",
@@ -73,7 +73,7 @@ use rule summarise as experiment_comparison with:
 rule experiment:
     """Drawing experiment {wildcards.experiment}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         comparison=rules.experiment_comparison.output.comparison,
         models=rules.figures.input.models,
         metrics=rules.figures.input.metrics,
