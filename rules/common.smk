@@ -42,11 +42,13 @@ if workflow.is_main_process:
         print(f"warning: {line}", file=sys.stderr)
 DATASET, RESOURCES, EXPERIMENTS = CONFIG.dataset, CONFIG.resources, CONFIG.experiments
 D, SOURCES, RUNS, RETRIEVALS = WORKFLOW.folder, WORKFLOW.sources, WORKFLOW.runs, WORKFLOW.retrievals
+RECORDED = WORKFLOW.path(names.RECORDED, cut="")  # what most jobs read of it: names.CUTS are for trainings
 CONTENTS = Contents(Path(CONFIG.results, ".contents.json"))
 TEMPLATES = sorted(os.path.relpath(path) for path in Path(retro.__path__[0], "report", "templates").iterdir())
 
 
 wildcard_constraints:
+    cut="|".join(["()", *filter(None, names.CUTS)]),
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(LISTED),
     retrieval="|".join(["()", *(re.escape(names.prefix(name)) for name in RETRIEVALS.named)]),

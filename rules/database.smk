@@ -53,6 +53,7 @@ rule embed:
         mem_mb=8000,
         runtime="24h",
         gpu=lambda wildcards: 0 if WORKFLOW.shards and "shard" not in wildcards.keys() else RESOURCES.gpus,
+        keep=f"--keep {shlex.quote(CONFIG.results)}/.embeddings --keep-gb {RESOURCES.kept_gb}",  # no param: changes no byte
     params:
         code=code("retro.database.embed"),
         content=lambda wildcards: content(WORKFLOW.encoder_files(named(wildcards))),
@@ -63,7 +64,7 @@ rule embed:
         " --settings {params.settings:q}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
-        " --chunks {input.chunks:q}"
+        " --chunks {input.chunks:q} {resources.keep}"
         " {params.part:q}"
         " --threads {threads}"
         " 2>&1 | tee {log:q}"

@@ -9,7 +9,7 @@ out    {D}/runs/<run>/evaluation, {D}/summary.csv, {D}/comparison.csv, {D}/secti
 rule losses:
     """Measuring {wildcards.run} on {wildcards.split}, retrieval {wildcards.mode}."""
     input:
-        config=rules.record.output.config,
+        config=lambda wildcards: WORKFLOW.recorded(wildcards.run, wildcards.mode),
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
         neighbours=lambda wildcards: WORKFLOW.shown(wildcards.mode, wildcards.split),
@@ -26,7 +26,7 @@ rule losses:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.evaluation.losses"),
-        settings=lambda wildcards: canonical(CONFIG.evaluate.losses_facts(wildcards.mode)),
+        settings=lambda wildcards: canonical(WORKFLOW.measuring(wildcards.mode)),
     shell:
         "python -m retro.evaluation.losses"
         " --config {input.config:q}"
@@ -42,7 +42,7 @@ rule losses:
 rule mixed:
     """Mixing {wildcards.run} on {wildcards.split} with a copier: {wildcards.mixed}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=lambda wildcards: WORKFLOW.beside_copier(**wildcards),
         fitted=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, "valid", wildcards.mixed),
         neighbours=lambda wildcards: WORKFLOW.shown(wildcards.mixed, wildcards.split, "valid"),
@@ -70,7 +70,7 @@ rule mixed:
 rule summarise:
     """Comparing every RETRO run with its GPT twin."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=WORKFLOW.losses(),
     output:
         summary=report(f"{D}/summary.csv", caption="../docs/captions/summary.rst", category="Tables"),
@@ -101,7 +101,7 @@ rule summarise:
 rule overlap:
     """Measuring how much of {wildcards.split} stands in the training data and in its neighbours."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         neighbours=arrays(expand(rules.neighbours.output.ids, retrieval="", allow_missing=True)),
     output:
@@ -132,7 +132,7 @@ rule overlap:
 rule filtered:
     """Comparing models on text that does not overlap."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=WORKFLOW.losses(),
         overlap=expand(rules.overlap.output.manifest, split=CONFIG.evaluate.splits),
     output:
@@ -159,7 +159,7 @@ rule filtered:
 rule sample:
     """Writing with live retrieval: {wildcards.run}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
     output:

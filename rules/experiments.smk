@@ -57,7 +57,7 @@ rule subsample:
 rule knn:
     """Mixing {wildcards.run} on {wildcards.split} with what followed like states: {wildcards.knn}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
         losses=lambda wildcards: WORKFLOW.beside_copier(wildcards.run, wildcards.split, wildcards.knn),
@@ -92,7 +92,7 @@ rule knn:
 use rule summarise as experiment_comparison with:
     """Comparing the conditions of experiment {wildcards.experiment}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=lambda wildcards: WORKFLOW.compared(wildcards.experiment),
     output:
         summary=f"{D}/{names.EXPERIMENT}/summary.csv",
@@ -108,7 +108,7 @@ use rule summarise as experiment_comparison with:
 rule experiment:
     """Drawing experiment {wildcards.experiment}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         comparison=rules.experiment_comparison.output.comparison,
         models=rules.figures.input.models,
         metrics=rules.figures.input.metrics,

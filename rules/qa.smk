@@ -17,7 +17,7 @@ wildcard_constraints:
 rule finetune:
     """Fine-tuning {wildcards.run} to answer."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
         index=arrays(expand(rules.index.output.index, retrieval="")),
@@ -58,7 +58,7 @@ rule finetune:
 rule answer:
     """Answering questions: {wildcards.answering}, retrieval {wildcards.retrieved}."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         model=f"{D}/runs/{{answering}}/model.json",
         weights=arrays(f"{D}/runs/{{answering}}/model.safetensors"),
         index=arrays(expand(rules.index.output.index, retrieval="")),

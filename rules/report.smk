@@ -9,7 +9,7 @@ out    {D}/figures, {D}/neighbours.html, {D}/report.html
 rule figures:
     """Drawing the figures."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         metrics=expand(rules.train.output.metrics, run=RUNS),
         models=expand(rules.train.output.model, run=RUNS),
         summary=rules.summarise.output.summary,
@@ -46,7 +46,7 @@ rule figures:
 rule explorer:
     """Building the neighbour explorer."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=lambda wildcards: WORKFLOW.explored(),
         templates=elsewhere(TEMPLATES),
     output:
@@ -92,7 +92,7 @@ rule leakage:
 rule copying:
     """Comparing RETRO with a GPT that copies from the same neighbours."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         losses=lambda wildcards: WORKFLOW.copiers(),
         overlap=expand(rules.overlap.output.manifest, split="test"),
     output:
@@ -125,7 +125,7 @@ rule copying:
 rule page:
     """Writing the report."""
     input:
-        config=rules.record.output.config,
+        config=RECORDED,
         models=rules.figures.input.models,
         summary=rules.summarise.output.summary,
         comparison=rules.summarise.output.comparison,
@@ -166,7 +166,7 @@ if WORKFLOW.dense:
     rule indexes:
         """What the indexes of the config's retrievals find, and at what cost; the next `snakemake` puts it in the report."""
         input:
-            config=rules.record.output.config,
+            config=RECORDED,
             neighbours=[WORKFLOW.neighbours(name, WORKFLOW.splits[0]) for name in WORKFLOW.dense],
             indexes=[RETRIEVALS.searched(name)[0] for name in WORKFLOW.dense],
             arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in WORKFLOW.dense]),

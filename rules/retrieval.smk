@@ -2,8 +2,8 @@
 
 in     {D}/database, {D}/embeddings/<source>
 steps  index or bm25_index, neighbours of each split, record; with shards, index_train, index_shard, neighbours_shard before
-out    {D}/index, {D}/neighbours/<split>, {D}/config.json; of a retrieval of the config, what its overrides change below
-       {D}/retrievals/<name>
+out    {D}/index, {D}/neighbours/<split>, {D}/config.json, and what a training reads of it: {D}/config-gpt.json,
+       {D}/config-retro.json; of a retrieval of the config, what its overrides change below {D}/retrievals/<name>
 """
 
 
@@ -167,18 +167,18 @@ use rule neighbours as neighbours_shard with:
 
 
 rule record:
-    """Recording what preprocessing decided."""
+    """Recording what preprocessing decided: config{wildcards.cut}.json."""
     input:
-        manifests=WORKFLOW.manifests(),
+        manifests=lambda wildcards: WORKFLOW.manifests(wildcards.cut),
     output:
-        config=f"{D}/config.json",
+        config=f"{D}/{names.RECORDED}",
     log:
-        f"{D}/logs/record.log",
+        f"{D}/logs/record{{cut}}.log",
     benchmark:
-        f"{D}/benchmarks/record.jsonl"
+        f"{D}/benchmarks/record{{cut}}.jsonl"
     params:
         code=code("retro.dataset.dataset"),
-        settings=canonical(WORKFLOW.facts),
+        settings=lambda wildcards: canonical(WORKFLOW.recorded_facts(wildcards.cut)),
     shell:
         "python -m retro.dataset.dataset"
         " --settings {params.settings:q}"

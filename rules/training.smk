@@ -1,6 +1,6 @@
 """Training: the recorded config and its artifacts to models.
 
-in     {D}/config.json, the database, index and neighbours that it records
+in     {D}/config-retro.json, the database, index and neighbours that it records; of a GPT {D}/config-gpt.json
 steps  train, one job a run and seed
 out    {D}/runs/<run>: model.safetensors, model.json, metrics.jsonl
 """
@@ -9,13 +9,10 @@ out    {D}/runs/<run>: model.safetensors, model.json, metrics.jsonl
 rule train:
     """Training {wildcards.run}."""
     input:
-        config=rules.record.output.config,
-        manifests=WORKFLOW.manifests(),
-        tokens=arrays(expand(rules.tokenize.output.bin, source=SOURCES)),
-        chunks=arrays(expand(rules.chunk.output.chunks, source=SOURCES)),
-        database=arrays(rules.assemble.output.rows),
-        index=arrays(expand(rules.index.output.index, retrieval="")),
-        neighbours=arrays(expand(rules.neighbours.output.ids, split=["train", "valid"], retrieval="")),
+        config=lambda wildcards: WORKFLOW.recorded(wildcards.run),
+        manifests=lambda wildcards: WORKFLOW.manifests(WORKFLOW.cut(wildcards.run)),
+        text=lambda wildcards: arrays(WORKFLOW.text(wildcards.run)),
+        retrieval=lambda wildcards: arrays(WORKFLOW.retrieval(wildcards.run)),  # database, index, neighbours; not of a GPT
         initial=lambda wildcards: WORKFLOW.begun(wildcards.run)[0] or [],
         given=lambda wildcards: elsewhere(
             WORKFLOW.begun(wildcards.run)[1][:1], f"{WORKFLOW.path(names.RUN, run=wildcards.run)}/model.json"

@@ -83,6 +83,10 @@ LOSSES = "runs/{run}/evaluation/{split}/{mode}"
 MIXED = "runs/{run}/evaluation/{split}/{mixed}"  # losses, too, of the conditions that end in +copy
 KNN = "runs/{run}/evaluation/{split}/{knn}"  # and of those that end in +knn
 OVERLAP = "overlap/{split}"
+# The recorded config, and what of it a training reads: without retrieval, and with it. A training is made from no more
+# than that, so that what it does not read, another book or the neighbours of the test split, trains nothing again.
+CUTS = ("", "-gpt", "-retro")
+RECORDED = "config{cut}.json"
 EXPERIMENT = "experiments/{experiment}"
 ANSWERS = "{answering}.{retrieved}.jsonl"  # in the folder of the config's qa.name
 FIGURES = "figures"

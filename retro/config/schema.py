@@ -126,6 +126,12 @@ class ResourceSettings(Settings):
     embed_threads: int = Field(2, gt=0, description="Threads of an embedding job.")
     search_threads: int = Field(2, gt=0, description="Threads of index and neighbour jobs.")
     evaluate_threads: int = Field(1, gt=0, description="Threads of an evaluation job.")
+    kept_gb: int = Field(
+        10,
+        ge=0,
+        description="GB of vectors kept in .embeddings of the results folder, so that no chunk is embedded twice by an "
+        "encoder, whatever dataset it is in; the oldest go first. 0: none.",
+    )
     gpus: int = Field(
         0, ge=0, description="GPUs of an embedding or search job. Above 0, training has one for each process."
     )

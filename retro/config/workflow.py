@@ -15,6 +15,7 @@ from retro.base.names import (
     ANSWERS,
     BM25,
     CHUNKS,
+    CUTS,
     DATABASE,
     DUPLICATES,
     EMBEDDINGS,
@@ -24,6 +25,7 @@ from retro.base.names import (
     LOSSES,
     NEIGHBOURS,
     PARTS,
+    RECORDED,
     RUN,
     SPLITS,
     TEST,
@@ -175,17 +177,43 @@ class Workflow:
         files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
         files += [self.path(pattern, split=split, retrieval="") for split in LISTED for pattern in per_split]
         files += [self.path(f"{DATABASE}/{name}.npy") for name in ("database", *LISTED)]
-        index = self.path(f"{INDEX}/index.faiss", retrieval="")
-        return [f"{self.folder}/config.json", index, *files, *self.manifests()]
+        recorded = [self.path(RECORDED, cut=cut) for cut in CUTS]
+        return [*recorded, self.path(f"{INDEX}/index.faiss", retrieval=""), *files, *self.manifests()]
 
-    def manifests(self) -> list[str]:
-        """Manifests of every artifact of preprocessing; the recorded config names their sha256."""
+    @property
+    def dropping(self) -> bool:
+        """Whether what is trained on of a source depends on the others, and stands in the database's lists alone."""
+        return self.dataset.duplicates.action == "drop"
+
+    @property
+    def texts(self) -> list[str]:
+        """The sources that are read without retrieval: those trained on."""
+        return [name for name in self.sources if self.dropping or self.facts["sources"][name]["train"]]
+
+    def manifests(self, cut: str = "") -> list[str]:
+        """Manifests of every artifact of preprocessing, of which the recorded config names the sha256; or of those that
+        a cut of it names.
+        """
+        if cut == "-gpt":
+            own = [TOKENIZER, *([DATABASE] if self.dropping else [])]
+            own += [each.format(source=name) for each in (TOKENS, CHUNKS) for name in self.texts]
+            return [self.manifest(name) for name in own]
         own = [TOKENIZER, DATABASE, INDEX]
         own += [BM25] if self.dataset.retriever == "bm25" else []
         found = [self.manifest(pattern, retrieval="") for pattern in own]
         per_source = (TOKENS, CHUNKS, EMBEDDINGS)
         found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]
-        return found + [self.neighbours("", split) for split in LISTED] + self.duplicates("report", "exclude", "drop")
+        found += [self.neighbours("", split) for split in LISTED if not cut or split != SPLITS[TEST]]
+        return found + self.duplicates("report", "exclude", "drop")
+
+    def recorded_facts(self, cut: str) -> dict[str, Any]:
+        """What is recorded of the dataset section: all, or what is read of it without retrieval."""
+        if cut != "-gpt":
+            return self.facts
+        read = ("train", "weight")
+        sources = {name: self.facts["sources"][name] for name in self.texts}
+        kept = {name: {key: source[key] for key in read if key in source} for name, source in sources.items()}
+        return {**self.settings("chunk_length", "samples", "seed", "tokenizer"), "sources": kept}
 
     def stored(self, stage: str) -> list[str]:
         """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
@@ -200,6 +228,39 @@ class Workflow:
         return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
 
     # Models and their evaluation
+
+    def cut(self, run: str) -> str:
+        """Which cut of the recorded config a run is trained on (`retro.base.names.CUTS`)."""
+        return f"-{self.runs[run].architecture}"
+
+    def recorded(self, run: str, mode: str = NONE) -> str:
+        """The recorded config that a run is trained on, or measured under a condition: what looks things up reads all."""
+        cut = self.cut(run) if mode == NONE else ""
+        return self.path(RECORDED, cut=cut)
+
+    def text(self, run: str) -> list[str]:
+        """Arrays of the tokens and chunks that a run is trained on."""
+        sources = self.sources if self.runs[run].retro else self.texts
+        return [self.path(f"{TOKENS}/tokens.bin", source=name) for name in sources] + [
+            self.path(f"{CHUNKS}/chunks.npy", source=name) for name in sources
+        ]
+
+    def retrieval(self, run: str) -> list[str]:
+        """Arrays of the database, its index and the neighbours that a RETRO is trained on; nothing for a
+        GPT, but for its lists where duplicates are dropped.
+        """
+        retro = self.runs[run].retro
+        found = [self.path(f"{DATABASE}/{name}.npy") for name in ("database", *LISTED) if retro or self.dropping]
+        found += [self.path(f"{INDEX}/index.faiss", retrieval="")] if retro else []
+        neighbours = LISTED[:TEST] if retro else ()
+        return found + [self.path(f"{NEIGHBOURS}/ids.npy", retrieval="", split=split) for split in neighbours]
+
+    def measuring(self, mode: str) -> dict[str, Any]:
+        """What per-token losses under a condition depend on: how many neighbours only where it is not in its name."""
+        condition, facts = Condition.parse(mode), self.config.evaluate.losses_facts(mode)
+        unread = {"neighbours_used"} if condition.empty or condition.k is not None else set()
+        unread |= {"retrieved_chunks"} if condition.empty else set()
+        return {key: value for key, value in facts.items() if key not in unread}
 
     def twins(self) -> dict[str, dict[str, Any]]:
         """Twin and seed of each run, in the config's order: the report is about the first RETRO run."""

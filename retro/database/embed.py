@@ -2,7 +2,8 @@
 
 A chunk's tokens are decoded to text, special tokens dropped, and the text is embedded. Work goes block by
 block; a killed job goes on after its last finished block, if what the blocks were made from is still the
-same. Several jobs can share the work (`retro.base.shards`).
+same. Several jobs can share the work (`retro.base.shards`). Vectors that this encoder gave before, for whatever
+dataset, are taken from those that are kept (`retro.database.kept`); what is made does not depend on them.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import numpy as np
 
 from retro.base import log, provenance, shards, stage
 from retro.base.artifacts import growing_array, read_manifest, release, sha256, write_manifest
+from retro.base.log import say
 from retro.base.shards import Blocks
 from retro.base.stage import UserError, given, read_section, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.encoders import Encoder, open_encoder
+from retro.database.kept import Kept, keys_of, name_of
 from retro.database.settings import EncoderSettings
 
 STAGE = "retro.database.embed"
@@ -32,24 +35,39 @@ def texts_of(store: TokenStore, table: np.ndarray, tokenizer: Tokenizer) -> list
     ]
 
 
-def compute_blocks(options: argparse.Namespace, table: np.ndarray, blocks: Blocks, encoder: Encoder) -> None:
-    """Embed what is not finished of the job's own blocks of the chunk `table`."""
-    tokenizer = Tokenizer.load(options.tokenizer)
-    store = TokenStore(read_manifest(options.tokens, "tokens").file("tokens.bin").with_suffix(""))
+class Texts:
+    """The texts of the chunks of a chunk `table`, by their rows."""
+
+    def __init__(self, options: argparse.Namespace, table: np.ndarray):
+        self.table, self._tokenizer = table, Tokenizer.load(options.tokenizer)
+        self._store = TokenStore(read_manifest(options.tokens, "tokens").file("tokens.bin").with_suffix(""))
+
+    def __call__(self, start: int, stop: int) -> list[str]:
+        found = texts_of(self._store, self.table[start:stop], self._tokenizer)
+        release(self._store.tokens, self.table)
+        return found
+
+
+def compute_blocks(
+    options: argparse.Namespace, table: np.ndarray, blocks: Blocks, encoder: Encoder, texts: Texts, kept: Kept | None
+) -> None:
+    """Embed what is not finished of the job's own blocks of the chunk `table`, and is not kept."""
     wanted = shards.bounds(len(table), options.block, options.shard)
     with log.bar(sum(stop - start for start, stop in wanted), "embed", "chunk") as shown:
 
         def embed(start: int, stop: int) -> np.ndarray:
-            vectors = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
+            here = texts(start, stop)
+            vectors = kept.encode(here, encoder, shown.update) if kept else encoder.encode(here, shown.update)
             if not np.isfinite(vectors).all():
                 raise UserError(
                     f"{options.output.parent}: the encoder gave NaN or infinity from chunk {start} on. Set "
                     "dataset.encoder.gpu_dtype: float32, or take another encoder."
                 )
-            release(store.tokens, table)
             return vectors
 
         shards.compute(blocks, wanted, embed, shown)
+    if kept and kept.taken:
+        say(f"{options.output.parent}: {kept.taken} chunks were embedded before, taken from {kept.folder}")
 
 
 def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> None:
@@ -68,7 +86,6 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> Non
         settings={**options.settings, "encoder": blocks.made_from["encoder"]},
         counts={"chunks": rows, "width": width},  # threads and shards change no byte: not recorded
     )
-    blocks.remove()
     print(f"{options.output.parent}: {rows} vectors of {width} dimensions", file=sys.stderr)
 
 
@@ -83,6 +100,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--block", type=whole, default=BLOCK, help="chunks a block")
     parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, embed nothing")
+    parser.add_argument("--keep", type=Path, help="folder of vectors that were computed before, and are kept")
+    parser.add_argument("--keep-gb", type=float, default=10, help="how much is kept there, the newest; 0: nothing")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     return parser.parse_args()
@@ -99,7 +118,9 @@ def main() -> None:
         )
     table = chunks.array("chunks.npy")
     if options.shards:
-        finish(options, shards.Joined(options.shards, len(table)), len(table))
+        joined = shards.Joined(options.shards, len(table))
+        finish(options, joined, len(table))
+        joined.remove()
         return
     encoder = open_encoder(settings, options.threads)
     print(
@@ -114,12 +135,21 @@ def main() -> None:
         "versions": provenance.versions(),
     }
     folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
+    texts, kept = Texts(options, table), None
+    if options.keep and options.keep_gb and encoder.lasting:
+        row = np.dtype((np.dtype(settings.dtype), (encoder.width,)))
+        kept = Kept(options.keep, int(options.keep_gb * 1e9), name_of(encoder, settings), row)
     with Blocks(folder, made_from, (encoder.width,), settings.dtype) as blocks:
-        compute_blocks(options, table, blocks, encoder)
+        compute_blocks(options, table, blocks, encoder, texts, kept)
+        own = shards.Alone(blocks, made_from, shards.bounds(len(table), options.block, options.shard))
         if options.shard:
             shards.write_note(options.output, options.shard, blocks, made_from, options.block)
-            return
-        finish(options, shards.Alone(blocks, made_from, shards.bounds(len(table), options.block)), len(table))
+        else:
+            finish(options, own, len(table))
+        if kept:  # last: what is asked for has the disk first
+            kept.add((keys_of(texts(start, start + len(found))), found) for start, found in own)
+        if not options.shard:
+            own.remove()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ REMEMBERED = 1_000_000  # features whose hash is kept
 class StaticEncoder:
     """`width` dimensions; see `retro.database.encoders.Encoder`."""
 
-    engine = "numpy float32"
+    engine, lasting = "numpy float32", False  # quicker to compute than to look up
 
     def __init__(self, width: int):
         self.width = width
@@ -194,6 +194,7 @@ class BertEncoder:
         self._states = open_engine(folder, config, settings.gpu_dtype)
         self.config = config
         self.width, self.identity, self.engine = self._states.width, identity, self._states.name
+        self.lasting = self._states.alone
         self._batch_size = max(settings.batch_size, GPU_BATCH) if self._states.gpu else settings.batch_size
         self._threads, self._pooling = 1 if self._states.gpu else threads, pooling
 
@@ -265,11 +266,14 @@ class Encoder(Protocol):
     - `identity`: sha256 of all that decides a vector besides the settings (weights, config, word pieces, pooling);
       equal identities and settings mean equal vectors up to rounding
     - `engine`: what computes, e.g. `onnxruntime float32`; part of what makes vectors equal bit for bit
+    - `lasting`: whether vectors are kept for later (`retro.database.kept`): each is a function of its text
+      alone, and slower to compute than to look up
     """
 
     width: int
     identity: str
     engine: str
+    lasting: bool
 
     def encode(self, texts: list[str], advance: Callable[[int], object] | None = None) -> np.ndarray:
         """float32 [n, width], each row of unit length, in the order of `texts`.

@@ -44,6 +44,7 @@ class OnnxEngine:
     """
 
     name, gpu = "onnxruntime float32", False
+    alone = True  # a text's result is its own, as said above
 
     def __init__(self, folder: Path, config: dict):
         import onnxruntime
@@ -67,6 +68,8 @@ class OnnxEngine:
 
 class TorchEngine:
     """PyTorch, on a GPU in half precision, or on a CPU for architectures other than BERT."""
+
+    alone = False  # matrix products of other sizes may round otherwise
 
     def __init__(self, folder: Path, device: str, dtype: str):
         import torch

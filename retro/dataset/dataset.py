@@ -3,7 +3,8 @@
 The stage writes it, results/<dataset>/config.json, when preprocessing is complete. It holds what Megatron-LM's
 preprocessing recorded (data paths, sequence length, samples, batch size, evaluation interval and iterations,
 tokenizer, seed) and what that forgot: vocabulary size, EOD and pad ids, split rule, encoder, index, neighbours, and
-the sha256 of every artifact's manifest.
+the sha256 of every artifact's manifest. It also writes what of this a training reads (`retro.base.names.CUTS`): a
+recorded config like the whole one that names fewer artifacts, and without retrieval fewer settings and sources.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from retro.base import stage
-from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_json
+from retro.base.artifacts import Manifest, read_json, read_manifest, release, sha256, write_json
+from retro.base.names import LISTED, SPLITS
 from retro.base.stage import UserError, given
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import ChunkStore
@@ -99,7 +101,25 @@ class Dataset:
 
     def rows(self, split: str) -> np.ndarray:
         """Global row of each chunk of a split, int64 [C], documents in source order."""
-        return self.manifest("database/manifest.json", "database").array(f"{split}.npy")
+        if self.has_database:
+            return self.manifest("database/manifest.json", "database").array(f"{split}.npy")
+        return self._lists[split]
+
+    @property
+    def has_database(self) -> bool:
+        """Whether the database is recorded. Without it global rows number the sources that are trained on alone."""
+        return "database/manifest.json" in self.facts["manifests"]
+
+    @cached_property
+    def _lists(self) -> dict[str, np.ndarray]:
+        """Of each split `rows`, from the chunk tables."""
+        found: dict[str, list[np.ndarray]] = {split: [] for split in LISTED}
+        for table, offset in zip(self.store.tables, self.store.offsets, strict=False):
+            number = np.array(table["split"])
+            release(table)
+            for split, rows in found.items():
+                rows.append(np.flatnonzero(number == SPLITS.index(split)) + offset)
+        return {split: np.concatenate(rows) for split, rows in found.items()}
 
     def neighbour_ids(self, split: str) -> np.ndarray:
         """Database ids of each chunk's neighbours, int [C, K], best first, −1 where there are none left."""

@@ -17,6 +17,7 @@ import torch
 from retro.base import hashing, provenance, stage
 from retro.base.artifacts import Manifest, read_manifest, sha256
 from retro.base.log import duration, say
+from retro.base.names import CUTS, RECORDED
 from retro.base.shards import locked
 from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
@@ -253,8 +254,9 @@ def finish(session: Session, base: Manifest, output: Path) -> None:
 
 
 def before_inputs(manifest: Manifest) -> list[Path]:
-    """The recorded config that the model before was trained on."""
-    return [manifest.folder / name for name in manifest.facts["inputs"] if name.endswith("config.json")]
+    """The recorded config, or what of it, that the model before was trained on."""
+    recorded = {RECORDED.format(cut=cut) for cut in CUTS}
+    return [manifest.folder / name for name in manifest.facts["inputs"] if Path(name).name in recorded]
 
 
 def main() -> None:

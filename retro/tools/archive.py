@@ -195,7 +195,7 @@ def packed(path: Path, output: Path, corpora: bool = True) -> str:
         f"# The archived run, with everything its presets said.\n{text}", encoding="utf-8"
     )
     write_json(part / "expected.json", expected(folder, corpus_files))
-    for manifest in [folder / "config.json", *folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")]:
+    for manifest in [*folder.glob("config*.json"), *folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")]:
         target = part / "made" / manifest.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(manifest, target)

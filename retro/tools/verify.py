@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retro.base import command, provenance
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256
-from retro.base.names import untuned
+from retro.base.names import CUTS, RECORDED, untuned
 from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import TUNINGS
@@ -36,13 +36,14 @@ def main() -> None:
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
         raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")
-    recorded, asked = facts["manifests"], measured(folder)
+    recorded, asked = recordings(folder), measured(folder)
     retrievals = None if options.config is None else named(options.config, folder)
     found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
-    paths = sorted(found | {folder / name for name in recorded})
+    paths = sorted(found | {folder / name for name, _ in recorded})
     for path in paths:
         name = os.path.relpath(path, folder)
-        problems = _problems(path, recorded.get(name), options.quick, notes)
+        wanted = {config: digest for (each, config), digest in recorded.items() if each == name}
+        problems = _problems(path, wanted, options.quick, notes)
         at = Path(name).as_posix()
         old = left_over(at, facts.get("source_order", []), asked, retrievals) if problems else None
         if old is not None:
@@ -62,6 +63,15 @@ def main() -> None:
     if bad or left:
         raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left), list(unsure)))}")
     print(f"{folder}: {len(paths)} artifacts hold.")
+
+
+def recordings(folder: Path) -> dict[tuple[str, str], str]:
+    """The sha256 of the manifests that the recorded config names, and of those that its cuts for trainings do."""
+    found: dict[tuple[str, str], str] = {}
+    for config in (RECORDED.format(cut=cut) for cut in CUTS):
+        if (folder / config).exists():
+            found |= {(name, config): digest for name, digest in read_json(folder / config)["manifests"].items()}
+    return found
 
 
 def named(config: str, folder: Path) -> set[str]:
@@ -131,8 +141,11 @@ def _digest(path: Path) -> str:
     return sha256(path)
 
 
-def _problems(path: Path, wanted: str | None, quick: bool, notes: set[str]) -> list[str]:
-    """What is wrong with one artifact, a line each; what differs here or cannot be compared becomes a note."""
+def _problems(path: Path, wanted: dict[str, str], quick: bool, notes: set[str]) -> list[str]:
+    """What is wrong with one artifact, a line each; what differs here or cannot be compared becomes a note.
+
+    `wanted`: the sha256 that it was recorded with, by the recorded config that names it.
+    """
     try:
         manifest = read_manifest(path)
         for name in manifest.facts["files"]:
@@ -142,9 +155,8 @@ def _problems(path: Path, wanted: str | None, quick: bool, notes: set[str]) -> l
     except UserError as error:
         return [str(error)]
     _compare_with_here(manifest, notes)
-    problems = []
-    if wanted is not None and sha256(path) != wanted:
-        problems.append(f"{path}: is not the manifest that config.json recorded.")
+    other = [config for config, digest in wanted.items() if sha256(path) != digest]
+    problems = [f"{path}: is not the manifest that {config} recorded." for config in other]
     for name, digest in manifest.facts["inputs"].items():
         source = Path(os.path.normpath(manifest.folder / name))  # as it was recorded, links not followed
         source = source if source.exists() else manifest.folder / name

@@ -102,11 +102,10 @@ def write_model(
 
 def read_artifacts(dataset: Dataset, retrieves: bool) -> list[str]:
     """Manifest names of the artifacts that training reads."""
-    names = ["tokenizer/manifest.json", "database/manifest.json"]
-    names += [f"{room}/{source}/manifest.json" for room in ("tokens", "chunks") for source in dataset.sources]
-    if retrieves:
-        names += ["neighbours/train/manifest.json", "neighbours/valid/manifest.json"]
-    return names
+    names = ["tokenizer", *(["database"] if dataset.has_database else [])]
+    names += [f"{room}/{source}" for room in ("tokens", "chunks") for source in dataset.sources]
+    names += ["neighbours/train", "neighbours/valid"] if retrieves else []
+    return [f"{name}/manifest.json" for name in names]
 
 
 def check_artifacts(dataset: Dataset, names: list[str]) -> int:
@@ -210,7 +209,7 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="results/<dataset>/config.json")
+    parser.add_argument("--config", required=True, type=Path, help="the recorded config; what of it a training reads")
     parser.add_argument("--run", required=True, help="the run: name, architecture, seed, model, train, as JSON")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts")
     parser.add_argument("--output", required=True, type=Path, help="model.json to write")

@@ -68,7 +68,8 @@ def test_preprocessing_is_every_array_and_manifest_and_the_recorded_config():
         "", "tokenizer", "database", "index", "tokens/a", "tokens/b", "chunks/a", "chunks/b", "embeddings/a",
         "embeddings/b", "neighbours/train", "neighbours/valid", "neighbours/test",
     }  # fmt: skip
-    assert {"R/d/config.json", "R/d/index/index.faiss", "R/d/neighbours/train/ids.npy"} <= set(found)
+    assert {f"R/d/config{cut}.json" for cut in ("", "-gpt", "-retro")} <= set(found)
+    assert {"R/d/index/index.faiss", "R/d/neighbours/train/ids.npy"} <= set(found)
     assert set(workflow().manifests()) == {path for path in found if path.endswith("/manifest.json")}
 
 
@@ -82,6 +83,74 @@ def test_preprocessing_is_every_array_and_manifest_and_the_recorded_config():
 )
 def test_the_recorded_config_names_what_else_the_dataset_is_made_of(dataset, more):
     assert set(workflow(dataset=dataset).manifests()) - set(workflow().manifests()) == more
+
+
+def below(files: list[str]) -> set[str]:
+    return {path.removeprefix("R/d/").removesuffix("/manifest.json") for path in files}
+
+
+def test_a_gpt_is_trained_on_tokens_and_chunks_of_the_sources_that_are_trained_on_and_on_nothing_else():
+    found = workflow()  # a is a book
+    assert below(found.manifests("-gpt")) == {"tokenizer", "tokens/b", "chunks/b"}
+    assert below(found.text("gpt-s1")) == {"tokens/b/tokens.bin", "chunks/b/chunks.npy"}
+    assert found.retrieval("gpt-s1") == []
+    assert found.recorded("gpt-s1") == found.recorded("gpt-s1", "none") == "R/d/config-gpt.json"
+    assert found.recorded("gpt-s1", "in-context+k2") == "R/d/config.json"  # it is shown what was looked up
+
+
+def test_a_retro_is_trained_on_the_database_its_index_and_the_neighbours_but_not_on_those_of_test():
+    found = workflow()
+    wanted = set(found.manifests()) - {"R/d/neighbours/test/manifest.json"}
+    assert set(found.manifests("-retro")) == wanted
+    wanted = {"database/database.npy", "index/index.faiss", "neighbours/train/ids.npy", "neighbours/valid/ids.npy"}
+    read = below(found.retrieval("retro-s1"))
+    assert wanted <= read and "neighbours/test/ids.npy" not in read
+    assert found.recorded("retro-s1") == "R/d/config-retro.json"
+    assert found.recorded("retro-s1", "on") == "R/d/config.json"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "same"),
+    [
+        ({"sources": {"another": {"path": "c.jsonl", "train": False}}}, True),
+        ({"index": {"factory": "IVF8,Flat"}, "encoder": {"type": "static"}, "retriever": "bm25"}, True),
+        ({"neighbours": {"saved": 7}, "duplicates": {"action": "exclude"}, "shards": 3}, True),
+        ({"sources": {"b": {"database": False}}}, True),
+        ({"sources": {"b": {"weight": 2}}}, False),
+        ({"sources": {"c": {"path": "c.jsonl"}}}, False),
+        ({"samples": {"seq_length": 1024}}, False),
+        ({"seed": 5}, False),
+    ],
+)
+def test_what_is_recorded_for_a_gpt_holds_nothing_of_retrieval(dataset, same):
+    before, after = workflow(), workflow(dataset=dataset)
+    assert before.recorded_facts("-gpt").keys() == {"chunk_length", "samples", "seed", "sources", "tokenizer"}
+    recorded = [(each.manifests("-gpt"), each.recorded_facts("-gpt")) for each in (before, after)]
+    assert (recorded[0] == recorded[1]) is same
+    assert before.recorded_facts("-retro") != after.recorded_facts("-retro") or "shards" in dataset
+
+
+def test_where_duplicates_are_dropped_a_gpt_depends_on_all_sources():
+    """What is left of each follows from the others, and stands in the database's lists."""
+    found = workflow(dataset={"duplicates": {"action": "drop"}})
+    each = {f"{kind}/{name}" for kind in ("tokens", "chunks") for name in ("a", "b")}
+    assert below(found.manifests("-gpt")) == {"tokenizer", "database", *each}
+    assert "database/train.npy" in below(found.retrieval("gpt-s1"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"),
+    [
+        ("none", set()),
+        ("off", set()),
+        ("on", {"neighbours_used", "retrieved_chunks"}),
+        ("random", {"neighbours_used", "retrieved_chunks"}),
+        ("on+k5", {"retrieved_chunks"}),
+    ],
+)
+def test_losses_depend_on_how_much_is_shown_only_where_that_counts(mode, read):
+    found = workflow(evaluate={"neighbours_used": 1, "retrieved_chunks": 1}).measuring(mode)
+    assert found.keys() == {"stride", "batch_size"} | read
 
 
 @pytest.mark.parametrize(

@@ -217,3 +217,15 @@ def test_before_anything_was_measured_no_run_is_called_left_over(results, verifi
     (results.folder / "summary.csv").unlink()
     results.record(seed=2)
     assert "2 artifact(s) do not hold. Run snakemake" in verified()[1]
+
+
+@pytest.mark.parametrize("cut", ["-gpt", "-retro"])
+def test_what_a_training_reads_is_compared_with_what_was_recorded_for_it(results, verified, cut):
+    facts = {"kind": "recorded config", "source_order": ["a"], "manifests": {"tokens/a/manifest.json": "0" * 64}}
+    write_json(results.folder / f"config{cut}.json", facts)
+    said, _ = verified()
+    assert f"tokens/a/manifest.json: is not the manifest that config{cut}.json recorded." in said
+    write_json(
+        results.folder / f"config{cut}.json", facts | {"manifests": {"tokens/a/manifest.json": sha256(results.tokens)}}
+    )
+    assert "recorded" not in verified()[0]

@@ -20,11 +20,17 @@ from snakemake.settings.types import (
     SchedulingSettings,
 )
 
-Job = tuple[str, tuple[str, ...]]  # rule, named `retrieval_<rule>` where it works for a named retrieval, and outputs
+# Rule, named `retrieval_<rule>` where it works for a named retrieval, `gpt_<rule>` where for a model without retrieval
+# and `retro_record` where it records what a training with it reads; and outputs.
+Job = tuple[str, tuple[str, ...]]
 
 
 def _name(job: Any) -> str:
-    return f"retrieval_{job.rule.name}" if job.wildcards_dict.get("retrieval") else job.rule.name
+    if job.wildcards_dict.get("retrieval"):
+        return f"retrieval_{job.rule.name}"
+    gpt = any(str(path).endswith("/config-gpt.json") for path in [*job.input, *job.output])
+    cut = "gpt" if gpt and job.rule.name != "all" else job.wildcards_dict.get("cut", "").removeprefix("-")
+    return f"{cut}_{job.rule.name}".removeprefix("_")
 
 
 TRANSLATED: dict[tuple, tuple] = {}

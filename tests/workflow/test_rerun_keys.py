@@ -8,21 +8,30 @@ from tests.workflow.plan import Plan
 
 # The rules that read what a rule makes: when it runs, they run, and so on.
 FOLLOWS = {
-    "train_tokenizer": "tokenize chunk embed retrieval_bm25_index retrieval_neighbours record train",
-    "tokenize": "duplicates chunk embed retrieval_bm25_index retrieval_neighbours record train",
-    "duplicates": "neighbours candidates retrieval_neighbours record train",
-    "chunk": "embed assemble neighbours candidates retrieval_bm25_index retrieval_neighbours record train",
-    "embed": "index neighbours candidates retrieval_index retrieval_neighbours record train overlap finetune answer",
-    "assemble": "index neighbours candidates retrieval_index retrieval_bm25_index retrieval_neighbours record train",
-    "index": "neighbours candidates record train finetune answer",
-    "neighbours": "record train overlap",
+    "train_tokenizer": "tokenize chunk embed retrieval_bm25_index retrieval_neighbours record retro_record gpt_record "
+    "train gpt_train",
+    "tokenize": "duplicates chunk embed retrieval_bm25_index retrieval_neighbours record retro_record gpt_record "
+    "train gpt_train",
+    "duplicates": "neighbours candidates retrieval_neighbours record retro_record train",
+    "chunk": "embed assemble neighbours candidates retrieval_bm25_index retrieval_neighbours record "
+    "retro_record gpt_record train gpt_train",
+    "embed": "index neighbours candidates retrieval_index retrieval_neighbours record retro_record train overlap "
+    "finetune answer",
+    "assemble": "index neighbours candidates retrieval_index retrieval_bm25_index retrieval_neighbours record "
+    "retro_record train",
+    "index": "neighbours candidates record retro_record train finetune answer",
+    "neighbours": "record retro_record train overlap",
     "retrieval_index": "retrieval_neighbours",
     "retrieval_bm25_index": "retrieval_neighbours",
     "retrieval_neighbours": "",
-    "record": "train losses mixed knn copying summarise overlap filtered sample figures explorer page "
+    "retro_record": "train",
+    "gpt_record": "gpt_train gpt_losses",
+    "record": "losses gpt_losses mixed knn copying summarise overlap filtered sample figures explorer page "
     "experiment_comparison experiment finetune answer",
-    "train": "losses knn sample figures page experiment finetune answer",
-    "losses": "mixed knn copying summarise filtered explorer experiment_comparison",
+    "train": "losses sample figures page experiment finetune answer",
+    "gpt_train": "gpt_losses knn figures page experiment finetune answer",
+    "gpt_losses": "mixed knn copying summarise filtered explorer experiment_comparison",
+    "losses": "mixed copying summarise filtered explorer experiment_comparison",
     "mixed": "copying experiment_comparison",
     "knn": "experiment_comparison",
     "copying": "page",
@@ -54,14 +63,14 @@ CHANGES = {
     "dataset.seed": "train_tokenizer",
     "dataset.sources": "train_tokenizer",
     "dataset.sources.*.database": "duplicates assemble",
-    "dataset.sources.*.weight": "record",
+    "dataset.sources.*.weight": "record retro_record gpt_record",
     "dataset.on_error": "train_tokenizer",
     "dataset.split": "train_tokenizer",
     "dataset.tokenizer": "train_tokenizer",
     "dataset.shards": "tokenize tokenize_shard embed_shard index_train index_shard neighbours_shard "
     "retrieval_index_train retrieval_index_shard retrieval_neighbours_shard",
     "dataset.duplicates": "duplicates",
-    "dataset.duplicates.action": "duplicates assemble",
+    "dataset.duplicates.action": "duplicates assemble gpt_record",
     "dataset.chunk_length": "chunk",
     "dataset.encoder": "embed",
     "dataset.retriever": f"bm25_index {SEARCH}",
@@ -75,18 +84,20 @@ CHANGES = {
     "dataset.neighbours": SEARCH,
     "dataset.neighbours.saved": "neighbours subsample retrieval_neighbours",  # candidates have a number of their own
     "dataset.neighbours.recall_sample": "neighbours retrieval_neighbours",
-    "dataset.samples": "record",
+    "dataset.samples": "record retro_record gpt_record",
     "retrievals.*.retriever": "retrieval_neighbours",
     "retrievals.*.encoder": "retrieval_embed retrieval_index",
     "retrievals.*.index": "retrieval_index",
     "retrievals.*.neighbours": "retrieval_neighbours",
-    "model": "train",
-    "train": "train",
-    "train.neighbours_used": "train overlap",
-    "train.retrieved_chunks": "train overlap",
+    "model": "train gpt_train",
+    "train": "train gpt_train",
+    "train.neighbours_used": "train gpt_train overlap",
+    "train.retrieved_chunks": "train gpt_train overlap",
     "runs": "train",
-    "seeds": "train",
-    "evaluate": "losses",
+    "runs.*.architecture": "train gpt_train",
+    "runs.*.twin": "train gpt_losses",  # of what is the twin now more is measured
+    "seeds": "train gpt_train",
+    "evaluate": "losses gpt_losses",
     "evaluate.neighbours_used": "losses overlap",
     "evaluate.retrieved_chunks": "losses overlap",
     "evaluate.random_neighbours": "summarise filtered experiment_comparison",
@@ -109,9 +120,9 @@ CHANGES = {
 
 # Keys that change some jobs of a rule of which others feed more: all the rules that run.
 ONLY = {
-    "evaluate.in_context": "losses experiment_comparison experiment experiments_part",  # of that condition alone
-    "evaluate.splits": "losses overlap candidates subsample retrieval_neighbours summarise filtered leakage figures "
-    "explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
+    "evaluate.in_context": "gpt_losses experiment_comparison experiment experiments_part",  # of that condition alone
+    "evaluate.splits": "losses gpt_losses overlap candidates subsample retrieval_neighbours summarise filtered leakage "
+    "figures explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
     "experiments.candidates": "candidates subsample losses experiment_comparison experiment experiments_part",
 }
 

@@ -54,7 +54,7 @@ def test_a_source_added_is_the_only_one_embedded_and_one_removed_embeds_nothing(
     before = (project.folder / CONFIG).read_text(encoding="utf-8")
     shutil.copy(project.folder / "data/tiny.jsonl", project.folder / "data/book.jsonl")
     change(project, {"sources": {"book": {"path": "data/book.jsonl", "train": False}}})
-    per_source, others = ("tokenize", "chunk", "embed"), {"assemble": 1, "index": 1, "neighbours": 3, "record": 1}
+    per_source, others = ("tokenize", "chunk", "embed"), {"assemble": 1, "index": 1, "neighbours": 3, "record": 2}
     assert jobs(project, "preprocess") == dict.fromkeys(per_source, 1) | others | {"preprocess": 1}
     done = project.snakemake("preprocess")
     assert done.returncode == 0, done.stdout[-4000:]
