@@ -35,6 +35,7 @@ def main() -> None:
 def half_way(written: str) -> Screen:
     """The screen when two trainings were seen side by side, in the middle of that."""
     side_by_side = list(re.finditer(r"loss \d[^\n]*\n[^\n]*loss \d[^\n]*\n[^\r]*", written))
+    side_by_side = [found for found in side_by_side if "100 %" not in found[0]] or side_by_side
     screen = Screen(WIDTH)
     screen.feed(written[: side_by_side[len(side_by_side) // 2].end()])
     return screen
