@@ -48,6 +48,14 @@ def wait(condition, seconds: float = 600):
         time.sleep(0.05)
 
 
+MIDDLE = """
+const element = document.querySelector(arguments[0]);
+element.scrollIntoView({block: 'center', behavior: 'instant'});
+const box = element.getClientRects()[0];
+return [box.left + box.width / 2, box.top + box.height / 2];
+"""
+
+
 class Browser:
     """A window of 1280 x 1000 with an empty profile."""
 
@@ -81,6 +89,29 @@ class Browser:
     def run(self, script: str, *arguments):
         """What JavaScript returns."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def devtools(self, command: str, **parameters):
+        """What a command of the Chrome DevTools Protocol gives."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def device(self, width: int, height: int, touch: bool = False, dark: bool = False) -> None:
+        """Show pages as a screen of so many CSS pixels does, with a finger or a mouse, light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
+        self.devtools("Emulation.setDeviceMetricsOverride", **size)
+        self.devtools("Emulation.setTouchEmulationEnabled", enabled=touch)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+
+    def tap(self, selector: str) -> None:
+        """Touch the middle of the first line of an element, scrolled into view."""
+        x, y = self.run(MIDDLE, selector)
+        self.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def hover(self, selector: str) -> None:
+        """Move the mouse to the middle of the first line of an element, scrolled into view."""
+        x, y = self.run(MIDDLE, selector)
+        self.devtools("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def tab(self) -> str:
         """Open a tab and go there."""
