@@ -41,6 +41,7 @@ from retro.evaluation.conditions import NONE, OFF, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
+TABLED = ("loss", "cost", "neighbours")  # those whose values no table of the evaluation has
 MANY = 20  # neighbours that a copier is given besides as many as the run is shown, if so many are stored
 
 

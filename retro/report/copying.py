@@ -235,6 +235,10 @@ def draw(rows: list[Row], folder: Path) -> None:
             sizes = [row["bits_per_byte"] for row in mine]
             colour = style.COLOURS[each.colour]
             axes.plot(at, sizes, "o", linestyle=each.line, color=colour, markersize=4.5, label=each.label)
+            texts = [
+                f"{label(row)}, {row['k']:.0f} neighbours: {row['bits_per_byte']:.4f} bits per byte" for row in mine
+            ]
+            style.points(axes, at, sizes, texts)
         axes.set_xticks(range(len(counts)), [f"{k:.0f}" for k in counts])
         axes.set(xlabel="neighbours of a chunk (k)", ylabel="bits per byte")
         axes.legend(loc="upper right")
@@ -339,7 +343,7 @@ def part(rows: list[Row], figure: Path) -> Markup:
         )
         return Markup("<p>{}</p>\n<p>{}</p>\n").format(HOW, few)
     found = [Markup("<p>{}</p>\n").format(text) for text in (HOW, " ".join(sentences(rows)))]
-    found += [figure_html(figure, CAPTION), table(where(rows, kind=ALL))]
+    found += [figure_html(figure, CAPTION, table="copying.csv"), table(where(rows, kind=ALL))]
     for k in copied:
         title = f"With {k:.0f} neighbours: nats a token, by how many of the tokens before it stand in a neighbour"
         mine = [row for row in where(rows, kind="match") if row["k"] == k]

@@ -1,14 +1,19 @@
 """The pages stand alone, say what they should, and a hostile corpus does nothing."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
-from retro.report import explorer
+from retro.report import explorer, report_page, started, style
 from retro.report.explorer import split_pieces
+from retro.report.marks import marked
+from retro.report.read import read_runs
 from retro.report.style import embedded
 from tests.evaluation.words import HOSTILE
 
@@ -74,10 +79,10 @@ def test_a_hostile_corpus_adds_no_element(neighbours, page):
         assert "49" not in "".join(found.shown).split()  # {{ 7*7 }} was not computed
 
 
-def test_pages_ask_nothing_of_the_network(neighbours, page):
+def test_pages_ask_nothing_of_the_network(report, neighbours, page):
     for text in (neighbours, page):
-        found = Reader(text)
-        assert all(link.startswith("#") or link == "neighbours.html" for link in found.links), found.links
+        for link in Reader(text).links:
+            assert link.startswith("#") or (report.folder / link).is_file(), link
         assert "default-src 'none'" in text
         assert not re.search(r"@import|url\(['\"]?http", text)
 
@@ -135,9 +140,85 @@ def test_report_holds_every_figure_with_a_caption(page):
     assert len(ids) == len(set(ids)), "two elements with one id"
 
 
-def test_a_section_that_was_not_made_says_how(page):
+def test_sections_that_were_not_made_are_one_list(page):
     shown = " ".join("".join(Reader(page).shown).split())
-    assert "To make it: snakemake experiments" in shown and 'id="leakage"' in page
+    assert "Experiments: made by snakemake experiments" in shown and "Leakage: made by snakemake leakage" in shown
+    assert 'id="leakage"' not in page and page.count('id="not-made"') == 1
+
+
+def test_figures_take_the_colours_of_the_page_and_keep_their_text(page):
+    figures = page.partition('<figure id="figure-bpb">')[2].partition("</figure>")[0]
+    assert "var(--on)" in figures and "var(--ink)" in figures
+    for name in ("loss", "bpb", "sections", "cost", "neighbours"):
+        drawn = page.partition(f'<figure id="figure-{name}">')[2].partition("</svg>")[0]
+        assert not set(re.findall("#[0-9a-f]{6}", drawn)) & set(style.VARIABLES), name
+        assert "</text>" in drawn and "</title>" in drawn, name
+
+
+def test_figures_link_to_their_values(report, page):
+    for name in ("figures/loss", "figures/cost", "figures/neighbours", "comparison", "sections"):
+        assert f'href="{name}.csv"' in page
+    rows = (report.folder / "figures/loss.csv").read_text().splitlines()
+    assert rows[0] == "run,read,retrieval,tokens,seconds,loss" and any(",validation,off," in row for row in rows)
+
+
+def test_nothing_is_none_and_a_gpt_has_no_settings_of_retrieval(page):
+    settings = page.partition("All settings of the models")[2].partition("</details>")[0]
+    assert "None" not in settings and ">yes<" in settings
+    assert "gpt" not in settings.partition("model.cca")[2].partition("</dd>")[0]
+    assert "None" not in Reader(page).shown
+
+
+def test_settings_are_those_that_runs_have(report):
+    names = [report.folder / "runs" / name / "model.json" for name in ("gpt-s1", "retro-s1")]
+    runs = read_runs(names)
+    assert "cca" not in report_page.differing(runs[:1], "model") and "cca" in report_page.differing(runs, "model")
+    wider = dataclasses.replace(runs[1], settings=runs[1].settings.model_copy(update={"seed": 2}))
+    assert report_page.differing([*runs, wider], "model") == report_page.differing(runs, "model")
+    assert report_page.told(True) == "yes" and report_page.told((3, 6)) == "3, 6"
+    assert report_page.told({"fsdp": False, "tensor": 1, "none": None}) == "fsdp no, tensor 1"
+
+
+def test_provenance_says_when_and_by_what(report, neighbours):
+    begun = report.folder / "started.jsonl"
+    lines = [{"date": "2026-01-02 03:04 UTC", "command": "snakemake <all>"}, {"date": "2026-01-03 03:04 UTC"}]
+    begun.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no line\n[]\n")
+    text = report.page("--started", begun, "--benchmarks", report.folder / "benchmarks")
+    shown = " ".join("".join(Reader(text).shown).split())
+    assert "last run2026-01-03 03:04 UTC" in shown and "total time7.5 s of 3 jobs, summed" in shown
+    assert "All 2 runs of Snakemake" in shown and "snakemake <all>" in shown
+    assert text == report.page("--started", begun, "--benchmarks", report.folder / "benchmarks")
+
+
+def test_a_start_is_noted_with_command_commit_and_machine(tmp_path):
+    started.note(tmp_path / "results", Path(__file__).parents[2])
+    started.note(tmp_path / "results", tmp_path)  # no repository
+    (first, second) = started.read(tmp_path / "results" / started.NAME)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", first["date"]) and "core" in first["machine"]
+    assert "commit" not in second and first["command"]
+    assert started.read(tmp_path / "nothing") == []
+
+
+def test_copied_words_are_marked_and_nothing_else():
+    text = "The <b> quick, brown fox jumps over; lazy dogs."
+    assert (
+        marked(text, ["A quick brown fox JUMPS"])
+        == "The &lt;b&gt; <mark>quick, brown fox jumps</mark> over; lazy dogs."
+    )
+    assert marked(text, ["quick brown fox", "lazy dogs"]) == str(escape(text))
+    assert marked("", ["x"]) == "" and marked(text, [text]).count("<mark>") == 1
+
+
+def test_copied_words_of_samples_are_marked(report, page):
+    samples = json.loads((report.folder / "runs/retro-s1/sample.json").read_text())["samples"]
+    with_retrieval = page.partition("with retrieval</h4>")[2].partition("</div>")[0]
+    read = [
+        each[key]
+        for look in samples[0]["on"]["lookups"]
+        for each in look["neighbours"]
+        for key in ("text", "continuation")
+    ]
+    assert marked(samples[0]["on"]["text"], read) in with_retrieval
 
 
 def test_pieces_join_to_the_text_and_count_every_token(report):
