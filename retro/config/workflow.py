@@ -271,10 +271,18 @@ class Workflow:
         return [self.manifest(LOSSES, run=run, split=SPLITS[TEST], mode=mode) for run, mode in dict.fromkeys(found)]
 
     def explored(self) -> list[str]:
-        """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
+        """Losses that the explorer shows: of a GPT, and of RETRO runs that it is the twin of.
+
+        Of the first under every usual condition, of the others, a seed of each, with retrieval on.
+        """
         if self.first is None:
             raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
-        pairs = [(self.runs[self.first].twin, NONE), (self.first, ON)]
+        twin, bases = self.runs[self.first].twin, {unseeded(self.first)}
+        pairs = [(twin, NONE), *((self.first, mode) for mode in usual("retro", self.config.evaluate.random_neighbours))]
+        for name in self.retro_runs:
+            if self.runs[name].twin == twin and unseeded(name) not in bases:
+                bases.add(unseeded(name))
+                pairs.append((name, ON))
         return [self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs if run]
 
     def reports(self) -> list[str]:

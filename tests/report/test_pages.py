@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from retro.base.stage import UserError
 from retro.report import explorer, report_page, started, style
 from retro.report.explorer import split_pieces
 from retro.report.marks import marked
@@ -94,13 +95,14 @@ def test_json_cannot_end_its_script_element():
 
 def test_explorer_losses_are_those_of_the_tokens(report, neighbours):
     data = json.loads(Reader(neighbours).scripts[0])
-    assert data["run"] == "retro-s1" and data["twin"] == "gpt-s1"
+    assert data["views"][0]["run"] == "retro-s1" and data["twin"] == "gpt-s1"
     assert len(data["chunks"]) == data["total"]["chunks"] == len(report.dataset.rows("test"))
-    for key, mode in (("gpt", "none"), ("retro", "on")):
+    for view, mode in ((None, "none"), (0, "on"), (1, "off"), (2, "random")):
         losses = np.load(report.losses[mode].parent / "losses.npy")
         for position in (0, 7, len(losses) - 1):
-            wanted = np.nansum(losses[position])
-            assert sum(data["chunks"][position][key]) / 100 == pytest.approx(wanted, abs=0.01 * losses.shape[1])
+            wanted, chunk = np.nansum(losses[position]), data["chunks"][position]
+            found = chunk["gpt"] if view is None else chunk["views"][view]
+            assert sum(found) / 100 == pytest.approx(wanted, abs=0.01 * losses.shape[1])
 
 
 def test_explorer_shows_the_stored_neighbours(report, neighbours):
@@ -114,12 +116,51 @@ def test_explorer_shows_the_stored_neighbours(report, neighbours):
 
 
 def test_explorer_keeps_whole_documents_and_says_how_many(report):
-    losses = explorer.pair([explorer.read_manifest(report.losses[mode]) for mode in ("none", "on")])
+    losses = explorer.sides([explorer.read_manifest(report.losses[mode]) for mode in ("none", "on")])
     data = explorer.collect(report.dataset, *losses, most=12)
     assert 0 < len(data["chunks"]) <= 12
     assert sum(document["count"] for document in data["documents"]) == len(data["chunks"])
     text = explorer.render("neighbours.html.j2", data=data)
     assert re.search(rf"{len(data['chunks'])} of {data['total']['chunks']} chunks", " ".join(text.split()))
+
+
+def test_explorer_wants_a_gpt_and_a_retro_that_reads(report):
+    off, on, none = (explorer.read_manifest(report.losses[mode]) for mode in ("off", "on", "none"))
+    assert explorer.sides([off, on, none]) == (none, [on, off])
+    for wrong in ([on], [none, off], [none, none, on]):
+        with pytest.raises(UserError, match="wanted a GPT's losses and a RETRO's with mode on"):
+            explorer.sides(wrong)
+
+
+def test_explorer_says_how_long_a_copy_there_was_to_read(report, neighbours):
+    dataset, data = report.dataset, json.loads(Reader(neighbours).scripts[0])
+    rows, ids = dataset.rows("test"), dataset.neighbour_ids("test")[:, :2]
+    firsts = {document["first"] for document in data["documents"]}
+    for position, chunk in enumerate(data["chunks"]):
+        if position in firsts:
+            assert chunk["overlap"] == 0
+            continue
+        tokens = dataset.store.tokens(rows[position])[0].tolist()[: chunk["length"]]
+        seen = dataset.store.retrieved(dataset.neighbour_rows(ids[position - 1]), 2)
+        texts = [" ".join(map(str, each[mask])) + " " for each, mask in zip(*seen, strict=True)]
+        pieces = [tokens[at:end] for at in range(len(tokens)) for end in range(at + 1, len(tokens) + 1)]
+        runs = [len(piece) for piece in pieces if any(f" {' '.join(map(str, piece))} " in f" {text}" for text in texts)]
+        assert chunk["overlap"] == max(runs, default=0)
+
+
+def chunk(gpt, retro, overlap, length=64):
+    return {"gpt": [gpt], "views": [[retro]], "overlap": overlap, "length": length}
+
+
+def test_explorer_opens_where_reading_helped_without_a_copy():
+    documents = [{"first": 0}, {"first": 4}]
+    chunks = [chunk(900, 1, 0), chunk(900, 1, 64), chunk(900, 500, 8), chunk(900, 1, 0, length=9), chunk(900, 1, 0)]
+    opened, why = explorer.opening(documents, chunks, 64)
+    assert opened == 1 and "the 1 of 2 whole chunks" in why and "no more than 8 of 64 tokens" in why
+    assert explorer.opening(documents, [chunks[0], chunks[1]], 64)[0] == 0
+    worse = [chunks[0], chunk(900, 901, 3), chunk(900, 20, 12)]
+    assert explorer.opening(documents, worse, 64)[0] == 1 and "16 of 64" in explorer.opening(documents, worse, 64)[1]
+    assert explorer.opening(documents, chunks[:1], 64)[0] == 0
 
 
 def test_report_tells_the_whole_story(page):
