@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,26 @@ return [box.left + box.width / 2, box.top + box.height / 2];
 """
 
 
+@dataclass(frozen=True)
+class Device:
+    """A screen in CSS pixels, a mouse or a finger, light or dark."""
+
+    width: int
+    height: int
+    touch: bool = False
+    dark: bool = False
+
+    def __str__(self) -> str:
+        return f"{'phone' if self.touch else 'desk'}-{'dark' if self.dark else 'light'}"
+
+    def press(self, browser: "Browser", selector: str) -> None:
+        """Click or tap."""
+        (browser.tap if self.touch else browser.click)(selector)
+
+
+DEVICES = [Device(*size, dark) for size in ((1440, 1000, False), (390, 844, True)) for dark in (False, True)]
+
+
 class Browser:
     """A window of 1280 x 1000 with an empty profile."""
 
@@ -94,13 +115,17 @@ class Browser:
         """What a command of the Chrome DevTools Protocol gives."""
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def device(self, width: int, height: int, touch: bool = False, dark: bool = False) -> None:
-        """Show pages as a screen of so many CSS pixels does, with a finger or a mouse, light or dark."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
+    def device(self, device: "Device") -> None:
+        """Show pages as a device does."""
+        size = {"width": device.width, "height": device.height, "deviceScaleFactor": 1, "mobile": device.touch}
         self.devtools("Emulation.setDeviceMetricsOverride", **size)
-        self.devtools("Emulation.setTouchEmulationEnabled", enabled=touch)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setTouchEmulationEnabled", enabled=device.touch)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if device.dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+
+    def overflows(self) -> bool:
+        """Whether the page is wider than its window."""
+        return self.run("return document.documentElement.scrollWidth > innerWidth || visualViewport.scale < 1")
 
     def tap(self, selector: str) -> None:
         """Touch the middle of the first line of an element, scrolled into view."""
@@ -108,10 +133,12 @@ class Browser:
         self.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
-    def hover(self, selector: str) -> None:
-        """Move the mouse to the middle of the first line of an element, scrolled into view."""
+    def click(self, selector: str) -> None:
+        """Move the mouse to the middle of the first line of an element, scrolled into view, and click."""
         x, y = self.run(MIDDLE, selector)
         self.devtools("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.devtools("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def tab(self) -> str:
         """Open a tab and go there."""

@@ -11,7 +11,7 @@ import uvicorn
 from retro.generation.generate import Writer
 from retro.generation.serve import application
 from tests.evaluation.words import HOSTILE
-from tests.generation.browser import Browser, find_or_install, free_port, wait
+from tests.generation.browser import DEVICES, Browser, find_or_install, free_port, wait
 
 pytestmark = pytest.mark.slow
 
@@ -95,16 +95,23 @@ def test_two_tabs_write_at_once(address, browser):
     assert browser.run("return document.getElementById('chunks').textContent") == there[1]
 
 
-def test_a_click_on_a_held_out_page_writes_with_retrieval_and_without(address, browser):
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_click_on_a_held_out_page_writes_with_retrieval_and_without(address, browser, device):
+    browser.device(device)
     browser.open(address)
     wait(lambda: browser.run("return document.querySelectorAll('#examples button').length") == 3)
-    browser.run("document.getElementById('tokens').value = 20; document.querySelector('#examples button').click()")
+    browser.run("document.getElementById('tokens').value = 20")
+    device.press(browser, "#examples button")
     assert done(browser).startswith("20 tokens with retrieval, 20 tokens without retrieval")
     sides = browser.run("return ['on', 'off'].map(id => document.querySelector(`#${id} .asked`).textContent.trim())")
     prompt = browser.run("return document.getElementById('prompt').value.trim()")
     assert sides == [prompt, prompt] and prompt
     own = browser.run("return ['on', 'off'].map(id => !!document.querySelector(`#${id} .own`).textContent)")
-    assert own == [True, True] and browser.complaints() == []
+    assert own == [True, True] and browser.complaints() == [] and not browser.overflows()
+    device.press(browser, ".options summary")
+    device.press(browser, ".looked details:last-of-type summary")
+    opened = browser.run("return [...document.querySelectorAll('details')].filter(each => each.open).length")
+    assert opened >= 2 and not browser.overflows()
 
 
 def test_an_empty_prompt_is_refused_with_a_sentence(address, browser):
