@@ -32,6 +32,10 @@ include: "rules/qa.smk"
 include: "rules/validate.smk"
 
 
+onstart:
+    started.note(Path(D), Path(workflow.basedir))  # for the report's provenance
+
+
 rule all:
     """Everything: artifacts, models, evaluation and report."""
     default_target: True

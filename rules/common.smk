@@ -22,11 +22,12 @@ from retro.base.provenance import digest
 from retro.base.stage import UserError
 from retro.config.checks import doubts
 from retro.config.schema import files_of, from_snakemake
-from retro.config.workflow import DRAWN
+from retro.config.workflow import DRAWN, TABLED
 from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
+from retro.report import started
 from retro.tools.run import present
 
 try:

@@ -22,6 +22,7 @@ rule figures:
             category="Figures",
         ),
         png=[f"{D}/{names.FIGURES}/{name}.png" for name in DRAWN],
+        csv=[f"{D}/{names.FIGURES}/{name}.csv" for name in TABLED],
     log:
         f"{D}/logs/figures.log",
     benchmark:
@@ -145,6 +146,8 @@ rule page:
     params:
         code=code("retro.report.report_page"),
         content=lambda wildcards: content(TEMPLATES),
+        benchmarks=f"{D}/benchmarks",  # this and the next are read for Provenance, no triggers
+        started=f"{D}/{started.NAME}",
     shell:
         "python -m retro.report.report_page"
         " --config {input.config:q}"
@@ -157,6 +160,8 @@ rule page:
         " --samples {input.samples:q}"
         " --explorer {input.explorer:q}"
         " --parts {input.parts:q}"
+        " --benchmarks {params.benchmarks:q}"
+        " --started {params.started:q}"
         " --output {output.page:q}"
         " 2>&1 | tee {log:q}"
 

@@ -50,6 +50,7 @@ TARGETS = (  # rules that are worth asking for by their names
     *("all", "preprocess", "train_all", "retrievals", "indexes", "experiments", "leakage", "copying", "qa"),
     "validate",
 )
+TABLED = ("loss", "cost", "neighbours")  # those whose values no table of the evaluation has
 MANY = 20  # neighbours that a copier is given besides as many as the run is shown, if so many are stored
 
 
@@ -234,7 +235,7 @@ class Workflow:
         return f"-{self.runs[run].architecture}"
 
     def recorded(self, run: str, mode: str = NONE) -> str:
-        """The recorded config that a run is trained on, or measured under a condition: what looks things up reads all."""
+        """The recorded config that a run is trained on, or measured under a condition: what looks up, by all."""
         cut = self.cut(run) if mode == NONE else ""
         return self.path(RECORDED, cut=cut)
 
@@ -374,10 +375,18 @@ class Workflow:
         return [self.manifest(LOSSES, run=run, split=SPLITS[TEST], mode=mode) for run, mode in dict.fromkeys(found)]
 
     def explored(self) -> list[str]:
-        """Losses that the explorer shows side by side: the first RETRO run's, and its twin's."""
+        """Losses that the explorer shows: of a GPT, and of RETRO runs that it is the twin of.
+
+        Of the first under every usual condition, of the others, a seed of each, with retrieval on.
+        """
         if self.first is None:
             raise UserError("runs: none is a retro with a twin, which the explorer shows. Name a twin.")
-        pairs = [(self.runs[self.first].twin, NONE), (self.first, ON)]
+        twin, bases = self.runs[self.first].twin, {unseeded(self.first)}
+        pairs = [(twin, NONE), *((self.first, mode) for mode in usual("retro", self.config.evaluate.random_neighbours))]
+        for name in self.retro_runs:
+            if self.runs[name].twin == twin and unseeded(name) not in bases:
+                bases.add(unseeded(name))
+                pairs.append((name, ON))
         return [self.manifest(LOSSES, run=run, split=self.splits[0], mode=mode) for run, mode in pairs if run]
 
     def reports(self) -> list[str]:

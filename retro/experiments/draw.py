@@ -48,7 +48,8 @@ def _bars(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> N
             return
         for position, row in enumerate(rows):
             value, low, high = (row[key] for key in columns)
-            axes.barh(position, value, color=style.colour(row["retrieval"]), height=0.7)
+            bar = axes.barh(position, value, color=style.colour(row["retrieval"]), height=0.7)
+            style.tell(bar[0], f"{row['label']}: {row['bits_per_byte']:.4f} bits per byte, {percent(value)}")
             edge = max(value, 0)
             if low is not None:
                 style.whisker(axes, low, high, position)
@@ -76,7 +77,8 @@ def _plane(name: str, experiment: Experiment, rows: list[Row], folder: Path) -> 
             if line and row.get("low") is not None:
                 ends = [row["twin_bits_per_byte"] * (1 + row[key] / 100) for key in ("low", "high")]
                 axes.plot([row["x"]] * 2, ends, color=style.FAINT, linewidth=4, zorder=1)
-            axes.plot(row["x"], row["bits_per_byte"], "o", color=colour, markersize=4.5, zorder=3)
+            (point,) = axes.plot(row["x"], row["bits_per_byte"], "o", color=colour, markersize=4.5, zorder=3)
+            style.tell(point, f"{row['label']}: {row['bits_per_byte']:.4f} bits per byte")
         if line:
             xs = sorted({row["x"] for row in rows})
             means = [_mean([row["bits_per_byte"] for row in rows if row["x"] == x]) for x in xs]

@@ -46,7 +46,14 @@ def main() -> None:
         if experiment is None:
             raise UserError(f"{path}: not the table of an experiment. Give some of {', '.join(CATALOGUE)}.csv.")
         found.append(Markup("<h3>{}</h3>\n<p>{}</p>\n").format(experiment.title, experiment.question))
-        found.append(figure_html(path.with_suffix(".svg"), experiment.caption, f"experiment-{path.stem}"))
+        found.append(
+            figure_html(
+                path.with_suffix(".svg"),
+                experiment.caption,
+                f"experiment-{path.stem}",
+                table=f"{path.parent.name}/{path.name}",
+            )
+        )
         rows = read_csv(path)
         found.append(Markup("<details><summary>{} rows</summary>{}</details>\n").format(len(rows), table(rows)))
     write_text(options.output, Markup("").join(found))

@@ -35,24 +35,34 @@ class Found:
 Lookup = Callable[[np.ndarray], Found]  # the chunk's real tokens, int64 [≤ m], to its neighbours
 
 
+NOTHING = np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How the next token is chosen. Temperature 0: the likeliest; else by chance from the `top_k` likeliest (0: all),
     and of these from the likeliest that sum to `top_p`.
+
+    Before that, against going round in circles: `repetition_penalty` r ≥ 1 (1: off; Keskar et al. 2019) divides the
+    positive logits of the tokens of the text so far by r and multiplies the others of them by r. `no_repeat_ngram` n
+    (0: off) bars every token with which n tokens in a row would stand in the text a second time, unless it would bar
+    all of them.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     top_k: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "generator", torch.Generator().manual_seed(self.seed))
 
-    def choose(self, logits: Tensor) -> int:
-        """A token from its logits [V]; of equals the first."""
-        logits = logits.float().cpu()
+    def choose(self, logits: Tensor, text: np.ndarray = NOTHING) -> int:
+        """A token from its logits [V]; of equals the first. `text`: the tokens so far, int64 [n], in order."""
+        logits = self._against_repeating(logits.float().cpu(), text)
         if self.temperature == 0:
             return int(logits.argmax())
         ordered, order = torch.sort(logits / self.temperature, descending=True, stable=True)
@@ -60,6 +70,21 @@ class Sampler:
         # A token stays if those before it do not yet hold top_p; the first always does.
         chances[chances.cumsum(0) - chances >= self.top_p] = 0
         return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+
+    def _against_repeating(self, logits: Tensor, text: np.ndarray) -> Tensor:
+        """Logits [V] after the penalty and the bar; the logits themselves where both are off."""
+        if self.repetition_penalty != 1:
+            said = torch.from_numpy(np.unique(text))
+            old = logits[said]
+            new = torch.where(old > 0, old / self.repetition_penalty, old * self.repetition_penalty)
+            logits = logits.index_copy(0, said, new)
+        n = self.no_repeat_ngram
+        if n and len(text) >= n:
+            runs = np.lib.stride_tricks.sliding_window_view(text, n)
+            same = (runs[:, :-1] == text[len(text) - n + 1 :]).all(1)
+            left = logits.index_fill(0, torch.from_numpy(runs[same, -1].copy()), -torch.inf)
+            logits = left if left.isfinite().any() else logits
+        return logits
 
 
 @dataclass(frozen=True)
@@ -111,7 +136,8 @@ class Decoder:
                 new[end] = self.lookup(tokens[max(padding, end - self.length) : end])
                 end = next(ends)
             found |= new
-            token = sampler.choose(reading.logits(tokens, found))
+            text = tokens[padding:]
+            token = sampler.choose(reading.logits(tokens, found), text[text != self.eod_id])
             tokens = np.append(tokens, token)
             yield Step(token, tuple(((at - 1) // self.length, each) for at, each in new.items()))
             if token == self.eod_id:

@@ -126,6 +126,7 @@ class Writer:
 
 
 LEAST = {"tokens": 1, "temperature": 0, "top_k": 0, "neighbours": 0, "seed": 0}
+LEAST |= {"repetition_penalty": 1, "no_repeat_ngram": 0}
 
 
 def show(event: dict[str, Any]) -> None:
@@ -159,6 +160,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=finite, default=0.0, help="0: always the likeliest token (0)")
     parser.add_argument("--top-k", type=int, default=0, help="choose among so many likeliest tokens; 0: all (0)")
     parser.add_argument("--top-p", type=finite, default=0.9, help="choose among the likeliest that sum to this (0.9)")
+    parser.add_argument(
+        "--repetition-penalty", type=finite, default=1.0, help="make tokens that were said less likely; 1: off (1)"
+    )
+    parser.add_argument("--no-repeat-ngram", type=int, default=0, help="so many tokens never repeat; 0: off (0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices, the same for each prompt (0)")
     parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
     parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
@@ -203,7 +208,14 @@ def main() -> None:
         if len(given) > 1:
             print(f"\n══ prompt {number + 1} of {len(given)} ══", file=sys.stderr, flush=True)
         print(prompt, end="", flush=True)
-        sampler = Sampler(options.temperature, options.top_p, options.seed, options.top_k)
+        sampler = Sampler(
+            options.temperature,
+            options.top_p,
+            options.seed,
+            options.top_k,
+            options.repetition_penalty,
+            options.no_repeat_ngram,
+        )
         pieces, lookups = [], []
         pad, retrieval = not options.no_padding, not options.no_retrieval
         for event in writer.write(prompt, options.tokens, sampler, pad=pad, retrieval=retrieval):

@@ -1,4 +1,4 @@
-"""A local page that shows a model writing, and beside each chunk what it looked up.
+"""A local page that shows a model writing with retrieval and without, and beside each chunk what it looked up.
 
 python -m retro.generation.serve --run results/<dataset>/runs/retro-s1
 """
@@ -24,12 +24,17 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from retro.base import command
+from retro.base.names import HELD_OUT
 from retro.base.stage import Settings, UserError, natural, reasons, whole
+from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
+from retro.generation.sample import choose, document_tokens
 
 PAGE = (Path(__file__).parent / "templates" / "serve.html").read_text(encoding="utf-8")
+EMPTY = "The prompt is empty. Write a few words to go on from, or click an example."
+EXAMPLES = 3
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 
 
@@ -42,6 +47,8 @@ class Wish(Settings):
     top_k: int = Field(0, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=2**63)
+    repetition_penalty: float = Field(1.0, ge=1, le=100)
+    no_repeat_ngram: int = Field(0, ge=0, le=4096)
     retrieval: bool = True
 
 
@@ -69,7 +76,8 @@ def application(writer: Writer, hosts: list[str] = LOCAL) -> Starlette:
     turn = threading.Lock()
 
     def events(wish: Wish) -> Iterator[str]:
-        sampler = Sampler(wish.temperature, wish.top_p, wish.seed, wish.top_k)
+        chosen = (wish.temperature, wish.top_p, wish.seed, wish.top_k)
+        sampler = Sampler(*chosen, wish.repetition_penalty, wish.no_repeat_ngram)
         stream = writer.write(wish.prompt, wish.tokens, sampler, retrieval=wish.retrieval)
         while True:
             with turn:
@@ -92,15 +100,31 @@ def application(writer: Writer, hosts: list[str] = LOCAL) -> Starlette:
         except ValidationError as error:
             lines = reasons(error, Wish, listed=f"wanted {', '.join(Wish.model_fields)}")
             return JSONResponse({"error": "; ".join(lines)}, 422, headers=HEADERS)
+        if not wish.prompt.strip():
+            return JSONResponse({"error": EMPTY}, 422, headers=HEADERS)
         return StreamingResponse(events(wish), media_type="text/event-stream", headers=HEADERS)
 
     routes = [Route("/", page), Route("/run", run), Route("/write", write, methods=["POST"])]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
 
 
+def examples(dataset: Dataset) -> list[dict[str, str]]:
+    """Beginnings of held-out documents, a chunk of each: title and prompt; seeded, sections in turn."""
+    m = dataset.chunk_length
+    split = next((name for name in reversed(HELD_OUT) if len(dataset.rows(name))), None)
+    found = []
+    for row in choose(dataset, split, EXAMPLES, 2 * m, dataset.facts["seed"]) if split else []:
+        document = dataset.store.document(row)
+        prompt = dataset.tokenizer.decode(document_tokens(dataset, row, m))
+        found.append({"title": str(document.get("title") or document["id"]), "prompt": prompt})
+    return found
+
+
 def about(writer: Writer) -> dict[str, Any]:
     """What the page says of the run."""
     return {
+        "examples": examples(writer.dataset),
+        "empty": EMPTY,
         "run": writer.run.name,
         "dataset": writer.dataset.facts["name"],
         "book": writer.book.facts["name"],

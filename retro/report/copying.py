@@ -213,9 +213,14 @@ def draw(rows: list[Row], folder: Path) -> None:
             mine.sort(key=lambda row: -1 if row["k"] is None else row["k"])
             if mine[0]["k"] is None:
                 axes.axhline(mine[0]["bits_per_byte"], **how)
+                at, sizes = [0.0], [mine[0]["bits_per_byte"]]
             else:
                 at, sizes = zip(*((counts.index(row["k"]), row["bits_per_byte"]) for row in mine), strict=True)
                 axes.plot(at, sizes, "o", markersize=4.5, **how)
+            texts = [
+                f"{label(row)}, {row['k'] or 0:.0f} neighbours: {row['bits_per_byte']:.4f} bits per byte" for row in mine
+            ]
+            style.points(axes, at, sizes, texts)
         axes.set_xticks(range(len(counts)), [f"{k:.0f}" for k in counts])
         axes.set(xlabel="neighbours of a chunk (k)", ylabel="bits per byte")
         axes.legend(loc="upper right")
@@ -313,7 +318,7 @@ def part(rows: list[Row], figure: Path) -> Markup:
         )
         return Markup("<p>{}</p>\n<p>{}</p>\n").format(HOW, few)
     found = [Markup("<p>{}</p>\n").format(text) for text in (HOW, " ".join(sentences(rows)))]
-    found += [figure_html(figure, CAPTION), table(where(rows, kind=ALL))]
+    found += [figure_html(figure, CAPTION, table="copying.csv"), table(where(rows, kind=ALL))]
     for k in copied:
         title = f"With {k:.0f} neighbours: nats a token, by how many of the tokens before it stand in a neighbour"
         mine = [row for row in where(rows, kind="match") if row["k"] == k]

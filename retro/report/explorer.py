@@ -20,7 +20,8 @@ from retro.base.stage import UserError
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import Documents, group_documents
-from retro.evaluation.conditions import NONE, ON
+from retro.evaluation.conditions import BUILT_IN, NONE, ON
+from retro.evaluation.leakage import common_run
 from retro.report.style import render
 
 BROKEN = "\ufffd"
@@ -124,16 +125,21 @@ def title(document: dict[str, Any]) -> str:
     return str(document.get("title") or document.get("id"))
 
 
-def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS) -> dict[str, Any]:
-    """All that the page shows, as plain values; losses in hundredths of a nat."""
-    split, used = retro.settings["split"], retro.settings["neighbours_used"]
-    rows, losses = dataset.rows(split), [gpt.array("losses.npy"), retro.array("losses.npy")]
+def collect(dataset: Dataset, gpt: Manifest, views: list[Manifest], most: int = CHUNKS) -> dict[str, Any]:
+    """All that the page shows, as plain values; losses in hundredths of a nat: the GPT's and those of each view.
+
+    A view is a RETRO run under a condition. What the first one reads is shown as looked up, and `overlap` is the
+    longest run of tokens of a chunk that stands in what it read while the chunk was predicted.
+    """
+    split, used = views[0].settings["split"], views[0].settings["neighbours_used"]
+    rows, losses = dataset.rows(split), [each.array("losses.npy") for each in (gpt, *views)]
     records = dataset.store.chunks(rows)
     documents = group_documents(rows, dataset.store.source(rows), records)
-    chosen = choose(documents, len(rows), min(most, TOKENS // dataset.chunk_length), dataset.facts["seed"])
-    ids = dataset.neighbour_ids(split)[:, :used]
+    tokens_shown = TOKENS // max(1, len(views) // 2)  # each view is as large again
+    chosen = choose(documents, len(rows), min(most, tokens_shown // dataset.chunk_length), dataset.facts["seed"])
+    ids = dataset.neighbour_ids(split)[:, : max(used, *(view.settings["neighbours_used"] for view in views))]
     scores = dataset.manifest(f"neighbours/{split}/manifest.json", "neighbours").array("scores.npy")
-    lookups = Lookups(dataset, retro.settings["retrieved_chunks"])
+    lookups = Lookups(dataset, views[0].settings["retrieved_chunks"])
     shown_documents: list[dict] = []
     shown_chunks: list[dict] = []
     with bar(sum(end - first for _, first, end in chosen), "explorer", "chunk") as shown:
@@ -148,18 +154,22 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
                     "count": end - first,
                 }
             )
+            overlaps = copied(dataset, rows[first:end], ids[first:end, :used], views[0].settings["retrieved_chunks"])
             for position in range(first, end):
                 length = int(records["length"][position])
                 tokens = dataset.store.tokens(rows[position])[0][:length]
                 pieces = split_pieces(dataset.tokenizer, tokens.tolist())
                 starts = np.cumsum([0, *(count for _, count in pieces[:-1])])
                 sums = [np.add.reduceat(loss[position, :length].astype(float), starts) for loss in losses]
+                gpt_nats, *view_nats = (np.rint(100 * each).astype(int).tolist() for each in sums)
                 near = dataset.neighbour_rows(ids[position, :NEIGHBOURS])
                 shown_chunks.append(
                     {
                         "pieces": [text for text, _ in pieces],
-                        "gpt": np.rint(100 * sums[0]).astype(int).tolist(),
-                        "retro": np.rint(100 * sums[1]).astype(int).tolist(),
+                        "gpt": gpt_nats,
+                        "views": view_nats,
+                        "length": length,
+                        "overlap": int(overlaps[position - first]),
                         "near": [
                             [lookups.add(int(row)), round(float(scores[position, rank]), 3)]
                             for rank, row in enumerate(near)
@@ -168,12 +178,23 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
                     }
                 )
             shown.update(end - first)
+    opened, why = opening(shown_documents, shown_chunks, dataset.chunk_length)
     return {
         "dataset": dataset.facts["name"],
         "split": split,
-        "run": retro.settings["run"],
         "twin": gpt.settings["run"],
-        "used": used,
+        "views": [
+            {
+                "run": view.settings["run"],
+                "label": f"{view.settings['run']}, {BUILT_IN[view.settings['mode']].shows}",
+                "reads": BUILT_IN[view.settings["mode"]].ids,
+                "used": view.settings["neighbours_used"],
+            }
+            for view in views
+        ],
+        "opened": opened,
+        "why": why,
+        "chunk_length": dataset.chunk_length,
         "total": {"documents": len(documents), "chunks": len(rows)},
         "sources": [{"name": name, "book": not dataset.facts["sources"][name]["train"]} for name in dataset.sources],
         "documents": shown_documents,
@@ -183,24 +204,66 @@ def collect(dataset: Dataset, gpt: Manifest, retro: Manifest, most: int = CHUNKS
     }
 
 
-def pair(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
-    """The losses of a GPT and those of a RETRO with retrieval on, of one split."""
-    modes = {manifest.settings["mode"]: manifest for manifest in manifests}
-    if set(modes) != {NONE, ON} or len({manifest.settings["split"] for manifest in manifests}) != 1:
+def copied(dataset: Dataset, rows: np.ndarray, ids: np.ndarray, retrieved_chunks: int) -> np.ndarray:
+    """For each chunk of a document, the longest run of its tokens in the neighbours of the one before: int [c].
+
+    These are read while it is predicted; 0 for the first chunk, which is predicted without any.
+    """
+    if len(rows) < 2 or not ids.shape[1]:
+        return np.zeros(len(rows), int)
+    neighbours = dataset.store.retrieved(dataset.neighbour_rows(ids[:-1]), retrieved_chunks)
+    return np.concatenate([[0], common_run(*dataset.store.tokens(rows[1:]), *neighbours)])
+
+
+LITTLE = (0.125, 0.25, 0.5, 1.0)  # shares of a chunk that its longest copied run may be, tried in this order
+
+
+def opening(documents: list[dict], chunks: list[dict], length: int) -> tuple[int, str]:
+    """The chunk that the page opens on, and a sentence that says how it was chosen.
+
+    It is read before the chunk where reading saved the first view most nats, of whole chunks of which the least
+    share was there to be copied.
+    """
+    firsts = {document["first"] for document in documents}
+    whole = [n for n, chunk in enumerate(chunks) if n not in firsts and chunk["length"] == length]
+    for share in LITTLE:
+        free = [n for n in whole if chunks[n]["overlap"] <= share * length]
+        saved = {n: sum(chunks[n]["gpt"]) - sum(chunks[n]["views"][0]) for n in free}
+        best = max(free, key=lambda n: (saved[n], -n), default=None)
+        if best is not None and (saved[best] > 0 or share == LITTLE[-1]):
+            return best - 1, (
+                f"This page opens where reading saved most bits among the {len(free)} of {len(whole)} whole chunks of "
+                f"which no more than {int(share * length)} of {length} tokens in a row stood in what was read: there "
+                "it helped without a long copy."
+                if share < 1
+                else f"This page opens on the chunk where reading saved most bits, of {len(whole)} whole chunks."
+            )
+    return 0, "This page opens on its first chunk: there is no whole chunk that another one comes before."
+
+
+def sides(manifests: list[Manifest]) -> tuple[Manifest, list[Manifest]]:
+    """The losses of a GPT and those of its RETRO runs, the first with retrieval on before all others; of one split."""
+    modes = [manifest.settings["mode"] for manifest in manifests]
+    splits = {manifest.settings["split"] for manifest in manifests}
+    if modes.count(NONE) != 1 or ON not in modes or not set(modes) <= BUILT_IN.keys() or len(splits) != 1:
         found = ", ".join(str(manifest.path) for manifest in manifests)
-        raise UserError(f"--losses: wanted a GPT's losses and a RETRO's with mode on, of one split; found {found}.")
-    return modes[NONE], modes[ON]
+        raise UserError(
+            "--losses: wanted a GPT's losses and a RETRO's with mode on, of one split, and perhaps more of RETRO; "
+            f"found {found}."
+        )
+    others = [manifest for manifest in manifests if manifest.settings["mode"] != NONE]
+    first = modes.index(ON)
+    return manifests[modes.index(NONE)], [manifests[first], *(each for each in others if each is not manifests[first])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
-    parser.add_argument("--losses", required=True, nargs="+", type=Path, help="a GPT's and a RETRO's (mode on)")
+    parser.add_argument("--losses", required=True, nargs="+", type=Path, help="a GPT's and those of RETRO (mode on)")
     parser.add_argument("--output", required=True, type=Path, help="neighbours.html to write")
     options = parser.parse_args()
     dataset = Dataset.open(options.config)
-    gpt, retro = pair([read_manifest(path, "losses") for path in options.losses])
-    data = collect(dataset, gpt, retro)
+    data = collect(dataset, *sides([read_manifest(path, "losses") for path in options.losses]))
     page = render("neighbours.html.j2", data=data)
     write_text(options.output, page)
     size, shown = len(page.encode()) / 1e6, len(data["chunks"])

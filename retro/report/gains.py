@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from retro.base.artifacts import read_manifest
+from retro.base.artifacts import read_manifest, write_text
 from retro.base.names import ALL, LISTED
 from retro.dataset.dataset import Dataset
+from retro.evaluation import tables
 from retro.evaluation.conditions import LABELS, NONE, ON
 from retro.report import style
 from retro.report.read import Row, where
@@ -60,12 +61,14 @@ def _draw_source(axes: Axes, rows: list[Row], several: bool) -> None:
     for twin in twins:
         mine = where(rows, twin=twin)
         size = mine[0]["twin_bits_per_byte"]
-        axes.barh(position, size, color=style.colour(NONE), height=0.72)
+        gpt = axes.barh(position, size, color=style.colour(NONE), height=0.72)
+        style.tell(gpt[0], f"{twin}: {size:.4f} bits per byte")
         axes.text(size, position, f"  {size:.3f}", va="center", color=style.INK)
         labels.append("GPT" if len(twins) == 1 else twin)
         position += 1
         for row in mine:
-            axes.barh(position, row["bits_per_byte"], color=style.colour(row["retrieval"]), height=0.72)
+            bar = axes.barh(position, row["bits_per_byte"], color=style.colour(row["retrieval"]), height=0.72)
+            style.tell(bar[0], f"{_label(row, True)}: {row['bits_per_byte']:.4f} bits per byte, twin {size:.4f}")
             end = row["bits_per_byte"]
             if row["low"] is not None:
                 low, high = (size * (1 + row[key] / 100) for key in ("low", "high"))
@@ -99,7 +102,8 @@ def draw_sections(sections: list[Row], comparison: list[Row], folder: Path, most
             value = row["difference_percent"]
             sure = row["low"] > 0 or row["high"] < 0
             colour = style.BETTER if value < 0 else style.WORSE
-            axes.barh(position, value, color=colour, alpha=1 if sure else 0.4, height=0.7)
+            bar = axes.barh(position, value, color=colour, alpha=1 if sure else 0.4, height=0.7)
+            style.tell(bar[0], f"{row[name]}: {percent(value)} {interval(row)}, {row['documents']:.0f} documents")
             style.whisker(axes, row["low"], row["high"], position)
             edge = max(row["high"], value, 0)
             axes.text(edge, position, f"  {percent(value)}", va="center")
@@ -147,8 +151,14 @@ def random_scores(dataset: Dataset, split: str) -> np.ndarray | None:
 
 def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path) -> None:
     """Left: densities of scores of the first, second and last neighbour and of random pairs. Right:
-    sources of as many neighbours as the run with the most uses; `used` of all runs, ascending.
+    sources of as many neighbours as the run with the most uses; `used` of all runs, ascending. neighbours.csv has both.
     """
+    rows = _draw_neighbours(dataset, split, used, folder)
+    write_text(folder / "neighbours.csv", tables.as_csv(("drawn", "at", "share"), rows))
+
+
+def _draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
     manifest = read_manifest(dataset.folder / f"neighbours/{split}/manifest.json", "neighbours")
     scores, ids = manifest.array("scores.npy"), dataset.neighbour_ids(split)
     ratios = {"width_ratios": [1.7, 1]}
@@ -156,7 +166,7 @@ def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path)
         if not len(ids) or not (ids >= 0).any():
             style.nothing(left, f"The {split} split has no neighbours.")
             style.nothing(right, "")
-            return
+            return rows
         curves: dict[str, np.ndarray] = {}
         if (pairs := random_scores(dataset, split)) is not None:
             curves["random pairs"] = pairs
@@ -177,7 +187,12 @@ def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path)
             density = _smooth(np.histogram(values, edges)[0] / len(values))
             colour = colours.get(name, "#009e73")
             left.fill_between(middle, density, color=colour, alpha=0.16, linewidth=0)
-            left.plot(middle, density, color=colour, label=name)
+            (drawn,) = left.plot(middle, density, color=colour, label=name)
+            style.tell(drawn, f"{name}: mean score {values.mean():.3f}, median {np.median(values):.3f}")
+            rows += [
+                {"drawn": name, "at": f"{at:.4f}", "share": f"{share:.5f}"}
+                for at, share in zip(middle, density, strict=True)
+            ]
         left.set(xlabel="score (cosine of the embeddings)", title=f"Similarity, {split} split")
         left.set_yticks([])
         left.spines["left"].set_visible(False)
@@ -188,8 +203,11 @@ def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path)
         found = shares(dataset, np.asarray(ids[:, : used[-1]]))
         if not found:
             style.nothing(right, "No run uses neighbours.")
-            return
-        right.barh(range(len(found)), found.values(), color=style.SOURCES[: len(found)], height=0.62)
+            return rows
+        bars = right.barh(range(len(found)), found.values(), color=style.SOURCES[: len(found)], height=0.62)
+        for bar, (name, share) in zip(bars, found.items(), strict=True):
+            style.tell(bar, f"{name}: {100 * share:.1f} %")
+            rows.append({"drawn": "source", "at": name, "share": f"{share:.5f}"})
         for position, share in enumerate(found.values()):
             right.text(share, position, "  <1%" if share < 0.005 else f"  {share:.0%}", va="center")
         right.set_yticks(range(len(found)), list(found))
@@ -200,6 +218,7 @@ def draw_neighbours(dataset: Dataset, split: str, used: list[int], folder: Path)
             most = f"first {used[-1]} neighbours; runs use {', '.join(map(str, used))}"
         right.set(xlabel=f"share of the {most}", title="Where they come from")
         style.bars(right)
+    return rows
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

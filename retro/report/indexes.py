@@ -168,7 +168,9 @@ def main() -> None:
         {**row, "label": row["factory"] if row["name"] != "auto" else f"auto: {row['factory']}"} for row in rows
     ]
     draw_indexes(labelled, options.output_folder, options.k)
-    drawn = figure_html(options.output_folder / "indexes.svg", CAPTION)
+    drawn = figure_html(
+        options.output_folder / "indexes.svg", CAPTION, table=f"{options.output_folder.name}/indexes.csv"
+    )
     head = Markup(HEAD).format(k=options.k, split=options.split)
     table = head + Markup("").join(line(row) for row in sorted(rows, key=lambda row: row["ms"]))
     told = sentence(rows, options.k, len(sample.database), len(sample.truth))

@@ -53,6 +53,8 @@ def draw(rows: list[Row], folder: Path) -> None:
                 mine = where(here, retrieval=mode)
                 x, y = [row["alpha"] for row in mine], [row["bits_per_byte"] for row in mine]
                 above.plot(x, y, "o-", color=style.colour(mode), markersize=4, label=label)
+                texts = [f"{label}, α ≤ {at:.3g}: {size:.4f} bits per byte" for at, size in zip(x, y, strict=True)]
+                style.points(above, x, y, texts)
                 known = [row for row in mine if row["bpb_low"] is not None]
                 above.fill_between(
                     [row["alpha"] for row in known], [row["bpb_low"] for row in known],
@@ -105,7 +107,7 @@ def main() -> None:
         '<div class="wide"><table>{}{}</table></div></details>\n'
     )
     buckets = Markup("").join(line(row) for row in where(rows, kind="bucket"))
-    drawn = figure_html(options.output_folder / "leakage.svg", CAPTION)
+    drawn = figure_html(options.output_folder / "leakage.svg", CAPTION, table="leakage.csv")
     write_text(options.part, told.format(sentence(rows), drawn, Markup(HEAD), buckets))
     print(f"leakage → {options.output_folder}, {options.part}", file=sys.stderr)
 

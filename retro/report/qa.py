@@ -50,7 +50,8 @@ def draw(rows: list[Row], folder: Path, name: str) -> None:
             value, low, high = (row[f"exact_match{end}"] for end in ("", "_low", "_high"))
             colour = style.colour(row["retrieval"])
             axes.barh(position, row["match"], color=colour, height=0.7, alpha=0.3)
-            axes.barh(position, value, color=colour, height=0.7)
+            bar = axes.barh(position, value, color=colour, height=0.7)
+            style.tell(bar[0], f"{label(row)}: {value:.1f} % {bounds(row, 'exact_match')}, match {row['match']:.1f} %")
             edge = max(value, row["match"])
             if low is not None:
                 style.whisker(axes, low, high, position)
@@ -104,7 +105,7 @@ def main() -> None:
     draw(rows, options.output_folder, name)
     seeds = {f"{row['seeds']:.0f}" for row in rows}
     parts = [
-        figure_html(options.output_folder / f"{name}.svg", CAPTION),
+        figure_html(options.output_folder / f"{name}.svg", CAPTION, table=options.scores.name),
         Markup("<p>Means over {} seeds.</p>\n").format(", ".join(sorted(seeds))) if seeds != {"1"} else "",
         gains(read_csv(options.differences)),
         table(rows),

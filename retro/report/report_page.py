@@ -16,15 +16,17 @@ from markupsafe import Markup
 
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_json, read_manifest, read_text, sha256, write_text
+from retro.base.log import duration
 from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import group_documents
 from retro.evaluation.conditions import LABELS, usual
-from retro.report import story
+from retro.report import started, story
 from retro.report.gains import by_split
-from retro.report.read import Row, Run, read_csv, read_runs, where
-from retro.report.style import inline_svg, interval, percent, render
+from retro.report.marks import marked
+from retro.report.read import Row, Run, Stage, read_benchmarks, read_csv, read_runs, where
+from retro.report.style import figure_html, interval, percent, render
 from retro.training.samples import doubt
 
 
@@ -124,7 +126,7 @@ def training(runs: list[Run]) -> list[dict[str, Any]]:
         losses = counts.get("losses", {})
         rows.append(
             {
-                **{key: facts[key] for key in ("name", "architecture", "model", "train")},
+                **{key: facts[key] for key in ("name", "architecture")},
                 "parameters": counts["parameters"],
                 "tokens": counts["tokens"],
                 "steps": counts["steps"],
@@ -136,23 +138,51 @@ def training(runs: list[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def differing(rows: list[dict[str, Any]], section: str) -> dict[str, str]:
-    """Settings of all runs: the value they share, or every run's own."""
+RETRIEVING = (  # settings of what a GPT does not have begin so
+    "cca", "encoder_", "copy_", "shared_embeddings", "chunk_alignment", "mask_padding", "flavour", "neighbour",
+    "retrieved_chunks", "head_loss", "curriculum",
+)  # fmt: skip
+
+
+def differing(runs: list[Run], section: str) -> dict[str, str]:
+    """Settings of all runs that have them, seeds together: the value they share, or each one's own.
+
+    What a GPT does not have is not said of it, and what is not set of nobody.
+    """
+    values: dict[str, dict[str, str]] = {}
+    having: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.facts()[section].items():
+            if run.architecture == "gpt" and key.startswith(RETRIEVING):
+                continue
+            having.setdefault(key, set()).add(run.base)
+            if value is not None:
+                values.setdefault(key, {})[run.base] = told(value)
     found = {}
-    for key in rows[0][section]:
-        values = {row["name"]: row[section].get(key) for row in rows}
-        same = len({repr(value) for value in values.values()}) == 1
-        found[key] = (
-            str(next(iter(values.values())))
-            if same
-            else "; ".join(f"{name}: {value}" for name, value in values.items())
-        )
+    for key, each in values.items():
+        same = len(set(each.values())) == 1 and each.keys() == having[key]
+        own = [f"{name}: {value}" for name, value in each.items()]
+        found[key] = next(iter(each.values())) if same else "; ".join(own)
     return found
 
 
-def provenance(dataset: Dataset, models: list[Manifest]) -> dict[str, Any]:
-    """What made this: versions, code, seeds, and every artifact's sha256."""
+def told(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {told(each)}" for key, each in value.items() if each is not None)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def provenance(
+    dataset: Dataset, models: list[Manifest], stages: list[Stage], begun: list[dict[str, str]]
+) -> dict[str, Any]:
+    """What made this: when, from what code, on what machine, versions, seeds, and every artifact's sha256."""
     return {
+        "begun": begun,
+        "seconds": duration(sum(each.seconds for each in stages)) if stages else "",
+        "jobs": sum(each.jobs for each in stages),
         "config": sha256(dataset.path),
         "seed": dataset.facts["seed"],
         "seeds": sorted({manifest.settings["seed"] for manifest in models}),
@@ -183,6 +213,8 @@ def main() -> None:
     parser.add_argument("--figures", nargs="*", default=[], type=Path, help="figures, .svg")
     parser.add_argument("--samples", nargs="*", default=[], type=Path, help="sample.json of RETRO runs")
     parser.add_argument("--parts", nargs="*", default=[], type=Path, help="sections that other stages wrote, .html")
+    parser.add_argument("--benchmarks", nargs="*", default=[], type=Path, help="benchmark .jsonl files, or folders")
+    parser.add_argument("--started", type=Path, help="started.jsonl, what Snakemake was started for and where")
     parser.add_argument("--explorer", type=Path, help="neighbours.html, to link to")
     parser.add_argument("--output", required=True, type=Path, help="report.html to write")
     options = parser.parse_args()
@@ -194,6 +226,7 @@ def main() -> None:
     copier = story.copier(where(read_csv(options.copying), split=split) if options.copying else [])
     first, second = story.headline(comparison, *held_out(dataset, split), copier)
     rows = training(runs)
+    begun = started.read(options.started) if options.started else []
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
     page = render(
         "report.html.j2",
@@ -213,16 +246,19 @@ def main() -> None:
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),
         training=rows,
-        train_settings=differing(rows, "train"),
-        model_settings=differing(rows, "model"),
+        why=story.why(runs, dataset.facts["samples"]),
+        train_settings=differing(runs, "train"),
+        model_settings=differing(runs, "model"),
         summary=summary,
         comparison=compared(comparison),
         sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["low"] is not None],
-        figures={path.stem: inline_svg(path, path.stem) for path in options.figures},
+        figures={path.stem: path for path in options.figures},
+        figure_html=figure_html,
+        marked=marked,
         samples=[sample for path in options.samples for sample in read_json(path)["samples"]],
         parts=read_parts(options.parts),
         explorer=explorer,
-        provenance=provenance(dataset, models),
+        provenance=provenance(dataset, models, read_benchmarks(options.benchmarks), begun),
         percent=percent,
         interval=interval,
     )

@@ -175,6 +175,25 @@ def flavour(runs: list[Run], comparison: list[Row]) -> str:
     return " ".join(sentences)
 
 
+def why(runs: list[Run], samples: dict[str, Any]) -> str:
+    """Why the curves of loss move as they do: what a step reads, and what the learning rate does meanwhile."""
+    each, length, tested = (samples[key] for key in ("global_batch_size", "seq_length", "eval_iterations"))
+    size = f"{each} sample{'s' if each > 1 else ''} of {length} tokens"
+    told = [
+        f"Training loss jumps, as every step reads {size} of other text; validation reads the same {tested} "
+        f"batch{'es' if tested > 1 else ''} each time, so its dots can be compared."
+    ]
+    schedules = {run.settings.train.schedule for run in runs}
+    if schedules & {"cosine", "linear"}:
+        told.append(
+            "Loss falls steeply while the commonest words are learned. Near the end it flattens as the learning rate "
+            f"falls ({listed(sorted(schedules))}): that alone does not show that nothing is left to learn."
+        )
+    if {run.architecture for run in runs} == {"gpt", "retro"}:
+        told.append("On the right RETRO's curves are longer: the steps are as many, and each takes more time.")
+    return " ".join(told)
+
+
 def listed(names: list[str]) -> str:
     """Names in a sentence: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -7,7 +7,7 @@ escaped, data for scripts included.
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from retro.base.artifacts import write_text
 from retro.evaluation.conditions import COPY, IN_CONTEXT, KNN, NONE, OFF, ON, RANDOM, Condition
 
 INK, SOFT, FAINT, PAPER = "#1f2933", "#64707d", "#e3e7eb", "#ffffff"
@@ -26,6 +28,11 @@ COLOURS = {NONE: "#7b8794", ON: "#0072b2", OFF: "#e69f00", RANDOM: "#cc79a7", CO
 COLOURS[IN_CONTEXT] = "#56b4e9"
 BETTER, WORSE = "#0072b2", "#d55e00"
 SOURCES = ["#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#7b8794"]
+# What the colours of a figure are called in templates/base.css, so that a page draws it light or dark.
+VARIABLES = {
+    INK: "ink", SOFT: "soft", FAINT: "faint", PAPER: "card", COLOURS[NONE]: "gpt", COLOURS[ON]: "on",
+    COLOURS[OFF]: "off", COLOURS[RANDOM]: "random", COLOURS[COPY]: "copy", WORSE: "worse", SOURCES[1]: "sky",
+}  # fmt: skip
 
 
 def colour(condition: str) -> str:
@@ -38,6 +45,7 @@ matplotlib.use("Agg")
 
 LINES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]  # one a run name
 WIDTH = 8.2  # inches
+SMALL = 8.5  # points, the smallest text: 9 CSS pixels where a page shows a figure at its least width (report.css)
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
@@ -47,6 +55,7 @@ RC: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
     "axes.edgecolor": SOFT,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -70,7 +79,7 @@ RC: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.08,
     "figure.dpi": 100,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text: it is found, copied, and takes a page's colours
 }
 
 
@@ -86,9 +95,37 @@ def figure(folder: Path, name: str, height: float, **options: Any) -> Iterator[t
             yield drawn, axes
             folder.mkdir(parents=True, exist_ok=True)
             drawn.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+            _title(folder / f"{name}.svg")
             drawn.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
         finally:
             plt.close(drawn)
+
+
+TELLS = "tells: "  # ids that begin so become titles
+
+
+def tell(artist: Artist, text: str) -> None:
+    """What a page shows of a drawn thing when the mouse is on it."""
+    artist.set_gid(TELLS + text)
+
+
+def points(axes: Axes, xs: Sequence[float], ys: Sequence[float], texts: Sequence[str]) -> None:
+    """What a page says of each point of a line: places for the mouse, which are not seen."""
+    for x, y, text in zip(xs, ys, texts, strict=True):
+        tell(axes.plot([x], [y], "o", color=SOFT, alpha=0, markersize=9)[0], text)
+
+
+def _title(path: Path) -> None:
+    """Turn what things of a figure say into <title> elements."""
+    _names()
+    tree = ElementTree.parse(path)
+    tree.getroot().set("{http://www.w3.org/XML/1998/namespace}space", "preserve")  # labels keep their distance
+    for element in tree.iter():
+        if element.get("id", "").startswith(TELLS):
+            title = ElementTree.Element(f"{{{SVG}}}title")
+            title.text = element.attrib.pop("id").removeprefix(TELLS)
+            element.insert(0, title)
+    write_text(path, ElementTree.tostring(tree.getroot(), encoding="unicode"))
 
 
 def bars(axes: Axes) -> None:
@@ -174,14 +211,19 @@ def render(template: str, /, **values: Any) -> str:
 SVG, LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 
 
-def inline_svg(path: Path, name: str) -> Markup:
-    """A figure's SVG for the inside of a page: no prolog, comments or metadata, ids that are its own."""
+def _names() -> None:
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
+
+def inline_svg(path: Path, name: str) -> Markup:
+    """A figure's SVG for the inside of a page: no prolog, metadata or background; ids its own, colours the page's."""
+    _names()
     root = ElementTree.parse(path).getroot()
-    for child in list(root):
-        if child.tag.endswith("}metadata"):
-            root.remove(child)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}metadata") or child.get("id") == "patch_1":  # the first patch is the background
+                parent.remove(child)
     prefix = f"{name}-"
     for element in root.iter():
         for key, value in list(element.attrib.items()):
@@ -189,8 +231,9 @@ def inline_svg(path: Path, name: str) -> Markup:
                 element.set(key, prefix + value)
             elif key == LINK and value.startswith("#"):
                 element.set(key, "#" + prefix + value[1:])
-            elif "url(#" in value:
-                element.set(key, re.sub(r"url\(#", f"url(#{prefix}", value))
+            elif key == "style" or "url(#" in value:
+                value = re.sub(r"url\(#", f"url(#{prefix}", value)
+                element.set(key, re.sub("#[0-9a-f]{6}", _variable, value))
     for key in ("width", "height"):
         root.attrib.pop(key, None)
     root.set("role", "img")
@@ -198,11 +241,24 @@ def inline_svg(path: Path, name: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def figure_html(path: Path, caption: str, name: str | None = None) -> Markup:
+def _variable(found: re.Match[str]) -> str:
+    name = VARIABLES.get(found[0])
+    return f"var(--{name})" if name else found[0]
+
+
+def figure_html(path: Path, caption: str, name: str | None = None, table: str | None = None) -> Markup:
     """A figure with its caption, which is escaped: <figure id="figure-NAME">. `name`, by default the file's, is
     unique on a page.
+
+    Below it are links to the files, as they lie from the report: <folder>/<name>.svg, and the `table` of its values,
+    a path below the dataset's folder.
     """
     name = name or path.stem
-    drawn = inline_svg(path, name)
-    shown = Markup('<figure id="figure-{}"><div class="sheet">{}</div><figcaption>{}</figcaption></figure>\n')
-    return shown.format(name, drawn, caption)
+    files = [(f"{path.parent.name}/{path.name}", "SVG")]
+    files += [(table, "CSV")] if table else []
+    links = Markup(" · ").join(Markup('<a href="{}">{}</a>').format(*each) for each in files)
+    shown = Markup(
+        '<figure id="figure-{}"><div class="sheet">{}</div><figcaption>{} <span class="files">{}</span></figcaption>'
+        "</figure>\n"
+    )
+    return shown.format(name, inline_svg(path, name), caption, links)

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,34 @@ def wait(condition, seconds: float = 600):
         time.sleep(0.05)
 
 
+MIDDLE = """
+const element = document.querySelector(arguments[0]);
+element.scrollIntoView({block: 'center', behavior: 'instant'});
+const box = element.getClientRects()[0];
+return [box.left + box.width / 2, box.top + box.height / 2];
+"""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A screen in CSS pixels, a mouse or a finger, light or dark."""
+
+    width: int
+    height: int
+    touch: bool = False
+    dark: bool = False
+
+    def __str__(self) -> str:
+        return f"{'phone' if self.touch else 'desk'}-{'dark' if self.dark else 'light'}"
+
+    def press(self, browser: "Browser", selector: str) -> None:
+        """Click or tap."""
+        (browser.tap if self.touch else browser.click)(selector)
+
+
+DEVICES = [Device(*size, dark) for size in ((1440, 1000, False), (390, 844, True)) for dark in (False, True)]
+
+
 class Browser:
     """A window of 1280 x 1000 with an empty profile."""
 
@@ -81,6 +110,35 @@ class Browser:
     def run(self, script: str, *arguments):
         """What JavaScript returns."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def devtools(self, command: str, **parameters):
+        """What a command of the Chrome DevTools Protocol gives."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def device(self, device: "Device") -> None:
+        """Show pages as a device does."""
+        size = {"width": device.width, "height": device.height, "deviceScaleFactor": 1, "mobile": device.touch}
+        self.devtools("Emulation.setDeviceMetricsOverride", **size)
+        self.devtools("Emulation.setTouchEmulationEnabled", enabled=device.touch)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if device.dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+
+    def overflows(self) -> bool:
+        """Whether the page is wider than its window."""
+        return self.run("return document.documentElement.scrollWidth > innerWidth || visualViewport.scale < 1")
+
+    def tap(self, selector: str) -> None:
+        """Touch the middle of the first line of an element, scrolled into view."""
+        x, y = self.run(MIDDLE, selector)
+        self.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def click(self, selector: str) -> None:
+        """Move the mouse to the middle of the first line of an element, scrolled into view, and click."""
+        x, y = self.run(MIDDLE, selector)
+        self.devtools("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.devtools("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def tab(self) -> str:
         """Open a tab and go there."""

@@ -88,6 +88,50 @@ def test_sampling_is_seeded_and_stays_in_the_nucleus():
     assert Sampler(0.0, 0.7, 3).choose(logits) == 0
 
 
+def naive(logits: list[float], text: list[int], penalty: float, n: int) -> int:
+    """The likeliest token, by the definition in docs/generation.md, token by token."""
+    changed = []
+    for token, logit in enumerate(logits):
+        if token in text:
+            logit = logit / penalty if logit > 0 else logit * penalty
+        changed.append(logit)
+    runs = [text[at : at + n] for at in range(len(text) - n + 1)] if n else []
+    free = [token for token in range(len(logits)) if [*text[len(text) - n + 1 :], token] not in runs or not n]
+    return max(free or range(len(logits)), key=lambda token: (changed[token], -token))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 5.0])
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_what_was_said_is_held_back_as_a_naive_implementation_does(penalty, n):
+    rng = np.random.default_rng(0)
+    for length in [0, 1, 2, 3, *rng.integers(4, 40, 60)]:
+        logits, text = rng.normal(size=6).astype(np.float32), rng.integers(0, 6, length)
+        sampler = Sampler(repetition_penalty=penalty, no_repeat_ngram=n)
+        assert sampler.choose(torch.tensor(logits), text) == naive(logits.tolist(), text.tolist(), penalty, n)
+
+
+def test_a_barred_token_is_not_drawn_either():
+    text, logits = np.array([1, 2, 1]), torch.tensor([0.0, 0.0, 9.0, 0.0])
+    drawn = [Sampler(1.0, 1.0, seed, no_repeat_ngram=2).choose(logits, text) for seed in range(50)]
+    assert set(drawn) == {0, 1, 3}
+
+
+def test_writing_holds_back_what_the_prompt_and_the_text_have_but_not_padding_or_ends(dataset):
+    seen = []
+
+    class Listening(Sampler):
+        def choose(self, logits, text):
+            seen.append(text.tolist())
+            return super().choose(logits, text)
+
+    prompt = [dataset.tokenizer.eod_id, *PROMPT[:4].tolist()]
+    tokens = written(decoder(dataset, Recorder(dataset)).write(np.array(prompt), 12, Listening(), padding=M - 5))
+    assert seen == [[*prompt[1:], *tokens[:count]] for count in range(12)]
+    once = Sampler(no_repeat_ngram=1)
+    tokens = written(decoder(dataset, Recorder(dataset)).write(PROMPT, 12, once))
+    assert len({*tokens, *PROMPT.tolist()}) == 12 + len(PROMPT)
+
+
 def test_live_lookup_finds_the_chunk_itself_first(dataset):
     row = int(dataset.database[5])
     tokens, mask = dataset.store.tokens(np.array(row))

@@ -46,10 +46,20 @@ def test_the_same_dataset_is_another_book_and_gives_the_same_text(dataset, capsy
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_repetition_is_held_back_where_that_is_wanted(dataset, tmp_path):
+    texts = set()
+    for name, more in (("plain", ()), ("barred", ("--no-repeat-ngram", 1)), ("less", ("--repetition-penalty", 9))):
+        generate(dataset, "--prompt", "Alba: Economy", "--output", tmp_path / name, *more)
+        texts.add(json.loads((tmp_path / name).read_text())["text"])
+    assert len(texts) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "run", "message"),
     [
         (("--top-k", -1), "retro-s1", "--top-k -1: wanted at least 0"),
+        (("--repetition-penalty", 0.5), "retro-s1", "--repetition-penalty 0.5: wanted at least 1"),
+        (("--no-repeat-ngram", -1), "retro-s1", "--no-repeat-ngram -1: wanted at least 0"),
         (("--retrieval-step", M + 1), "retro-s1", "wanted 1 to"),
         (("--retrieval-step", 1), "gpt-s1", "retrieves nothing"),
         (("--prompts", "/nowhere/prompts"), "retro-s1", "cannot be read"),

@@ -32,7 +32,8 @@ class Report:
         return self.folder / f"{name}.csv"
 
     def explorer(self) -> str:
-        given = ("--config", self.dataset.path, "--losses", self.losses["none"], self.losses["on"])
+        shown = [self.losses[mode] for mode in ("none", "on", "off", "random")]
+        given = ("--config", self.dataset.path, "--losses", *shown)
         stage("retro.report.explorer", *given, "--output", self.folder / "neighbours.html")
         return (self.folder / "neighbours.html").read_text()
 

@@ -49,8 +49,9 @@ def losses(report):
 def make(report, losses, folder, *more):
     """Run the stage; its rows."""
     given = ("--config", report.dataset.path, "--losses", *losses.values(), "--runs", json.dumps(RUNS))
-    files = ("--table", folder / "copying.csv", "--output-folder", folder, "--part", folder / "parts/copying.html")
-    stage("retro.report.copying", *given, "--settings", '{"bootstrap": 200}', *files, *more)
+    files = ("--table", folder / "copying.csv", "--output-folder", folder / "figures")
+    part = ("--part", folder / "parts/copying.html")
+    stage("retro.report.copying", *given, "--settings", '{"bootstrap": 200}', *files, *part, *more)
     return read_csv(folder / "copying.csv")
 
 

@@ -1,14 +1,20 @@
 """The pages stand alone, say what they should, and a hostile corpus does nothing."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
-from retro.report import explorer
+from retro.base.stage import UserError
+from retro.report import explorer, report_page, started, style
 from retro.report.explorer import split_pieces
+from retro.report.marks import marked
+from retro.report.read import read_runs
 from retro.report.style import embedded
 from tests.evaluation.words import HOSTILE
 
@@ -74,10 +80,10 @@ def test_a_hostile_corpus_adds_no_element(neighbours, page):
         assert "49" not in "".join(found.shown).split()  # {{ 7*7 }} was not computed
 
 
-def test_pages_ask_nothing_of_the_network(neighbours, page):
+def test_pages_ask_nothing_of_the_network(report, neighbours, page):
     for text in (neighbours, page):
-        found = Reader(text)
-        assert all(link.startswith("#") or link == "neighbours.html" for link in found.links), found.links
+        for link in Reader(text).links:
+            assert link.startswith("#") or (report.folder / link).is_file(), link
         assert "default-src 'none'" in text
         assert not re.search(r"@import|url\(['\"]?http", text)
 
@@ -89,13 +95,14 @@ def test_json_cannot_end_its_script_element():
 
 def test_explorer_losses_are_those_of_the_tokens(report, neighbours):
     data = json.loads(Reader(neighbours).scripts[0])
-    assert data["run"] == "retro-s1" and data["twin"] == "gpt-s1"
+    assert data["views"][0]["run"] == "retro-s1" and data["twin"] == "gpt-s1"
     assert len(data["chunks"]) == data["total"]["chunks"] == len(report.dataset.rows("test"))
-    for key, mode in (("gpt", "none"), ("retro", "on")):
+    for view, mode in ((None, "none"), (0, "on"), (1, "off"), (2, "random")):
         losses = np.load(report.losses[mode].parent / "losses.npy")
         for position in (0, 7, len(losses) - 1):
-            wanted = np.nansum(losses[position])
-            assert sum(data["chunks"][position][key]) / 100 == pytest.approx(wanted, abs=0.01 * losses.shape[1])
+            wanted, chunk = np.nansum(losses[position]), data["chunks"][position]
+            found = chunk["gpt"] if view is None else chunk["views"][view]
+            assert sum(found) / 100 == pytest.approx(wanted, abs=0.01 * losses.shape[1])
 
 
 def test_explorer_shows_the_stored_neighbours(report, neighbours):
@@ -109,12 +116,51 @@ def test_explorer_shows_the_stored_neighbours(report, neighbours):
 
 
 def test_explorer_keeps_whole_documents_and_says_how_many(report):
-    losses = explorer.pair([explorer.read_manifest(report.losses[mode]) for mode in ("none", "on")])
+    losses = explorer.sides([explorer.read_manifest(report.losses[mode]) for mode in ("none", "on")])
     data = explorer.collect(report.dataset, *losses, most=12)
     assert 0 < len(data["chunks"]) <= 12
     assert sum(document["count"] for document in data["documents"]) == len(data["chunks"])
     text = explorer.render("neighbours.html.j2", data=data)
     assert re.search(rf"{len(data['chunks'])} of {data['total']['chunks']} chunks", " ".join(text.split()))
+
+
+def test_explorer_wants_a_gpt_and_a_retro_that_reads(report):
+    off, on, none = (explorer.read_manifest(report.losses[mode]) for mode in ("off", "on", "none"))
+    assert explorer.sides([off, on, none]) == (none, [on, off])
+    for wrong in ([on], [none, off], [none, none, on]):
+        with pytest.raises(UserError, match="wanted a GPT's losses and a RETRO's with mode on"):
+            explorer.sides(wrong)
+
+
+def test_explorer_says_how_long_a_copy_there_was_to_read(report, neighbours):
+    dataset, data = report.dataset, json.loads(Reader(neighbours).scripts[0])
+    rows, ids = dataset.rows("test"), dataset.neighbour_ids("test")[:, :2]
+    firsts = {document["first"] for document in data["documents"]}
+    for position, chunk in enumerate(data["chunks"]):
+        if position in firsts:
+            assert chunk["overlap"] == 0
+            continue
+        tokens = dataset.store.tokens(rows[position])[0].tolist()[: chunk["length"]]
+        seen = dataset.store.retrieved(dataset.neighbour_rows(ids[position - 1]), 2)
+        texts = [" ".join(map(str, each[mask])) + " " for each, mask in zip(*seen, strict=True)]
+        pieces = [tokens[at:end] for at in range(len(tokens)) for end in range(at + 1, len(tokens) + 1)]
+        runs = [len(piece) for piece in pieces if any(f" {' '.join(map(str, piece))} " in f" {text}" for text in texts)]
+        assert chunk["overlap"] == max(runs, default=0)
+
+
+def chunk(gpt, retro, overlap, length=64):
+    return {"gpt": [gpt], "views": [[retro]], "overlap": overlap, "length": length}
+
+
+def test_explorer_opens_where_reading_helped_without_a_copy():
+    documents = [{"first": 0}, {"first": 4}]
+    chunks = [chunk(900, 1, 0), chunk(900, 1, 64), chunk(900, 500, 8), chunk(900, 1, 0, length=9), chunk(900, 1, 0)]
+    opened, why = explorer.opening(documents, chunks, 64)
+    assert opened == 1 and "the 1 of 2 whole chunks" in why and "no more than 8 of 64 tokens" in why
+    assert explorer.opening(documents, [chunks[0], chunks[1]], 64)[0] == 0
+    worse = [chunks[0], chunk(900, 901, 3), chunk(900, 20, 12)]
+    assert explorer.opening(documents, worse, 64)[0] == 1 and "16 of 64" in explorer.opening(documents, worse, 64)[1]
+    assert explorer.opening(documents, chunks[:1], 64)[0] == 0
 
 
 def test_report_tells_the_whole_story(page):
@@ -135,9 +181,85 @@ def test_report_holds_every_figure_with_a_caption(page):
     assert len(ids) == len(set(ids)), "two elements with one id"
 
 
-def test_a_section_that_was_not_made_says_how(page):
+def test_sections_that_were_not_made_are_one_list(page):
     shown = " ".join("".join(Reader(page).shown).split())
-    assert "To make it: snakemake experiments" in shown and 'id="leakage"' in page
+    assert "Experiments: made by snakemake experiments" in shown and "Leakage: made by snakemake leakage" in shown
+    assert 'id="leakage"' not in page and page.count('id="not-made"') == 1
+
+
+def test_figures_take_the_colours_of_the_page_and_keep_their_text(page):
+    figures = page.partition('<figure id="figure-bpb">')[2].partition("</figure>")[0]
+    assert "var(--on)" in figures and "var(--ink)" in figures
+    for name in ("loss", "bpb", "sections", "cost", "neighbours"):
+        drawn = page.partition(f'<figure id="figure-{name}">')[2].partition("</svg>")[0]
+        assert not set(re.findall("#[0-9a-f]{6}", drawn)) & set(style.VARIABLES), name
+        assert "</text>" in drawn and "</title>" in drawn, name
+
+
+def test_figures_link_to_their_values(report, page):
+    for name in ("figures/loss", "figures/cost", "figures/neighbours", "comparison", "sections"):
+        assert f'href="{name}.csv"' in page
+    rows = (report.folder / "figures/loss.csv").read_text().splitlines()
+    assert rows[0] == "run,read,retrieval,tokens,seconds,loss" and any(",validation,off," in row for row in rows)
+
+
+def test_nothing_is_none_and_a_gpt_has_no_settings_of_retrieval(page):
+    settings = page.partition("All settings of the models")[2].partition("</details>")[0]
+    assert "None" not in settings and ">yes<" in settings
+    assert "gpt" not in settings.partition("model.cca")[2].partition("</dd>")[0]
+    assert "None" not in Reader(page).shown
+
+
+def test_settings_are_those_that_runs_have(report):
+    names = [report.folder / "runs" / name / "model.json" for name in ("gpt-s1", "retro-s1")]
+    runs = read_runs(names)
+    assert "cca" not in report_page.differing(runs[:1], "model") and "cca" in report_page.differing(runs, "model")
+    wider = dataclasses.replace(runs[1], settings=runs[1].settings.model_copy(update={"seed": 2}))
+    assert report_page.differing([*runs, wider], "model") == report_page.differing(runs, "model")
+    assert report_page.told(True) == "yes" and report_page.told((3, 6)) == "3, 6"
+    assert report_page.told({"fsdp": False, "tensor": 1, "none": None}) == "fsdp no, tensor 1"
+
+
+def test_provenance_says_when_and_by_what(report, neighbours):
+    begun = report.folder / "started.jsonl"
+    lines = [{"date": "2026-01-02 03:04 UTC", "command": "snakemake <all>"}, {"date": "2026-01-03 03:04 UTC"}]
+    begun.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no line\n[]\n")
+    text = report.page("--started", begun, "--benchmarks", report.folder / "benchmarks")
+    shown = " ".join("".join(Reader(text).shown).split())
+    assert "last run2026-01-03 03:04 UTC" in shown and "total time7.5 s of 3 jobs, summed" in shown
+    assert "All 2 runs of Snakemake" in shown and "snakemake <all>" in shown
+    assert text == report.page("--started", begun, "--benchmarks", report.folder / "benchmarks")
+
+
+def test_a_start_is_noted_with_command_commit_and_machine(tmp_path):
+    started.note(tmp_path / "results", Path(__file__).parents[2])
+    started.note(tmp_path / "results", tmp_path)  # no repository
+    (first, second) = started.read(tmp_path / "results" / started.NAME)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", first["date"]) and "core" in first["machine"]
+    assert "commit" not in second and first["command"]
+    assert started.read(tmp_path / "nothing") == []
+
+
+def test_copied_words_are_marked_and_nothing_else():
+    text = "The <b> quick, brown fox jumps over; lazy dogs."
+    assert (
+        marked(text, ["A quick brown fox JUMPS"])
+        == "The &lt;b&gt; <mark>quick, brown fox jumps</mark> over; lazy dogs."
+    )
+    assert marked(text, ["quick brown fox", "lazy dogs"]) == str(escape(text))
+    assert marked("", ["x"]) == "" and marked(text, [text]).count("<mark>") == 1
+
+
+def test_copied_words_of_samples_are_marked(report, page):
+    samples = json.loads((report.folder / "runs/retro-s1/sample.json").read_text())["samples"]
+    with_retrieval = page.partition("with retrieval</h4>")[2].partition("</div>")[0]
+    read = [
+        each[key]
+        for look in samples[0]["on"]["lookups"]
+        for each in look["neighbours"]
+        for key in ("text", "continuation")
+    ]
+    assert marked(samples[0]["on"]["text"], read) in with_retrieval
 
 
 def test_pieces_join_to_the_text_and_count_every_token(report):

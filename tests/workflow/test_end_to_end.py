@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from retro.dataset.dataset import Dataset
+from retro.report import started
 from tests.workflow.conftest import ROOT
 
 
@@ -22,6 +23,15 @@ def documents(dataset, rows):
 def test_everything_promised_is_there(finished):
     for name in ["summary.csv", "comparison.csv", "copying.csv", "neighbours.html", "report.html", "figures/loss.svg"]:
         assert finished.results(name).stat().st_size > 0, name
+
+
+def test_the_report_says_when_by_what_and_on_what_it_was_made(finished):
+    first = started.read(finished.results(started.NAME))[0]
+    assert first["command"].startswith("snakemake ") and "core" in first["machine"]
+    page = finished.results("report.html").read_text(encoding="utf-8")
+    assert first["date"] in page and "total time" in page
+    for name in ("loss", "cost", "neighbours"):
+        assert finished.results(f"figures/{name}.csv").stat().st_size > 0
 
 
 def test_summary_has_the_promised_rows(finished):

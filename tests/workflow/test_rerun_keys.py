@@ -100,7 +100,7 @@ CHANGES = {
     "evaluate": "losses gpt_losses",
     "evaluate.neighbours_used": "losses overlap",
     "evaluate.retrieved_chunks": "losses overlap",
-    "evaluate.random_neighbours": "summarise filtered experiment_comparison",
+    "evaluate.random_neighbours": "summarise filtered explorer experiment_comparison",
     "evaluate.copy_baseline": "page",
     "evaluate.bootstrap": "summarise filtered copying experiment_comparison",
     "evaluate.bootstrap_unit": "summarise filtered copying experiment_comparison",
