@@ -14,16 +14,17 @@ from retro.base import names
 from retro.base.names import NAME, seeded
 from retro.base.stage import Names, Overrides, Settings, UserError, explain
 from retro.config.checks import braces, check_runs, contradictions, named, refuse_truth, refuse_unusable, wrong_names
-from retro.config.layers import PRESETS, RetrievalSettings, check, merged, read, refuse_recorded, with_presets
+from retro.config.layers import PRESETS, RetrievalSettings, check, laid, merged, read, refuse_recorded, with_presets
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
+from retro.dataset.settings import SampleSettings
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.training.settings import Run, SampleSettings, TrainSettings
+from retro.training.settings import Run, TrainSettings
 
 
 class DatasetSettings(Settings):
@@ -257,7 +258,7 @@ def from_snakemake(given: dict[str, Any], files: Sequence[Path] = ()) -> Config:
     dataset = given.get("dataset")
     if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):
         return parse(dict(given), where)
-    return parse(merged(read(default), dict(given)), where if given else str(default))
+    return parse(laid(read(default), dict(given)), where if given else str(default))
 
 
 def files_of(name: str, source: SourceSettings, on_error: str = "stop") -> list[str]:

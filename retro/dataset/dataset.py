@@ -8,6 +8,7 @@ the sha256 of every artifact's manifest.
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_json, read_manifest, sha256, write_json
-from retro.base.stage import UserError, given
+from retro.base.stage import UserError, given, read_section
 from retro.corpus.tokenizers import Tokenizer
+from retro.dataset.settings import SampleSettings
 from retro.dataset.store import ChunkStore
 
 KEYS = {"chunk_length", "manifests", "samples", "source_order", "tokenizer"}  # that everything reads
@@ -114,6 +116,14 @@ class Dataset:
 STAGE = "retro.dataset.dataset"
 
 
+def trained_on(manifests: dict[str, Manifest]) -> int:
+    """Chunks of the training split."""
+    database = manifests.get("database/manifest.json")
+    if database is None:
+        raise UserError(f"--manifests: {', '.join(manifests)}; database/manifest.json is wanted, too. Run snakemake.")
+    return database.counts["train"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=given, help="the dataset section, as JSON")
@@ -130,18 +140,23 @@ def main() -> None:
     tokenizer = manifests.get("tokenizer/manifest.json")
     if tokenizer is None:
         raise UserError(f"--manifests: {', '.join(manifests)}; tokenizer/manifest.json is wanted, too. Run snakemake.")
+    wanted, chunks = read_section(SampleSettings, settings["samples"], "samples"), trained_on(manifests)
+    samples = wanted.resolved(chunks, settings["chunk_length"])
     write_json(
         options.output,
         {
             "kind": "recorded config",
             "format": 1,
             **settings,
+            "samples": samples.facts(),
             "source_order": sorted(settings["sources"]),
             "tokenizer": {**settings["tokenizer"], **tokenizer.counts},
             "counts": {name: manifest.counts for name, manifest in manifests.items()},
             "manifests": {name: sha256(folder / name) for name in manifests},
         },
     )
+    for line in wanted.told(samples, chunks):
+        print(f"{options.output}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

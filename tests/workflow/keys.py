@@ -71,6 +71,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.index.factory": "Flat",
     "dataset.neighbours.exclude": ["document", "text"],
     "dataset.samples.seq_length": 64,
+    "dataset.samples.epochs": {"dataset": {"samples": {"epochs": 2.0, "train_samples": None}}},
     "retrievals.*.retriever": "random",
     "retrievals.*.encoder": {"retrievals": {"fast": {"encoder": {"width": 128}}}},
     "retrievals.*.index": {"retrievals": {"fast": {"index": {"factory": "IVF4,Flat"}}}},
