@@ -170,4 +170,6 @@ class Pretraining:
                 )
         else:
             lines.append("neighbours none")
-        return [*lines, f"validation {len(self.validation.positions)} samples every {fixed.eval_interval} steps"]
+        validated = len(self.validation.positions)
+        every = f"{validated} samples every {fixed.eval_interval} steps" if validated else "none: nothing to validate on"
+        return [*lines, f"validation {every}"]
