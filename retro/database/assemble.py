@@ -273,9 +273,9 @@ def main() -> None:
     for part in select(*chosen):
         counts = {name: counts[name] + len(rows) for name, rows in part.items()}
     check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
-    if not all(counts[name] for name in HELD_OUT) and (asked := asked_for(manifests, uses)):
-        if told_of := unfilled(counts, *asked):
-            raise UserError(told_of)
+    asked = None if all(counts[name] for name in HELD_OUT) else asked_for(manifests, uses)
+    if asked and (wrong := unfilled(counts, *asked)):
+        raise UserError(wrong)
     files = write(options.output.parent, counts, select(*chosen))
     also = count_shared(names, manifests, [use["database"] for use in uses], dropped)
     write_manifest(

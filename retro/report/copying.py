@@ -38,7 +38,7 @@ STAGE = "retro.report.copying"
 COLUMNS = (
     "run", "twin", "seed", "retrieval", "split", "kind", "k", "least", "most", "tokens", "chunks", "bytes", "nats",
     "bits_per_byte", "difference_percent", "low", "high", "copier_percent", "copier_low", "copier_high", "seeds",
-    "unit",
+    "unit", "units",
 )  # fmt: skip
 MATCHES = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, LONGEST - 1), (LONGEST, LONGEST))  # lengths told together
 
@@ -163,10 +163,11 @@ class Table:
         found = {"bytes": int(size.sum()), "bits_per_byte": float(bits_per_byte(ours.sum(0).mean(), size.sum()))}
         if name != NONE:
             gpt = self.measured.compare(ours, pair.stacked(NONE, nats), chosen, *self.draw)
-            found |= {"difference_percent": gpt.percent, "low": gpt.low, "high": gpt.high}
+            found |= {"difference_percent": gpt.percent, "low": gpt.low, "high": gpt.high, "units": gpt.units}
         if k and copier(k) in self.conditions and name != copier(k):
             other = self.measured.compare(ours, pair.stacked(copier(k), nats), chosen, *self.draw)
             found |= {"copier_percent": other.percent, "copier_low": other.low, "copier_high": other.high}
+            found["units"] = other.units
         return found
 
     def whole(self) -> Iterator[dict[str, Any]]:

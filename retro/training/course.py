@@ -171,5 +171,5 @@ class Pretraining:
         else:
             lines.append("neighbours none")
         validated = len(self.validation.positions)
-        every = f"{validated} samples every {fixed.eval_interval} steps" if validated else "none: nothing to validate on"
-        return [*lines, f"validation {every}"]
+        every = f"{validated} samples every {fixed.eval_interval} steps"
+        return [*lines, f"validation {every if validated else 'none: the split is empty'}"]

@@ -8,9 +8,9 @@ import pytest
 from retro.base.artifacts import read_manifest
 from retro.base.names import CHUNK, SPLITS
 from retro.base.stage import UserError
-from retro.database import assemble
 from retro.corpus.documents import fraction, split_of
 from retro.corpus.settings import SplitSettings
+from retro.database import assemble
 from retro.database.assemble import LISTS, check, select, unfilled
 from tests.database.stages import Corpus, stage
 
@@ -84,7 +84,7 @@ PLACES = [0.0614, 0.2, 0.3, 0.4, 0.9123]
 @pytest.mark.parametrize(
     ("rows", "places", "told"),
     [
-        ({"test": 0}, PLACES, "dataset.split.test 0.05: .*none of the 5 documents .* Set dataset.split.test to 0.062 or"),
+        ({"test": 0}, PLACES, "split.test 0.05: .*none of the 5 documents .* Set dataset.split.test to 0.062 or"),
         ({"valid": 0}, PLACES, "dataset.split.valid 0.05: .* Set dataset.split.valid to 0.088 or more, cut long"),
         ({"valid": 0, "test": 0}, PLACES, "valid 0.05 and .*: .* Set .*valid to 0.088 or more and .*test to 0.062 or"),
         ({"valid": 0, "test": 0}, [0.3], "none of the 1 document falls .* Add documents, cut long documents .*cut"),
