@@ -57,6 +57,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title"]},
     "dataset.sources.*.keep": {"source": ["x"]},
     "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
+    "dataset.sources.*.cut": 4000,
     "dataset.sources.*.weight": 2.0,
     "dataset.tokenizer.type": {"dataset": FOREIGN},
     "dataset.tokenizer.path": {"dataset": FOREIGN},
