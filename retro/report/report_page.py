@@ -203,7 +203,8 @@ def main() -> None:
     copier = story.copier(where(read_csv(options.copying), split=split) if options.copying else [])
     first, second = story.headline(comparison, *held_out(dataset, split), copier)
     advice = story.advice(reach(dataset, split, runs, comparison)) if story.main_rows(comparison) else None
-    first, second = advice or (first, second)
+    if advice:
+        first, second = advice[0], f"{advice[1]} What was measured stands in the tables below, and proves nothing."
     rows = training(runs)
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
     page = render(

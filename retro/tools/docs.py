@@ -156,9 +156,9 @@ A config file is YAML. It may name a `preset`, whose values it overrides key by 
 `config.yaml` is the default; another file is chosen by `make run CONFIG=config/tiny.yaml` or
 `snakemake --configfile config/tiny.yaml`. `python -m retro.tools.new PATH` writes one for your own text.
 
-Editors that speak YAML (VS Code with the YAML extension, Neovim and others with yaml-language-server) complete keys and underline
-what is wrong, if the first line is `# yaml-language-server: $schema=config/schema.json`, the path being relative to the
-file. The schema knows types and keys; what keys say against each other is told when the config is read.
+Editors that speak YAML (VS Code with the YAML extension, Neovim and others with yaml-language-server) complete keys and
+underline what is wrong, if the first line is `# yaml-language-server: $schema=config/schema.json`, the path being
+relative to the file. The schema knows types and keys; what keys say against each other is told when the config is read.
 
 | file | what it runs |
 |---|---|
