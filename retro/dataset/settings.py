@@ -4,7 +4,6 @@ A config that names no number follows the corpus: as many samples as `EPOCHS` gi
 its text is learnt by heart, and at most `max_samples`. How many those are is known when the chunks are counted.
 """
 
-from collections.abc import Iterator
 from typing import Final, Self
 
 from pydantic import Field, model_validator
@@ -95,13 +94,14 @@ class SampleSettings(Settings):
         }
         return found.model_copy(update=fewer)
 
-    def told(self, found: RecordedSamples, chunks: int) -> Iterator[str]:
+    def told(self, found: RecordedSamples, chunks: int) -> list[str]:
         """What the log says of samples that follow the corpus."""
         if found.epochs is None:
-            return
+            return []
         most = "" if self.epochs else f", of at most {self.max_samples:,}"
         size = f"{found.train_samples:,} samples of {self.seq_length} tokens"
-        yield f"{size}: {found.epochs:g} epochs of {chunks:,} chunks{most}"
+        lines = [f"{size}: {found.epochs:g} epochs of {chunks:,} chunks{most}"]
         for key in ("eval_interval", "eval_iterations"):
             if getattr(self, key) != getattr(found, key):
-                yield f"{key} {getattr(self, key)} becomes {getattr(found, key)}, for so short a training"
+                lines.append(f"{key} {getattr(self, key)} becomes {getattr(found, key)}, for so short a training")
+        return lines

@@ -84,13 +84,17 @@ class Found:
 
 def records(given: list[files.SourceFile]) -> Iterator[dict[str, Any]]:
     """Records of JSON lines and tables as they are, in which nobody has looked for a text yet."""
+    import pyarrow
     import pyarrow.parquet
 
     for file in given:
         if file.kind == "parquet":
-            with pyarrow.parquet.ParquetFile(file.path) as table:
-                for batch in table.iter_batches(batch_size=256):
-                    yield from batch.to_pylist()
+            try:
+                with pyarrow.parquet.ParquetFile(file.path) as table:
+                    for batch in table.iter_batches(batch_size=256):
+                        yield from batch.to_pylist()
+            except (pyarrow.ArrowException, ValueError) as error:
+                raise UserError(f"{file.path}: broken .parquet data ({error}). Write it again.") from None
         elif file.kind == "jsonl":
             reading = Reading(file.path, digest=False)
             yield from (record for _, record in json_lines(file, reading) if isinstance(record, dict))
