@@ -207,9 +207,11 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
 
 def doubts(config: Any, runs: dict[str, Run]) -> Iterator[str]:
     """A line for each thing that is allowed and hardly meant, as `contradictions` has them."""
+    fixed = config.dataset.samples
+    most = fixed.train_samples or (None if fixed.epochs else fixed.max_samples)
     for name in config.runs:
         train = runs[seeded(name, config.seeds[0])].train
-        samples = config.dataset.samples.of(train.samples_share).train_samples
+        samples = max(1, round(most * train.samples_share)) if most else math.inf
         if train.warmup_samples > samples:
             yield (
                 f"runs.{name}: train.warmup_samples {train.warmup_samples} is more than the {samples} samples it is "

@@ -23,8 +23,8 @@ from retro.base.nearest import did_you_mean
 from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
 from retro.database.settings import EncoderSettings
+from retro.dataset.settings import SampleSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.training.settings import SampleSettings
 
 PRESETS = Path(__file__).resolve().parents[2] / "config" / "models"
 # Keys that a training section may not set.
@@ -49,7 +49,7 @@ def with_presets(raw: dict[str, Any], where: str, seen: tuple[Path, ...] = ()) -
         )
     if path in seen:
         raise UserError(f"{where}: preset: {path} leads back to itself. Give another preset in one of them.")
-    return merged(with_presets(read(path), str(path), (*seen, path)), raw)
+    return laid(with_presets(read(path), str(path), (*seen, path)), raw)
 
 
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -112,6 +112,24 @@ def read(path: Path) -> dict[str, Any]:
         found = "nothing" if raw is None else type(raw).__name__
         raise UserError(f"{path}: wanted a mapping of sections, found {found}. See config/tiny.yaml for an example.")
     return raw
+
+
+EITHER = ("epochs", "train_samples")  # two ways to say one thing, in dataset.samples
+
+
+def laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A config laid on another: where it gives `epochs` or `train_samples`, the other one's number goes."""
+
+    def samples(raw: dict[str, Any]) -> dict[str, Any]:
+        dataset = raw.get("dataset")
+        found = dataset.get("samples") if isinstance(dataset, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    result, given = merged(under, over), samples(over)
+    if any(key in given for key in EITHER):
+        for key in set(EITHER) - given.keys():
+            samples(result).pop(key, None)
+    return result
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from retro.config.layers import (
     PRESETS,
     RetrievalSettings,
     check,
+    laid,
     merged,
     read,
     refuse_recorded,
@@ -27,12 +28,13 @@ from retro.config.layers import (
 from retro.corpus import files, megatron
 from retro.corpus.settings import DuplicateSettings, SourceSettings, SplitSettings, TokenizerSettings
 from retro.database.settings import EncoderSettings
+from retro.dataset.settings import SampleSettings
 from retro.evaluation.settings import EvaluationSettings, GenerationSettings
 from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
-from retro.training.settings import Run, SampleSettings, TrainSettings
+from retro.training.settings import Run, TrainSettings
 
 
 class DatasetSettings(Settings):
@@ -272,7 +274,7 @@ def from_snakemake(given: dict[str, Any], files: Sequence[Path] = ()) -> Config:
     dataset = given.get("dataset")
     if "preset" in given or (isinstance(dataset, dict) and "sources" in dataset):
         return parse(dict(given), where)
-    return parse(merged(read(default), dict(given)), where if given else str(default))
+    return parse(laid(read(default), dict(given)), where if given else str(default))
 
 
 def files_of(name: str, source: SourceSettings, on_error: str = "stop") -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,35 @@ class Document:
     file: str
     line: int
     ids: np.ndarray | None = None
+
+
+ENDS = ("\n\n", "\n", " ")  # where a text is cut, the best first
+
+
+def parts(document: Document, most: int | None) -> Iterator[Document]:
+    """A document, cut into documents of at most `most` characters and at least half of that; the last may have fewer.
+
+    They are `<id>#1`, …, of one group, and together the text, character by character.
+    """
+    text = document.text
+    if most is None or len(text) <= most:
+        yield document
+        return
+    begin = number = 0
+    while begin < len(text):
+        end, number = begin + most, number + 1
+        if end < len(text):
+            places = ((text.rfind(mark, begin + most // 2, end), len(mark)) for mark in ENDS)
+            end = next((place + length for place, length in places if place >= 0), end)
+        part = text[begin:end]
+        yield replace(
+            document,
+            id=f"{document.id}#{number}",
+            text=part,
+            title=f"{document.title}, part {number}",
+            bytes=len(part.encode()),
+        )
+        begin = end
 
 
 class Malformed(UserError):
@@ -135,7 +164,7 @@ class Reader(Sharded):
             if document is None:
                 self.filtered += 1
             else:
-                yield document
+                yield from parts(document, self.source.cut)
         self.done = start + file.bytes
 
     def leave(self, file: SourceFile) -> None:

@@ -48,6 +48,13 @@ class SourceSettings(Settings):
         "trained on and never evaluated.",
     )
     database: bool = Field(True, description="Put the train split (of an open book: everything) in the database.")
+    cut: int | None = Field(
+        None,
+        ge=200,
+        exclude_if=lambda value: value is None,
+        description="Cut texts longer than so many characters into documents of at most that, at blank lines where it "
+        "can be: parts of one book can then be held out. They are one group; dataset.split.by: document parts them.",
+    )
     weight: float | None = Field(
         None,
         gt=0,
@@ -68,6 +75,8 @@ class SourceSettings(Settings):
             raise ValueError(
                 "weight is a share of the training samples; a source with train: false has none; leave it out"
             )
+        if self.type == "megatron" and self.cut is not None:
+            raise ValueError("cut cuts text; tokens of type megatron are cut already; leave it out")
         if self.type == "megatron" and self.keep:
             raise ValueError("keep reads the fields of records; tokens of type megatron have none; leave it out")
         if self.type == "megatron" and self.fields.model_fields_set:

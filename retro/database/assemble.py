@@ -7,6 +7,7 @@ or of equal text, are counted and told. Near-duplicates may be left out (`by_chu
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from retro.base.artifacts import Manifest, growing_array, read_manifest, release
 from retro.base.hashing import mix
 from retro.base.names import BOOK, HELD_OUT, LISTED, SPLITS, TEST, TRAIN, VALID
 from retro.base.stage import UserError, given
+from retro.corpus.documents import fraction
+from retro.corpus.settings import SplitSettings
 
 
 def by_chunk(name: str, duplicates: Path, chunks: list[Path]) -> list[np.ndarray]:
@@ -167,8 +170,54 @@ def write(folder: Path, counts: dict[str, int], parts: Iterator[dict[str, np.nda
     return list(files.values())
 
 
+def asked_for(chunks: list[Manifest], uses: list[dict[str, bool]]) -> tuple[SplitSettings, list[float]] | None:
+    """How the sources were split, and where each group (or document) fell, ascending in [0, 1); None where that is not
+    known any more.
+    """
+    keys: set[str] = set()
+    split, seed = SplitSettings(), 0
+    for manifest, use in zip(chunks, uses, strict=True):
+        if use["train"]:
+            tokens = tokens_of(manifest)
+            if tokens is None or "split" not in tokens.settings:
+                return None
+            split, seed = SplitSettings(**tokens.settings["split"]), tokens.settings["seed"]
+            with open(tokens.file("documents.jsonl"), encoding="utf-8") as file:
+                keys |= {json.loads(line)["group" if split.by == "group" else "id"] for line in file}
+    return split, sorted(fraction(key, seed) for key in keys)
+
+
+STEP = 1000  # shares of a split are proposed in parts of this
+
+
+def unfilled(rows: dict[str, int], split: SplitSettings, places: list[float]) -> str:
+    """Why the config's splits cannot stay as they are: one that has a share is empty. Nothing where all are filled.
+
+    `rows`: chunks of each list; `places`: as `asked_for` has them.
+    """
+    empty = [name for name in HELD_OUT if not rows[name] and getattr(split, name)]
+    if not empty:
+        return ""
+    what = f"{split.by}s" if len(places) > 1 else split.by
+    wanted = {
+        "test": math.floor(places[0] * STEP + 1) / STEP,
+        "valid": math.ceil((1 - places[-1]) * STEP) / STEP,
+    }
+    shares = " and ".join(f"dataset.split.{name} {getattr(split, name)}" for name in empty)
+    remedy = " and ".join(f"dataset.split.{name} to {wanted[name]} or more" for name in empty)
+    fuller = SplitSettings if len(places) > 2 and sum(wanted[name] for name in empty) < 0.9 else None
+    way = f"Set {remedy}" if fuller else "Add documents"
+    smaller = ", split by document" if split.by == "group" else ""
+    return (
+        f"{shares}: nothing is left to evaluate on, as none of the {len(places):,} {what} falls into that share. "
+        f"{way}{smaller}, cut long documents (dataset.sources.<name>.cut), or set the share to 0 to do without."
+    )
+
+
 def check(rows: dict[str, int], counts: dict[str, dict[str, int]]) -> None:
-    """Refuse an empty train split or database; warn of an empty valid or test split. `rows`: chunks of each list."""
+    """Refuse an empty train split or database; warn of an empty valid or test split, which has no share of the
+    documents. `rows`: chunks of each list.
+    """
     table = "; ".join(
         f"{name}: " + ", ".join(f"{split} {count}" for split, count in by_split.items())
         for name, by_split in counts.items()
@@ -224,6 +273,9 @@ def main() -> None:
     for part in select(*chosen):
         counts = {name: counts[name] + len(rows) for name, rows in part.items()}
     check(counts, {name: manifest.counts["by_split"] for name, manifest in zip(names, manifests, strict=True)})
+    asked = None if all(counts[name] for name in HELD_OUT) else asked_for(manifests, uses)
+    if asked and (wrong := unfilled(counts, *asked)):
+        raise UserError(wrong)
     files = write(options.output.parent, counts, select(*chosen))
     also = count_shared(names, manifests, [use["database"] for use in uses], dropped)
     write_manifest(

@@ -9,6 +9,7 @@ recorded config like the whole one that names fewer artifacts, and without retri
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_json, read_manifest, release, sha256, write_json
-from retro.base.names import LISTED, SPLITS
-from retro.base.stage import UserError, given
+from retro.base.names import LISTED, SPLITS, TRAIN
+from retro.base.stage import UserError, given, read_section
 from retro.corpus.tokenizers import Tokenizer
+from retro.dataset.settings import SampleSettings
 from retro.dataset.store import ChunkStore
 
 KEYS = {"chunk_length", "manifests", "samples", "source_order", "tokenizer"}  # that everything reads
@@ -134,6 +136,15 @@ class Dataset:
 STAGE = "retro.dataset.dataset"
 
 
+def trained_on(manifests: dict[str, Manifest]) -> int:
+    """Chunks of the training split: as the database lists them, without one all that were cut."""
+    database = manifests.get("database/manifest.json")
+    if database is not None:
+        return database.counts["train"]
+    cut = [manifest for name, manifest in manifests.items() if name.startswith("chunks/")]
+    return sum(manifest.counts["by_split"].get(SPLITS[TRAIN], 0) for manifest in cut)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", required=True, type=given, help="the dataset section, as JSON")
@@ -150,18 +161,23 @@ def main() -> None:
     tokenizer = manifests.get("tokenizer/manifest.json")
     if tokenizer is None:
         raise UserError(f"--manifests: {', '.join(manifests)}; tokenizer/manifest.json is wanted, too. Run snakemake.")
+    wanted, chunks = read_section(SampleSettings, settings["samples"], "samples"), trained_on(manifests)
+    samples = wanted.resolved(chunks, settings["chunk_length"])
     write_json(
         options.output,
         {
             "kind": "recorded config",
             "format": 1,
             **settings,
+            "samples": samples.facts(),
             "source_order": sorted(settings["sources"]),
             "tokenizer": {**settings["tokenizer"], **tokenizer.counts},
             "counts": {name: manifest.counts for name, manifest in manifests.items()},
             "manifests": {name: sha256(folder / name) for name in manifests},
         },
     )
+    for line in wanted.told(samples, chunks):
+        print(f"{options.output}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

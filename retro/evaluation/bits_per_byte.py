@@ -75,6 +75,7 @@ def section(title: str) -> str | None:
     return after.strip() if mark and before.strip() and after.strip() else None
 
 
+ENOUGH = 10  # documents, or groups, below which a bootstrap's interval is too narrow to be one: docs/evaluation.md
 BLOCK = 4_000_000  # documents times resamplings held at a time: 32 MB of weights
 
 
@@ -82,13 +83,15 @@ BLOCK = 4_000_000  # documents times resamplings held at a time: 32 MB of weight
 class Difference:
     """A loss against its twin, in percent of the twin's bits per byte: negative is better.
 
-    `low`, `high`: 95 % interval, NaN for a single document. `better`: share of documents with a lower loss.
+    `low`, `high`: 95 % interval, NaN for fewer than `ENOUGH` `units` drawn. `better`: share of documents with a lower
+    loss.
     """
 
     percent: float
     low: float
     high: float
     better: float
+    units: int
 
 
 def resampled_sums(nats: np.ndarray, resamplings: int, seed: int) -> np.ndarray:
@@ -128,8 +131,8 @@ def compare(
     better = float(np.mean(nats.sum(1) < twin.sum(1)))
     nats, twin = (by_unit(x, units) for x in (nats, twin))
     documents, seeds = nats.shape
-    if documents < 2:
-        return Difference(percent, float("nan"), float("nan"), better)
+    if documents < ENOUGH:
+        return Difference(percent, float("nan"), float("nan"), better, documents)
     sums = resampled_sums(np.concatenate([nats, twin], axis=1), resamplings, seed)
     ours, theirs = sums[:, :seeds], sums[:, seeds:]
     if seeds > 1:
@@ -138,4 +141,4 @@ def compare(
         ours, theirs = (np.take_along_axis(x, drawn, axis=1) for x in (ours, theirs))
     ratios = 100 * (ours.sum(1) / theirs.sum(1) - 1)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Difference(percent, float(low), float(high), better)
+    return Difference(percent, float(low), float(high), better, documents)

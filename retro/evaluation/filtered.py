@@ -20,7 +20,7 @@ from retro.base.names import ALL
 from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
-from retro.evaluation.bits_per_byte import Documents, bits_per_byte, by_unit, compare, resampled_sums
+from retro.evaluation.bits_per_byte import ENOUGH, Documents, bits_per_byte, by_unit, compare, resampled_sums
 from retro.evaluation.conditions import ON
 from retro.evaluation.leakage import ratio, views
 from retro.evaluation.settings import EvaluationSettings
@@ -51,7 +51,10 @@ def interval(
     nats: np.ndarray, size: np.ndarray, units: np.ndarray | None, resamplings: int, seed: int
 ) -> tuple[float, float]:
     """95 % interval of the bits per byte of documents, nats [D, S] and bytes [D], drawn by unit."""
-    sums = resampled_sums(by_unit(np.stack([nats.mean(1), size], 1), units), resamplings, seed)
+    each = by_unit(np.stack([nats.mean(1), size], 1), units)
+    if (each[:, 1] > 0).sum() < ENOUGH:
+        return float("nan"), float("nan")
+    sums = resampled_sums(each, resamplings, seed)
     real = sums[sums[:, 1] > 0]
     if len(np.unique(real)) < 2:
         return float("nan"), float("nan")

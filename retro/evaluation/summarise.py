@@ -21,7 +21,7 @@ from retro.base.names import ALL
 from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
-from retro.evaluation.bits_per_byte import bits_per_byte, group_documents, section
+from retro.evaluation.bits_per_byte import ENOUGH, bits_per_byte, group_documents, section
 from retro.evaluation.conditions import ON
 from retro.evaluation.settings import EvaluationSettings
 
@@ -128,9 +128,13 @@ def main() -> None:
         write_documents(dataset, [each for found in by_split.values() for each in found], options.documents)
     for row in comparison:
         if (row["source"], row["seed"], row["retrieval"]) == (ALL, ALL, ON):
+            sure = (
+                "95 % interval {low:+.2f} … {high:+.2f}" if row["units"] >= ENOUGH else "{units} {unit}s: no interval"
+            )
             print(
                 "{run} on {split}: {bits_per_byte:.4f} bits per byte, {difference_percent:+.2f} % against "
-                "{twin} (95 % interval {low:+.2f} … {high:+.2f})".format(**row),
+                "{twin} ".format(**row)
+                + f"({sure.format(**row)})",
                 file=sys.stderr,
             )
     print(f"{len(summary)} rows → {options.summary}", file=sys.stderr)

@@ -21,11 +21,11 @@ SUMMARY = (
 COMPARISON = (
     "run", "twin", "seed", "retrieval", "split", "source", "documents", "bits_per_byte", "twin_bits_per_byte",
     "difference_percent", "low", "high", "documents_better", "seeds", "seeds_min", "seeds_max", "off_percent",
-    "off_low", "off_high", "unit",
+    "off_low", "off_high", "unit", "units",
 )  # fmt: skip
 SECTIONS = (
     "run", "model", "seed", "retrieval", "split", "source", "section", "documents", "bytes", "bits_per_byte",
-    "difference_percent", "low", "high",
+    "difference_percent", "low", "high", "unit", "units",
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def comparison_rows(measured: Measured, runs: dict[str, dict], resamplings: int,
                     "seeds_min": by_seed.min(),
                     "seeds_max": by_seed.max(),
                     **off,
-                    "unit": "document" if measured.units is None else "group",
+                    **_drawn(measured, difference),
                 }
 
 
@@ -177,6 +177,7 @@ def section_rows(measured: Measured, runs: dict[str, dict], resamplings: int, se
                     if entry.twin_nats is not None:
                         found = measured.compare(entry.nats, entry.twin_nats, chosen, resamplings, seed)
                         row |= {"difference_percent": found.percent, "low": found.low, "high": found.high}
+                        row |= _drawn(measured, found)
                     yield row
 
 
@@ -196,6 +197,11 @@ def _slices(measured: Measured) -> Iterator[tuple[str, np.ndarray]]:
         chosen = measured.documents.source == number
         if chosen.any():
             yield source, chosen
+
+
+def _drawn(measured: Measured, found: Difference) -> dict:
+    """What an interval is drawn from, and how many of these there are."""
+    return {"unit": "document" if measured.units is None else "group", "units": found.units}
 
 
 def _names(entry: Entry, split: str, source: str) -> dict:

@@ -166,8 +166,9 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
             for gpus in shards
             for recompute in ("none", "layers")
         ]
-        samples = dataset.samples.of(train.samples_share).train_samples
-        kept = min(KEPT, math.ceil(samples / batch / train.checkpoint_interval))
+        fixed = dataset.samples.resolved(counts.splits["train"], m).of(train.samples_share)
+        samples = fixed.train_samples
+        kept = min(KEPT, math.ceil(samples / batch / fixed.interval(train.checkpoint_interval)))
         memory = BASE["train"] * 1e6 + alone.total
         plan.models.append(Model(name, count, flops, samples * dataset.samples.seq_length, memory, kept, fits))
     plan.disk["models"] = sum(4 * model.parameters for model in plan.models)

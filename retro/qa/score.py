@@ -19,7 +19,7 @@ import numpy as np
 from retro.base import stage
 from retro.base.artifacts import read_text, write_text
 from retro.base.stage import UserError, whole
-from retro.evaluation.bits_per_byte import by_unit, resampled_sums
+from retro.evaluation.bits_per_byte import ENOUGH, by_unit, resampled_sums
 from retro.evaluation.conditions import OFF, ON
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -107,10 +107,10 @@ def scored(seeds: list[Lines]) -> np.ndarray:
 
 
 def intervals(values: np.ndarray, groups: list[str], resamplings: int) -> list[tuple[float, float, float]]:
-    """Mean of each column of `values` [Q, C] and its interval: groups drawn with replacement; NaN for one group."""
+    """Mean of each column of `values` [Q, C] and its interval: groups drawn with replacement; NaN for too few."""
     units = np.unique(groups, return_inverse=True)[1]
     sums = by_unit(np.concatenate([values, np.ones((len(values), 1))], axis=1), units)  # (G, C + 1)
-    if len(sums) < 2:
+    if len(sums) < ENOUGH:
         return [(float(mean), float("nan"), float("nan")) for mean in values.mean(0)]
     drawn = resampled_sums(sums, resamplings, SEED)  # (R, C + 1)
     ends = np.quantile(drawn[:, :-1] / drawn[:, -1:], [0.025, 0.975], axis=0)  # (2, C)

@@ -39,7 +39,7 @@ STAGE = "retro.report.copying"
 COLUMNS = (
     "run", "twin", "seed", "retrieval", "split", "kind", "k", "least", "most", "tokens", "chunks", "bytes", "nats",
     "bits_per_byte", "difference_percent", "low", "high", "copier_percent", "copier_low", "copier_high", "seeds",
-    "unit",
+    "unit", "units",
 )  # fmt: skip
 MATCHES = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, LONGEST - 1), (LONGEST, LONGEST))  # lengths told together
 
@@ -143,10 +143,11 @@ class Table:
         found = {"bytes": int(size.sum()), "bits_per_byte": float(bits_per_byte(ours.sum(0).mean(), size.sum()))}
         if name != NONE:
             gpt = self.measured.compare(ours, pair.stacked(NONE, nats), chosen, *self.draw)
-            found |= {"difference_percent": gpt.percent, "low": gpt.low, "high": gpt.high}
+            found |= {"difference_percent": gpt.percent, "low": gpt.low, "high": gpt.high, "units": gpt.units}
         if k and copier(k) in self.conditions and name != copier(k):
             other = self.measured.compare(ours, pair.stacked(copier(k), nats), chosen, *self.draw)
             found |= {"copier_percent": other.percent, "copier_low": other.low, "copier_high": other.high}
+            found["units"] = other.units
         return found
 
     def whole(self) -> Iterator[dict[str, Any]]:
@@ -213,13 +214,11 @@ def draw(rows: list[Row], folder: Path) -> None:
             mine.sort(key=lambda row: -1 if row["k"] is None else row["k"])
             if mine[0]["k"] is None:
                 axes.axhline(mine[0]["bits_per_byte"], **how)
-                at, sizes = [0.0], [mine[0]["bits_per_byte"]]
-            else:
-                at, sizes = zip(*((counts.index(row["k"]), row["bits_per_byte"]) for row in mine), strict=True)
+            at = [0 if row["k"] is None else counts.index(row["k"]) for row in mine]
+            sizes = [row["bits_per_byte"] for row in mine]
+            if mine[0]["k"] is not None:
                 axes.plot(at, sizes, "o", markersize=4.5, **how)
-            texts = [
-                f"{label(row)}, {row['k'] or 0:.0f} neighbours: {row['bits_per_byte']:.4f} bits per byte" for row in mine
-            ]
+            texts = [f"{label(row)}, k {row['k'] or 0:.0f}: {row['bits_per_byte']:.4f} bits per byte" for row in mine]
             style.points(axes, at, sizes, texts)
         axes.set_xticks(range(len(counts)), [f"{k:.0f}" for k in counts])
         axes.set(xlabel="neighbours of a chunk (k)", ylabel="bits per byte")

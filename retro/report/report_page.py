@@ -21,13 +21,12 @@ from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import group_documents
-from retro.evaluation.conditions import LABELS, usual
+from retro.evaluation.conditions import LABELS, ON, usual
 from retro.report import started, story
 from retro.report.gains import by_split
 from retro.report.marks import marked
 from retro.report.read import Row, Run, Stage, read_benchmarks, read_csv, read_runs, where
 from retro.report.style import figure_html, interval, percent, render
-from retro.training.samples import doubt
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,16 @@ def held_out(dataset: Dataset, split: str) -> tuple[int, int]:
     records = dataset.store.chunks(rows)
     documents = group_documents(rows, dataset.store.source(rows), records)
     return len(documents), len(set(records["group"].tolist()))
+
+
+def reach(dataset: Dataset, split: str, runs: list[Run], comparison: list[Row]) -> story.Reach:
+    """How much was read and evaluated by the run that the headline is about."""
+    on = story.main_rows(comparison)[ON]
+    counts = next(run.counts for run in runs if run.base == on["run"])
+    tokens = [facts for name, facts in dataset.facts["counts"].items() if name.startswith("tokens/")]
+    size, number = (sum(each[key] for each in tokens) for key in ("bytes", "tokens"))
+    read = counts["tokens"] / max(1.0, counts["epochs"])
+    return story.Reach(split, int(on["units"]), on["unit"], read, size / number)
 
 
 def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:
@@ -225,6 +234,9 @@ def main() -> None:
     split = summary[0]["split"] if summary else "test"
     copier = story.copier(where(read_csv(options.copying), split=split) if options.copying else [])
     first, second = story.headline(comparison, *held_out(dataset, split), copier)
+    advice = story.advice(reach(dataset, split, runs, comparison)) if story.main_rows(comparison) else None
+    if advice:
+        first, second = advice[0], f"{advice[1]} What was measured stands in the tables below, and proves nothing."
     rows = training(runs)
     begun = started.read(options.started) if options.started else []
     explorer = options.explorer and Path(os.path.relpath(options.explorer, options.output.parent)).as_posix()
@@ -235,14 +247,14 @@ def main() -> None:
         split=split,
         headline=first,
         controls=second,
-        seeds=story.seeds_sentence(comparison),
-        main=story.main_rows(comparison),
+        seeds="" if advice else story.seeds_sentence(comparison),
+        main={} if advice else story.main_rows(comparison),
         copier=copier,
         labels=LABELS,
         modes=usual("retro", controls=True),
         book=story.book(dataset.facts["sources"]),
-        warnings=story.warnings(dataset.facts) + [f"{run.name} {said}" for run in runs if (said := doubt(run.counts))],
-        flavour=story.flavour(runs, comparison),
+        warnings=[*story.warnings(dataset.facts), *story.doubts(runs)],
+        flavour=story.flavour(runs, [] if advice else comparison),
         corpus=corpus(dataset),
         retrieval=retrieval(dataset, split),
         training=rows,
@@ -251,7 +263,7 @@ def main() -> None:
         model_settings=differing(runs, "model"),
         summary=summary,
         comparison=compared(comparison),
-        sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["low"] is not None],
+        sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["units"] is not None],
         figures={path.stem: path for path in options.figures},
         figure_html=figure_html,
         marked=marked,

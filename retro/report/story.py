@@ -1,13 +1,57 @@
 """The sentences of the report: what the figures say, no more. Pure functions of the tables and the config."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from retro.base.names import ALL
+from retro.evaluation.bits_per_byte import ENOUGH
 from retro.evaluation.conditions import NONE, OFF, ON, RANDOM, Condition
 from retro.report.read import Row, Run, where
 from retro.report.style import interval, percent
+from retro.training.samples import doubt
 
 FEW = 20  # documents below which a bootstrap interval is too narrow to rely on
+READ = 50_000  # different tokens read below which a training is too short to say anything: docs/evaluation.md
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a training and its evaluation reach: documents (or groups) evaluated, different tokens that a model read,
+    and bytes of text a token.
+    """
+
+    split: str
+    units: int
+    unit: str
+    read: float
+    token_bytes: float
+
+
+def advice(reach: Reach) -> tuple[str, str] | None:
+    """What stands in place of headline and sentence where the text is too little for a figure to mean anything."""
+    few, short = reach.units < ENOUGH, reach.read < READ
+    if not few and not short:
+        return None
+    found = []
+    if few:
+        units = f"{reach.units} {reach.unit}{'s' if reach.units != 1 else ''}"
+        found.append(
+            f"The {reach.split} split has {units}, and from fewer than {ENOUGH} no interval can be told: raise "
+            f"dataset.split.{reach.split}, or add {reach.unit}s."
+        )
+    if short:
+        need = READ * reach.token_bytes / 1000
+        found.append(
+            f"A model read {reach.read:,.0f} different tokens. Below {READ:,} it learns which words there are and "
+            f"little more: preset tiny wants about {need:,.0f} kB of text like this, and gains from ten times as much."
+        )
+    found.append(
+        "As it is, this text can be a book: in the database of models that are trained on more (train: false, as in "
+        "config/config.yaml; config/swap-book.yaml for models that are trained already), or searched by "
+        "retro.retrieval.search."
+    )
+    what = "This is too little text" if short else f"Too few {reach.unit}s are held out"
+    return f"{what} to tell what retrieval buys.", " ".join(found)
 
 
 def main_rows(comparison: list[Row]) -> dict[str, Row]:
@@ -139,10 +183,27 @@ def warnings(facts: dict[str, Any]) -> list[str]:
                     f"{absent} records of {name} lack the field {field}: each is a group of its own, and may be "
                     "retrieved for others of its group."
                 )
+        if each.get("skipped"):
+            found.append(f"{each['skipped']} malformed records of {name} were left out: tokens/{name}/skipped.jsonl.")
     also = counts.get("database/manifest.json", {}).get("evaluated_in_database", {})
     parts = [f"{number} of equal {what[:-1]} in {name}" for what in also for name, number in also[what].items()]
     if parts:
         found.append(f"Documents that are evaluated are in the database, too: {', '.join(parts)}.")
+    return found
+
+
+def doubts(runs: list[Run]) -> list[str]:
+    """What the logs of the trainings warned of."""
+    found = []
+    for run in runs:
+        train, samples = run.settings.train, run.counts["samples"]
+        if said := doubt(run.counts):
+            found.append(f"{run.name} {said}")
+        if train.warmup_samples > samples:
+            found.append(
+                f"{run.name} was trained on {samples} samples, fewer than its warm-up has ({train.warmup_samples}): "
+                f"its learning rate never reached {train.lr:g}."
+            )
     return found
 
 

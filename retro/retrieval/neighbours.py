@@ -34,15 +34,20 @@ RECALL_AT = (1, 2, 10)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+def firsts(width: int) -> list[int]:
+    """Of how many of the first recall is told, of `width` neighbours."""
+    return sorted({min(k, width) for k in (*RECALL_AT, width)})
+
+
 def recall(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """Share of the exact first k that are among the found first k, for k 1, 2, 10 and K; of [n, K] ids
-    each.
+    each. Nothing where there is nothing to find: no share of it is right or wrong.
     """
-    shares, width = {}, exact.shape[1]
-    for k in sorted({min(k, width) for k in (*RECALL_AT, width)}):
+    shares: dict[str, float] = {}
+    for k in firsts(exact.shape[1]) if (exact >= 0).any() else ():
         wanted = exact[:, :k]
         hit = (wanted[:, :, None] == found[:, None, :k]).any(axis=2) & (wanted >= 0)
-        shares[str(k)] = round(float(hit.sum() / max((wanted >= 0).sum(), 1)), 4)
+        shares[str(k)] = round(float(hit.sum() / (wanted >= 0).sum()), 4)
     return shares
 
 
@@ -86,7 +91,8 @@ def recall_counts(
 ) -> dict[str, Any]:
     """Recall of the neighbours `ids` [C, K] for the manifest; `truth` gives the exact ones of a sample of chunks."""
     if retriever.about is not None:
-        shares = dict.fromkeys(recall(ids[:0], ids[:0]), 1.0) if retriever.complete else {}
+        known = retriever.complete and len(ids) > 0
+        shares = {str(k): 1.0 for k in firsts(ids.shape[1])} if known else {}
         return {"recall": shares, "recall_of": retriever.about}
     shares = recall(ids[sample], truth(sample))
     return {"recall": shares, "recall_of": f"{len(sample)} chunks against exact search"}
@@ -180,7 +186,12 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, i
     )
     blocks.remove()
     told = ", ".join(f"recall@{k} {share:.3f}" for k, share in counts["recall"].items())
-    print(f"{folder}: {len(rows)} x {search.k} neighbours, {counts['holes']} holes, {told}", file=sys.stderr)
+    print(
+        f"{folder}: {len(rows)} x {search.k} neighbours, {counts['holes']} holes{told and ', '}{told}"
+        if len(rows)
+        else f"{folder}: no chunks",
+        file=sys.stderr,
+    )
 
 
 def main() -> None:

@@ -49,6 +49,11 @@ MAKE, USE, CHECK, EXCHANGE = "Make", "Use what was made", "Plan and check", "Han
 RUN = functools.partial(Command, "retro.tools.run", workflow=True)
 COMMANDS: dict[str, dict[str, Command]] = {
     MAKE: {
+        "new": Command(
+            "retro.tools.new",
+            "Look at your own text, and write a config for it.",
+            ("retro new notes/ --output mine.yaml", "retro new corpus.jsonl.zst --name mine"),
+        ),
         "run": RUN(
             "Make all that is not there yet: from text to the report.",
             ("retro run", "retro run --config mine.yaml --cores 8 preprocess"),

@@ -149,13 +149,18 @@ def write_messages() -> None:
 
 
 FOLDER = PRESETS.parent
+EDITOR = "yaml-language-server: $schema="  # the first line of a config, for editors
 INTRODUCTION = """# Configuration
 
 Made by `python -m retro.tools.docs` from the settings' own descriptions; do not edit.
 
 A config file is YAML. It may name a `preset`, whose values it overrides key by key. Unknown keys are refused.
 `config.yaml` is the default; another file is chosen by `make run CONFIG=config/tiny.yaml` or
-`snakemake --configfile config/tiny.yaml`.
+`snakemake --configfile config/tiny.yaml`. `python -m retro.tools.new PATH` writes one for your own text.
+
+Editors that speak YAML (VS Code with the YAML extension, Neovim and others with yaml-language-server) complete keys and
+underline what is wrong, if the first line is `# yaml-language-server: $schema=config/schema.json`, the path being
+relative to the file. The schema knows types and keys; what keys say against each other is told when the config is read.
 
 | file | what it runs |
 |---|---|
@@ -177,6 +182,8 @@ def _first_comment(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
+        if line.startswith(f"# {EDITOR}"):
+            continue
         words.append(line.lstrip("# "))
     return " ".join(words)
 
@@ -212,8 +219,20 @@ def _default(field: Any) -> str:
 
 
 def schema() -> str:
-    """The text of config/schema.json, for editors that complete and check YAML."""
-    return json.dumps(Config.model_json_schema(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """The text of config/schema.json, for editors that complete and check YAML.
+
+    It requires no key: what one file leaves out, its preset may give.
+    """
+    found = _optional(Config.model_json_schema())
+    return json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _optional(node: Any) -> Any:
+    """A schema without its lists of required keys."""
+    if isinstance(node, dict):
+        kept = {key: value for key, value in node.items() if not (key == "required" and isinstance(value, list))}
+        return {key: _optional(value) for key, value in kept.items()}
+    return [_optional(each) for each in node] if isinstance(node, list) else node
 
 
 def write_config_docs() -> None:

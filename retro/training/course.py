@@ -11,10 +11,11 @@ import numpy as np
 
 from retro.base import hashing
 from retro.dataset.dataset import Dataset
+from retro.dataset.settings import RecordedSamples
 from retro.training.batches import Batch, Batcher, Source, hidden_chunks, text_ahead
 from retro.training.metrics import Validation
 from retro.training.samples import Blend, Samples, describe, open_samples, reach
-from retro.training.settings import Run, SampleSettings, TrainSettings
+from retro.training.settings import Run, TrainSettings
 
 
 class Course(Protocol):
@@ -73,7 +74,7 @@ class Pretraining:
 
     dataset: Dataset
     train: TrainSettings
-    fixed: SampleSettings
+    fixed: RecordedSamples
     stream: Samples | Blend
     batcher: Batcher
     validation: Validation
@@ -81,7 +82,7 @@ class Pretraining:
     section: str = "train"
 
     @classmethod
-    def open(cls, dataset: Dataset, run: Run, fixed: SampleSettings) -> "Pretraining":
+    def open(cls, dataset: Dataset, run: Run, fixed: RecordedSamples) -> "Pretraining":
         """The course of a run. Raises UserError where the dataset has too little for it."""
         train = run.train
 
@@ -169,4 +170,6 @@ class Pretraining:
                 )
         else:
             lines.append("neighbours none")
-        return [*lines, f"validation {len(self.validation.positions)} samples every {fixed.eval_interval} steps"]
+        validated = len(self.validation.positions)
+        every = f"{validated} samples every {fixed.eval_interval} steps"
+        return [*lines, f"validation {every if validated else 'none: the split is empty'}"]

@@ -14,20 +14,6 @@ from retro.base.stage import Settings, UserError, explain
 from retro.model.settings import ModelSettings
 
 
-class SampleSettings(Settings):
-    """What every run on a dataset shares. Recorded by preprocessing; a run cannot change it."""
-
-    seq_length: int = Field(512, gt=0, description="Tokens a sample; a multiple of chunk_length.")
-    train_samples: int = Field(1200, gt=0, description="Samples a run trains on, in all.")
-    global_batch_size: int = Field(2, gt=0, description="Samples an optimizer step.")
-    eval_interval: int = Field(200, gt=0, description="Optimizer steps between validations.")
-    eval_iterations: int = Field(16, ge=0, description="Batches a validation.")
-
-    def of(self, share: float) -> "SampleSettings":
-        """The same, for a run that trains on a share of the samples."""
-        return self.model_copy(update={"train_samples": max(1, round(self.train_samples * share))})
-
-
 class ParallelSettings(Settings):
     """How a model is cut over the processes that torchrun starts; the result is the same but for rounding."""
 
@@ -73,7 +59,7 @@ class TrainSettings(Settings):
         1.0,
         gt=0,
         le=1,
-        description="Share of samples.train_samples that a run trains on: the first of the order that all runs of its "
+        description="Share of the dataset's samples that a run trains on: the first of the order that all runs of its "
         "seed read.",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after the warm-up.")

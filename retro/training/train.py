@@ -17,6 +17,7 @@ from retro.base.log import duration, say, warn
 from retro.base.shards import locked
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
+from retro.dataset.settings import RecordedSamples
 from retro.model.build import build_model
 from retro.model.count import flops_per_token
 from retro.training.checkpoints import Checkpoints, run_facts
@@ -27,7 +28,7 @@ from retro.training.metrics import Metrics
 from retro.training.optimizer import learning_rate
 from retro.training.samples import doubt
 from retro.training.session import Session
-from retro.training.settings import Run, SampleSettings, TrainedRun
+from retro.training.settings import Run, TrainedRun
 from retro.training.weights import start_from, tokenizer_files, write_tensors
 
 
@@ -120,11 +121,22 @@ def check_artifacts(dataset: Dataset, names: list[str]) -> int:
     return total
 
 
+def suited(run: Run, fixed: RecordedSamples) -> tuple[Run, list[str]]:
+    """The run with a warm-up and checkpoints that suit a training as long as the corpus made it, and what changed."""
+    given = {"warmup_samples": fixed.part, "checkpoint_interval": fixed.interval}
+    less = {key: suits(getattr(run.train, key)) for key, suits in given.items()}
+    less = {key: value for key, value in less.items() if value != getattr(run.train, key)}
+    told = [f"{key} {getattr(run.train, key)} becomes {value}, for so short a training" for key, value in less.items()]
+    return run.model_copy(update={"train": run.train.model_copy(update=less)}), told
+
+
 def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Session:
     """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
     run = Run.parse(run_text, "--run")
-    dataset, train = Dataset.open(config), run.train
-    fixed = SampleSettings(**dataset.facts["samples"]).of(train.samples_share)
+    dataset = Dataset.open(config)
+    fixed = RecordedSamples(**dataset.facts["samples"]).of(run.train.samples_share)
+    run, shorter = suited(run, fixed)
+    train = run.train
     world = World.start(train.threads, train.parallel.tensor)
     checked = check_artifacts(dataset, read_artifacts(dataset, run.retrieves)) if world.first else 0
     world.barrier()
@@ -161,6 +173,8 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
     )
     size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
     begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
+    for line in shorter if world.first else ():
+        say(line)
     if world.first and (doubtful := doubt(course.reached)):
         warn(f"{run.name} {doubtful}")
     return session

@@ -138,6 +138,39 @@ def test_a_text_file_is_a_document(tmp_path):
     assert (document.id, document.title, document.text) == ("note.txt", "note.txt", "one\ntwo\rthree\nä")
 
 
+PARAGRAPH = "Fish live in water and birds in the air. " * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("\n\n".join([PARAGRAPH] * 20), "\n\n"),
+        ("\n".join([PARAGRAPH] * 20), "\n"),
+        (PARAGRAPH * 20, " "),
+        ("ö" * 3000, "ö"),
+    ],
+    ids=["blank lines", "lines", "words", "no place to cut"],
+)
+def test_a_long_text_is_cut_into_documents_of_one_group(tmp_path, text, ends):
+    write(tmp_path / "book.txt", text.encode())
+    found = read(tmp_path / "book.txt", cut=600)
+    assert "".join(part.text for part in found) == text
+    assert all(300 <= len(part.text) <= 600 and part.text.endswith(ends) for part in found[:-1])
+    assert [part.id for part in found] == [f"book.txt#{number}" for number in range(1, len(found) + 1)]
+    assert {part.group for part in found} == {"book.txt"} and found[1].title == "book.txt, part 2"
+    assert all(part.bytes == len(part.text.encode()) for part in found)
+
+
+def test_a_text_that_is_short_enough_stays_as_it_is(tmp_path):
+    write(tmp_path / "page.txt", b"x" * 600)
+    assert read(tmp_path / "page.txt", cut=600) == read(tmp_path / "page.txt")
+
+
+def test_tokens_are_not_cut():
+    with pytest.raises(ValueError, match="cut cuts text; tokens of type megatron"):
+        SourceSettings(type="megatron", path="x", cut=600)
+
+
 def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path):
     for name in ("b/2.txt", "b/10.txt", "a.txt", "ä.txt", "Z.txt", ".hidden.txt", ".git/x.txt", "b/.y.txt"):
         write(tmp_path / name, name.encode())

@@ -1,13 +1,17 @@
 """The database holds what is trained on and open books, never what is evaluated."""
 
+import re
+
 import numpy as np
 import pytest
 
 from retro.base.artifacts import read_manifest
 from retro.base.names import CHUNK, SPLITS
 from retro.base.stage import UserError
+from retro.corpus.documents import fraction, split_of
+from retro.corpus.settings import SplitSettings
 from retro.database import assemble
-from retro.database.assemble import LISTS, check, select
+from retro.database.assemble import LISTS, check, select, unfilled
 from tests.database.stages import Corpus, stage
 
 TRAIN, VALID, TEST, BOOK = range(4)
@@ -68,9 +72,45 @@ def test_an_empty_database_is_refused_with_a_way_out():
         check(rows, COUNTS)
 
 
-def test_an_empty_evaluated_split_is_a_warning(capsys):
+def test_an_evaluated_split_without_a_share_is_a_warning(capsys):
     check(counts([table(TRAIN, VALID)], [{"database": True}]), COUNTS)
     assert "warning: the test split has no chunk" in capsys.readouterr().err
+
+
+FILLED = {"valid": 1, "test": 1}
+PLACES = [0.0614, 0.2, 0.3, 0.4, 0.9123]
+
+
+@pytest.mark.parametrize(
+    ("rows", "places", "told"),
+    [
+        ({"test": 0}, PLACES, "split.test 0.05: .*none of the 5 documents .* Set dataset.split.test to 0.062 or"),
+        ({"valid": 0}, PLACES, "dataset.split.valid 0.05: .* Set dataset.split.valid to 0.088 or more, cut long"),
+        ({"valid": 0, "test": 0}, PLACES, "valid 0.05 and .*: .* Set .*valid to 0.088 or more and .*test to 0.062 or"),
+        ({"valid": 0, "test": 0}, [0.3], "none of the 1 document falls .* Add documents, cut long documents .*cut"),
+    ],
+)
+def test_an_evaluated_split_that_has_a_share_is_not_left_empty(rows, places, told):
+    split = SplitSettings(by="document", valid=0.05, test=0.05)
+    assert re.search(told, unfilled(FILLED | rows, split, places))
+    assert not unfilled(FILLED, split, places)
+    assert not unfilled(FILLED | rows, SplitSettings(by="document", valid=0, test=0), places)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_shares_that_are_proposed_fill_the_splits(seed):
+    keys = [str(number) for number in range(12)]
+    places = sorted(fraction(key, seed) for key in keys)
+    told = unfilled({"valid": 0, "test": 0}, SplitSettings(by="document", valid=0.001, test=0.001), places)
+    valid, test = (float(re.search(rf"{name} to ([\d.]+) or more", told)[1]) for name in ("valid", "test"))
+    split = SplitSettings(by="document", valid=valid, test=test)
+    assert {split_of("", key, True, split, seed) for key in keys} == {TRAIN, VALID, TEST}
+
+
+def test_documents_that_leave_a_split_empty_are_refused_when_their_chunks_are_listed(tmp_path):
+    corpus = Corpus(tmp_path, documents=4).tokenize().chunk()
+    with pytest.raises(UserError, match=r"dataset.split.\w+ 0.15.*: nothing is left to evaluate on, .*the 4 documents"):
+        corpus.assemble()
 
 
 def test_manifests_in_another_order_are_refused(corpus, tmp_path):

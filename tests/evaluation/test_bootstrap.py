@@ -27,6 +27,15 @@ def test_noise_without_effect_is_covered_nineteen_times_in_twenty():
     assert all(each.low < each.percent < each.high for each in found)
 
 
+@pytest.mark.parametrize(("count", "told"), [(9, False), (10, True)])
+def test_few_documents_have_no_interval(count, told):
+    twin = documents(count)
+    found = compare(twin * np.linspace(0.8, 0.9, count), twin, 100, 1)
+    assert found.units == count and np.isfinite([found.low, found.high]).all() == told
+    pages = compare(twin, twin, 100, 1, units=np.arange(count) // 2)  # of half as many groups
+    assert pages.units == (count + 1) // 2 and np.isnan([pages.low, pages.high]).all()
+
+
 def test_the_interval_is_as_wide_as_theory_says():
     twin = np.full(400, 100.0)
     ours = twin * np.random.default_rng(2).normal(1, 0.1, 400)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retro.evaluation import tables
+from retro.evaluation import bits_per_byte, tables
 from retro.evaluation.bits_per_byte import Documents
 
 RUNS = {
@@ -56,7 +56,14 @@ def test_summary_has_all_and_each_source_for_every_run_and_mode(measured):
     assert (row["model"], row["seed"], row["documents"], row["tokens"]) == ("retro", "1", "6", "60")
 
 
-def test_comparison_pairs_seeds_and_pools_them(measured):
+def test_of_six_documents_no_interval_is_told(measured):
+    rows = read(tables.COMPARISON, tables.comparison_rows(measured, RUNS, 200, 1))
+    whole = [row for row in rows if row["source"] == "all"]
+    assert {(row["units"], row["unit"], row["low"], row["off_high"]) for row in whole} == {("6", "document", "", "")}
+
+
+def test_comparison_pairs_seeds_and_pools_them(measured, monkeypatch):
+    monkeypatch.setattr(bits_per_byte, "ENOUGH", 2)
     rows = read(tables.COMPARISON, tables.comparison_rows(measured, RUNS, 200, 1))
     assert {row["run"] for row in rows} == {"retro-s1", "retro-s2", "retro"}
     pooled = next(r for r in rows if r["seed"] == "all" and r["retrieval"] == "on" and r["source"] == "all")

@@ -111,7 +111,7 @@ def test_presets_train_as_megatron_s_script_does():
         run = next(run for run in preset.models().values() if run.retro)
         train, model, samples = run.train, run.model, preset.dataset.samples
         assert (train.lr, train.min_lr, train.schedule) == (6e-4, 6e-5, "cosine")
-        assert (train.warmup_samples, samples.train_samples) == (162_761, 166_400_000)
+        assert (train.warmup_samples, samples.max_samples) == (162_761, 166_400_000)
         assert (train.weight_decay, train.beta1, train.beta2, train.clip) == (0.1, 0.9, 0.95, 1.0)
         assert (train.micro_batch_size, samples.global_batch_size, train.precision) == (4, 256, "bf16")
         assert (model.init_std, model.activation) == (0.023, "gelu_tanh")

@@ -47,7 +47,15 @@ def test_twice_the_tokens_are_twice_the_work(monkeypatch, capsys):
     )
     assert large["disk_bytes"]["embeddings"] == pytest.approx(2 * small["disk_bytes"]["embeddings"])
     assert large["flops"]["embedding"] == pytest.approx(2 * small["flops"]["embedding"])
-    assert large["flops"]["training"] == small["flops"]["training"]
+    assert large["flops"]["training"] == pytest.approx(2 * small["flops"]["training"])  # each is read four times
+
+
+def test_no_more_is_trained_on_than_the_preset_says(monkeypatch, capsys):
+    first, second = (
+        planned(monkeypatch, capsys, "--preset", "857m", "--database-tokens", tokens) for tokens in ("100e9", "200e9")
+    )
+    assert first["flops"]["training"] == second["flops"]["training"]
+    assert first["models"][0]["tokens"] == 166_400_000 * 2048
 
 
 LARGE = ("--preset", "2b", "--database-tokens", "300e9", "--gpus", "256")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retro.base.artifacts import read_manifest, write_json
+from retro.evaluation.bits_per_byte import ENOUGH
 from retro.report import copying, story
 from retro.report.copying import MATCHES, by_copier, part, sentences
 from retro.report.read import read_csv, where
@@ -90,7 +91,7 @@ def test_each_is_compared_with_the_gpt_and_with_the_copier_of_as_many_neighbours
                 wanted = 100 * (row["bits_per_byte"] / whole[other]["bits_per_byte"] - 1)
                 assert row[column] == pytest.approx(wanted, abs=1e-3), (name, column)
     low, high = whole["on"]["copier_low"], whole["on"]["copier_high"]
-    assert low < whole["on"]["copier_percent"] < high
+    assert low is None if whole["on"]["units"] < ENOUGH else low < whole["on"]["copier_percent"] < high
 
 
 def test_matches_are_those_of_the_copier_and_add_up(made, losses):
@@ -189,7 +190,9 @@ def test_a_copier_of_some_numbers_of_neighbours_is_told_of_alone(report, losses,
     assert list(by_copier(rows)) == [4] and len(sentences(rows)) == 1 and story.copier(rows) is None
 
 
-def test_the_headline_says_what_a_copier_gives(made, report):
+def test_the_headline_says_what_a_copier_gives(made, report, monkeypatch):
+    monkeypatch.setattr(story, "READ", 0)  # the words that were trained on here are few, and the documents
+    monkeypatch.setattr(story, "ENOUGH", 0)
     rows = made[1]
     row = story.copier(rows)
     assert row["retrieval"] == "none+k2+copy"

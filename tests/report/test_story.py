@@ -1,6 +1,8 @@
 """The headline says what the numbers say, and no more."""
 
-from retro.report import story
+from dataclasses import replace
+
+from retro.report import story, style
 
 
 def row(mode="on", percent=-12.0, low=-15.1, high=-9.0, seeds=1, **more):
@@ -42,6 +44,32 @@ def test_few_documents_are_warned_of():
 def test_one_document_has_no_interval():
     first, _ = story.headline([row(low=None, high=None)], 1, 1)
     assert "interval" not in first and "12.0 % fewer" in first
+
+
+ENOUGH = story.Reach("test", 18, "group", 358_000, 3.6)
+
+
+def test_what_reaches_far_enough_has_a_figure_for_a_headline():
+    assert story.advice(ENOUGH) is None
+
+
+def test_few_documents_are_advised_on():
+    first, then = story.advice(replace(ENOUGH, units=1, unit="document"))
+    assert first == "Too few documents are held out to tell what retrieval buys."
+    assert "test split has 1 document, and from fewer than 10 no interval" in then and "dataset.split.test" in then
+    assert "preset" not in then
+
+
+def test_little_text_is_advised_on():
+    first, then = story.advice(replace(ENOUGH, read=12_345))
+    assert first == "This is too little text to tell what retrieval buys."
+    assert "12,345 different tokens" in then and "about 180 kB of text like this" in then
+    assert "swap-book" in then and "retro.retrieval.search" in then
+
+
+def test_an_interval_that_is_none_says_why():
+    assert style.interval(row(low=None, high=None, units=6, unit="group")) == "too few groups for an interval (6)"
+    assert style.interval(row(low=None, high=None)) == ""
 
 
 def test_no_twin_no_claim():

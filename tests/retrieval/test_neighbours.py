@@ -115,7 +115,12 @@ def test_recall_counts_what_both_found_among_the_first_k():
     assert recall(found, exact) == {"1": 0.5, "2": 0.75, "3": 0.8}
 
 
-def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path):
+def test_of_nothing_there_is_no_recall():
+    nothing, holes = np.empty((0, 3), int), np.full((2, 3), -1)
+    assert recall(nothing, nothing) == {} and recall(holes, holes) == {}
+
+
+def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path, capsys):
     folder = tmp_path / "database"
     folder.mkdir()
     source = read_manifest(corpus.manifest("database"))
@@ -137,6 +142,8 @@ def test_an_empty_split_has_no_neighbours_and_no_error(corpus, tmp_path):
         output=tmp_path / "n/manifest.json",
     )
     assert read_manifest(tmp_path / "n/manifest.json").array("ids.npy").shape == (0, 3)
+    assert read_manifest(tmp_path / "n/manifest.json").counts["recall"] == {}
+    assert "no chunks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lacking", ["retriever", "neighbours", "index", "seed"])

@@ -62,6 +62,17 @@ def test_a_warm_up_that_never_ends_is_said_before_training(config, tmp_path, war
     assert (said in stage.log_path.read_text()) == told
 
 
+def test_a_training_that_follows_a_small_corpus_has_a_warm_up_that_ends(tmp_path):
+    config = make_dataset(tmp_path / "dataset", train_samples=40, epochs=4.0)
+    stage = Stage(config, run_json("gpt", warmup_samples=60, checkpoint_interval=500), tmp_path)
+    assert stage.run() == 0
+    log = stage.log_path.read_text()
+    assert "warmup_samples 60 becomes 4, for so short a training" in log
+    assert "checkpoint_interval 500 becomes 3" in log and "never reaches" not in log
+    trained = read_manifest(stage.output, "model").settings["train"]
+    assert (trained["warmup_samples"], trained["checkpoint_interval"]) == (4, 3)
+
+
 def test_the_model_is_described(unbroken, config):
     manifest = read_manifest(unbroken.output, "model")
     manifest.check()
