@@ -156,7 +156,7 @@ Made by `python -m retro.tools.docs` from the settings' own descriptions; do not
 
 A config file is YAML. It may name a `preset`, whose values it overrides key by key. Unknown keys are refused.
 `config.yaml` is the default; another file is chosen by `make run CONFIG=config/tiny.yaml` or
-`snakemake --configfile config/tiny.yaml`. `python -m retro.tools.new PATH` writes one for your own text.
+`snakemake --configfile config/tiny.yaml`. `retro new PATH` writes one for your own text.
 
 Editors that speak YAML (VS Code with the YAML extension, Neovim and others with yaml-language-server) complete keys and
 underline what is wrong, if the first line is `# yaml-language-server: $schema=config/schema.json`, the path being
