@@ -120,8 +120,9 @@ def launch():
 
 def refuse_unknown_targets():
     """Answer a target that is none with those that there are: Snakemake names only the wrong one."""
-    if not workflow.is_main_process or Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
-        return
+    program = sys.argv[0].removesuffix("/__main__.py")  # as Snakemake is started with and without python -m
+    if not workflow.is_main_process or os.path.basename(program) != "snakemake":
+        return  # by its API
     from snakemake.cli import get_argument_parser  # Snakemake keeps what it parsed to itself until the rules are read
 
     known = [rule.name for rule in workflow.rules]
