@@ -239,6 +239,7 @@ def alive(folder: Path, width: int, *words: str, **environment: str) -> Terminal
     return Terminal([sys.executable, "-c", ALIVE, str(folder), *words], width, python | environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_on_a_terminal_nothing_stays_but_the_lines(tmp_path, width):
     terminal = alive(tmp_path, width)
@@ -250,6 +251,7 @@ def test_on_a_terminal_nothing_stays_but_the_lines(tmp_path, width):
     assert all(len(line) <= width for line in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_what_runs_is_drawn_below_with_share_loss_and_time(tmp_path, width):
     terminal = alive(tmp_path, width, "wait")
@@ -264,6 +266,7 @@ def test_what_runs_is_drawn_below_with_share_loss_and_time(tmp_path, width):
     assert terminal.process.wait() == 0
 
 
+@pytest.mark.slow
 def test_what_has_ended_is_not_drawn_as_running(tmp_path):
     terminal = alive(tmp_path, 80)
     before, line, after = terminal.read().partition("1/2")
@@ -273,6 +276,7 @@ def test_what_has_ended_is_not_drawn_as_running(tmp_path):
     terminal.process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [20, 60, 200])
 def test_a_terminal_may_change_its_size(tmp_path, width):
     terminal = alive(tmp_path, 80, "wait")
@@ -284,6 +288,7 @@ def test_a_terminal_may_change_its_size(tmp_path, width):
     assert text.rstrip().endswith("the end") and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_colours_are_left_out_where_they_are_not_wanted(tmp_path):
     plain, coloured = alive(tmp_path, 80, NO_COLOR="1"), alive(tmp_path, 80)
     assert plain.ended() == 0 and coloured.ended() == 0
@@ -291,6 +296,7 @@ def test_colours_are_left_out_where_they_are_not_wanted(tmp_path):
     assert plain.screen.text() == coloured.screen.text()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_can_do_nothing_gets_lines(tmp_path):
     terminal = alive(tmp_path, 80, TERM="dumb")
     assert terminal.ended() == 0 and "\x1b" not in terminal.written and "\r" not in terminal.written.replace("\r\n", "")
