@@ -301,7 +301,8 @@ HOW = (
     "What is copied word for word needs no model: a copier looks for the last tokens before a token in the neighbours "
     "shown there, says how often each token followed, and is mixed with a model by weights, one for each length of "
     "match, that were fitted on the validation split. It is trained on nothing else and reads the same neighbours. "
-    "What RETRO has beyond the GPT with a copier it does not have from copying word for word."
+    "What RETRO has beyond the GPT with a copier it does not have from copying word for word. Experiment copying, of "
+    "snakemake experiments, has other ways to read them beside these: a kNN-LM, and neighbours in the GPT's own window."
 )
 
 
