@@ -66,7 +66,7 @@ def read_states(model: LanguageModel, batcher: Batcher, settings: dict) -> np.nd
             windows.place(numbers, seen.pop().float().cpu().numpy(), states)
             shown.update(len(numbers) * length)
     hook.remove()
-    return states.reshape(windows.chunks, m, -1)
+    return states.reshape(windows.chunks, m, states.shape[1])
 
 
 def kind_of_index(states: int, targets: int, width: int) -> str:
@@ -158,10 +158,11 @@ def blend(losses: np.ndarray, voted: np.ndarray, weight: float) -> np.ndarray:
 
 def exclusion(dataset: Dataset) -> Exclusion:
     """What the dataset excludes as neighbours."""
-    chunks = [dataset.folder / "chunks" / name / "manifest.json" for name in dataset.sources]
-    clusters = dataset.facts.get("duplicates", {}).get("action") == "exclude"
-    duplicates = dataset.folder / DUPLICATES / "manifest.json" if clusters else None
-    return Exclusion(rules_of(dataset.facts["neighbours"]["exclude"]), chunks, dataset.database, duplicates)
+    folder, facts = dataset.folder, dataset.facts
+    chunks = [folder / "chunks" / name / "manifest.json" for name in dataset.sources]
+    clusters = facts.get("duplicates", {}).get("action") == "exclude"
+    duplicates = folder / DUPLICATES / "manifest.json" if clusters else None
+    return Exclusion(rules_of(facts["neighbours"]["exclude"]), chunks, dataset.database, duplicates)
 
 
 @dataclass(frozen=True)
@@ -295,10 +296,8 @@ def main() -> None:
         seed=dataset.facts["seed"],
         threads=options.threads,
     )
-    print(
-        f"{what}: {counts['bits_per_byte']:.4f} bits per byte, λ {weight:.3f}, T {temperature:.3g} → {path}",
-        file=sys.stderr,
-    )
+    told = f"{counts['bits_per_byte']:.4f} bits per byte, λ {weight:.3f}, T {temperature:.3g}"
+    print(f"{what}: {told} → {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

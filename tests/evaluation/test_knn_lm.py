@@ -284,6 +284,17 @@ def test_clusters_of_duplicates_are_excluded_where_the_dataset_excludes_them(dat
     assert given == [None, dataset.folder / "duplicates/manifest.json"]
 
 
+def test_an_empty_valid_split_fits_nothing_and_mixes_nothing(dataset, measured, monkeypatch, tmp_path):
+    rows = Dataset.rows
+    monkeypatch.setattr(Dataset, "rows", lambda self, split: rows(self, split)[: 0 if split == "valid" else None])
+    model = ("--model", dataset.folder / "runs/gpt-s1/model.json", "--settings", "{}", "--split", "valid")
+    empty = {**measured, "valid": tmp_path / "valid/manifest.json"}
+    stage("retro.evaluation.losses", "--config", dataset.path, *model, "--mode", "none", "--output", empty["valid"])
+    found = made(dataset, empty, output=tmp_path / "mixed/manifest.json")
+    assert found.counts["weight"] == found.counts["fitted_targets"] == 0
+    assert found.array("losses.npy").tobytes() == read_manifest(measured["test"]).array("losses.npy").tobytes()
+
+
 # Refusals
 
 
