@@ -11,19 +11,22 @@ trust_remote_code. Every other model brings the modules that compute it.
 
 import argparse
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from retro.base import command
 from retro.base.artifacts import read_manifest, replacing, write_json, write_text
-from retro.base.stage import UserError
+from retro.base.stage import UserError, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.named import run_folder
 from retro.interop.names import Entry, to_theirs
-from retro.interop.states import read_state
+from retro.interop.sentencepieces import to_tokenizers
+from retro.interop.states import State, Writer, open_file
 from retro.model.settings import ModelSettings
 from retro.training.settings import ImportedModel, TrainedRun, described
 
@@ -153,8 +156,13 @@ CLASSES = {
 }
 
 
-def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
+SHARD_SIZE = 4_000_000_000
+
+
+def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: int = SHARD_SIZE) -> str:
     """Write the model in the folder `run`, with its tokenizer, to the folder `output`; return what it became.
+
+    Weights are in one file, or, above `shard_size` bytes, in several with an index.
 
     Raises UserError if `output` holds something, or the model or its tokenizer cannot be read.
     """
@@ -168,13 +176,12 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
     model = described(manifest.settings, str(manifest.path))
     words = read_tokenizer(tokenizer, model)
     settings, architecture, recorded = model.model, model.architecture, model.recorded
-    weights = read_state(manifest.file("model.safetensors"))
+    weights = open_file(manifest.file("model.safetensors"))
     kind = stock(settings) if architecture == "gpt" else None
     lengths = recorded.lengths
     if kind:
         config: dict[str, Any] = {"model_type": kind, "architectures": [CLASSES[kind]]}
         config |= stock_config(kind, settings, recorded.vocab_size, recorded.seq_length)
-        weights = stock_state(kind, weights, settings)
     else:
         auto = {
             "AutoConfig": "modeling_retro.RetroConfig",
@@ -183,12 +190,9 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
         config = {"model_type": "retro", "architectures": ["RetroForCausalLM"], "auto_map": auto}
         config |= {"architecture": architecture, "model": settings.model_dump(mode="json"), **lengths}
         config |= {"tie_word_embeddings": False, "use_cache": False}
-        weights = {f"retro.{name}": tensor for name, tensor in weights.items()}
         copy_modules(output)
     ends = {"eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id, "bos_token_id": None}
-    with replacing(output / "model.safetensors") as temporary:
-        state = {name: tensor.contiguous() for name, tensor in sorted(weights.items())}
-        save_file(state, temporary, metadata={"format": "pt"})
+    write_weights(output, weights, kind, settings, shard_size)
     words.save_pretrained(str(output))
     write_json(output / "generation_config.json", {**ends, "use_cache": bool(kind)})
     write_json(output / "config.json", {**config, **ends, "dtype": "float32"})
@@ -196,6 +200,30 @@ def export(run: Path, output: Path, tokenizer: Path | None = None) -> str:
         return f"{architecture}, as {CLASSES[kind]}"
     why = f" ({why_not(settings)})" if architecture == "gpt" else ""
     return f"{architecture}, with its modules{why}: load it with trust_remote_code=True"
+
+
+def write_weights(output: Path, weights: State, kind: str | None, settings: ModelSettings, shard_size: int) -> None:
+    """Write the parameters, one after the other, under the names and layouts of `kind` (None: ours)."""
+
+    def theirs(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        return stock_state(kind, {name: tensor}, settings) if kind else {f"retro.{name}": tensor}
+
+    to_come: dict[str, Tensor] = {}  # without values
+    for name, shape in weights.shapes.items():
+        to_come |= theirs(name, torch.empty(shape, device="meta"))
+    split = split_torch_state_dict_into_shards(dict(sorted(to_come.items())), max_shard_size=shard_size)
+    with ExitStack() as stack:
+        writers = {}
+        for file, names in split.filename_to_tensors.items():
+            temporary = stack.enter_context(replacing(output / file))
+            shapes = {name: tuple(to_come[name].shape) for name in names}
+            writers[file] = stack.enter_context(Writer(temporary, shapes, {"format": "pt"}))
+        for name in weights:
+            for new, tensor in theirs(name, weights[name]).items():
+                writers[split.tensor_to_filename[new]].put(new, tensor)
+    if split.is_sharded:
+        facts = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(output / "model.safetensors.index.json", facts)
 
 
 def read_tokenizer(path: Path, model: TrainedRun | ImportedModel) -> Any:
@@ -208,12 +236,10 @@ def read_tokenizer(path: Path, model: TrainedRun | ImportedModel) -> Any:
             f"{path}: has {facts.counts['vocab_size']} tokens, the model {recorded.vocab_size}; name the one "
             "it was trained with"
         )
-    theirs = getattr(Tokenizer.load(path)._engine, "tokenizer", None)
+    ours = Tokenizer.load(path)
+    theirs = getattr(ours._engine, "tokenizer", None)
     if theirs is None:
-        raise UserError(
-            f"{path}: is a SentencePiece model, which is not exported. Train a run with dataset.tokenizer.type: "
-            f"tokenizer.json, gpt2 or bpe."
-        )
+        theirs = to_tokenizers(facts.file("tokenizer.model"), ours)
     eod = theirs.id_to_token(facts.counts["eod_id"])
     pad = theirs.id_to_token(facts.counts["pad_id"])
     return PreTrainedTokenizerFast(
@@ -248,8 +274,14 @@ def main() -> None:
     writing.add_argument("--run", required=True, type=run_folder, help="a trained run, by name or folder: retro-s1")
     writing.add_argument("--output", required=True, type=Path, help="a new folder")
     writing.add_argument("--tokenizer", type=Path, help="the tokenizer's manifest.json; default: the dataset's")
+    writing.add_argument(
+        "--shard-size",
+        type=whole,
+        default=SHARD_SIZE,
+        help="bytes of weights in one file at most (default: %(default)s)",
+    )
     options = parser.parse_args()
-    print(f"{options.output}: {export(options.run, options.output, options.tokenizer)}")
+    print(f"{options.output}: {export(options.run, options.output, options.tokenizer, options.shard_size)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from retro.base.artifacts import write_manifest
 from retro.base.stage import UserError
@@ -32,10 +32,10 @@ STOCK = {
 }
 
 
-def make(folder, architecture, **fields):
+def make(folder, architecture, vocab=VOCAB, **fields):
     """A run's folder with a shaken model, and that model."""
-    settings = ModelSettings(**SHAPE, **fields)
-    model = build_model(settings, architecture=architecture, seed=1, **LENGTHS)
+    settings, lengths = ModelSettings(**SHAPE, **fields), LENGTHS | {"vocab_size": vocab}
+    model = build_model(settings, architecture=architecture, seed=1, **lengths)
     shake(model, 1)
     run = folder / "runs" / "run"
     run.mkdir(parents=True)
@@ -46,9 +46,10 @@ def make(folder, architecture, **fields):
         kind="model",
         stage="retro.training.train",
         files=[run / "model.safetensors"],
-        settings={**facts, "recorded": {**LENGTHS, "eod_id": EOD, "pad_id": EOD}},
+        settings={**facts, "recorded": {**lengths, "eod_id": EOD, "pad_id": EOD}},
     )
-    write_tokenizer(folder / "tokenizer")
+    if not (folder / "tokenizer").exists():
+        write_tokenizer(folder / "tokenizer")
     return run, model.eval()
 
 
@@ -69,6 +70,25 @@ def test_a_gpt_is_a_stock_architecture_where_one_matches(name, tmp_path):
     torch.testing.assert_close(found, wanted, atol=3 * rounding, rtol=0)
     norms = 2e-6 if name in ("ArceeForCausalLM", "LlamaForCausalLM") else 1e-12  # whose norms stay in fp32
     torch.testing.assert_close(doubled, exact, atol=norms * exact.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "fields"), [("retro", {}), ("gpt", STOCK["LlamaForCausalLM"])])
+def test_weights_above_a_size_are_in_several_files(architecture, fields, tmp_path):
+    run, _ = make(tmp_path, architecture, **fields)
+    export(run, tmp_path / "one")
+    export(run, tmp_path / "several", shard_size=20_000)
+    files = sorted((tmp_path / "several").glob("model-*.safetensors"))
+    assert len(files) > 1 and not (tmp_path / "several" / "model.safetensors").exists()
+    assert not (tmp_path / "one" / "model.safetensors.index.json").exists()
+    assert all(sum(t.nbytes for t in load_file(path).values()) <= 20_000 for path in files)
+    index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: path.name for path in files for name in load_file(path)}
+    states = []
+    for folder in ("one", "several"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder, trust_remote_code=True)
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize(
