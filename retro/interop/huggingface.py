@@ -221,6 +221,7 @@ def write_weights(output: Path, weights: State, kind: str | None, settings: Mode
         for name in weights:
             for new, tensor in theirs(name, weights[name]).items():
                 writers[split.tensor_to_filename[new]].put(new, tensor)
+            del tensor  # before the next is read
     if split.is_sharded:
         facts = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(output / "model.safetensors.index.json", facts)

@@ -185,7 +185,7 @@ def zero_centred(state: Mapping[str, Tensor], facts: Mapping[str, Any], where: s
     The facts decide. Without them, weights that look so raise UserError; weights that look otherwise than the facts
     say are told on stderr.
     """
-    norms = [t.float() for name, t in state.items() if re.search(r"(layernorm|layer_norm|norm)[._]weight$", name)]
+    norms = [state[name].float() for name in state if re.search(r"(layernorm|layer_norm|norm)[._]weight$", name)]
     if not norms:
         return bool(facts.get("layernorm_1p"))
     weights = torch.cat([each.flatten() for each in norms])

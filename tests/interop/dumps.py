@@ -21,7 +21,10 @@ VARIANTS = {
     ),
     "final norm": ({"final_norm": True, "encoder_final_norm": True, "encoder_residual": "raw"}, {}),
     "rmsnorm": ({"norm": "rmsnorm", "activation": "gelu_tanh"}, {}),
-    "squared relu": ({"positions": "rope", "rope_fraction": 0.5, "activation": "squared_relu", "bias": False}, {}),
+    "squared relu": (
+        {"positions": "rope", "rope_fraction": 0.5, "activation": "squared_relu", "bias": False, "tied": False},
+        {},
+    ),
 }
 
 
