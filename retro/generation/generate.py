@@ -1,6 +1,6 @@
 """Write text with a trained model, looking things up while writing.
 
-python -m retro.generation.generate --run results/<dataset>/runs/retro-s1 --prompt "Algeria: Geography" --show
+python -m retro.generation.generate --run results/<dataset>/runs/retro-s1 --prompt "Sri Lanka: Geography" --show
 
 `Writer` is a trained run, opened for writing: prompts in, events out. The terminal, the page and the bench share it.
 """
