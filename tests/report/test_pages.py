@@ -253,12 +253,8 @@ def test_copied_words_are_marked_and_nothing_else():
 def test_copied_words_of_samples_are_marked(report, page):
     samples = json.loads((report.folder / "runs/retro-s1/sample.json").read_text())["samples"]
     with_retrieval = page.partition("with retrieval</h4>")[2].partition("</div>")[0]
-    read = [
-        each[key]
-        for look in samples[0]["on"]["lookups"]
-        for each in look["neighbours"]
-        for key in ("text", "continuation")
-    ]
+    found = [each for lookup in samples[0]["on"]["lookups"] for each in lookup["neighbours"]]
+    read = [each["text"] + each["continuation"] for each in found]
     assert marked(samples[0]["on"]["text"], read) in with_retrieval
 
 
