@@ -263,6 +263,7 @@ def main() -> None:
         model_settings=differing(runs, "model"),
         summary=summary,
         comparison=compared(comparison),
+        drawn=story.drawn(compared(comparison)),
         sections=[row for row in read_csv(options.sections) if row["seed"] == ALL and row["units"] is not None],
         figures={path.stem: path for path in options.figures},
         figure_html=figure_html,

@@ -134,6 +134,16 @@ def _caution(documents: int) -> list[str]:
     return [f"{documents} documents are too few to rely on the interval."]
 
 
+def drawn(comparison: list[Row]) -> str:
+    """What intervals are drawn from, or why there is none."""
+    unit = comparison[0]["unit"] if comparison else "document"
+    few = sorted({row["units"] for row in comparison if row["low"] is None})
+    if not few:
+        return f"Intervals are a bootstrap over {unit}s."
+    of = ", ".join(f"{number:.0f}" for number in few)
+    return f"Intervals are a bootstrap over {unit}s. Fewer than {ENOUGH} are too few {unit}s for an interval ({of})."
+
+
 def seeds_sentence(comparison: list[Row]) -> str:
     """How many trainings the headline rests on."""
     on = main_rows(comparison).get(ON)

@@ -163,9 +163,9 @@ def percent(value: float) -> str:
 
 
 def interval(row: dict[str, Any]) -> str:
-    """The 95 % interval of a comparison; where there is none, why, if the row tells, or nothing."""
+    """The 95 % interval of a comparison; where there is none, of how few, if the row tells, or nothing."""
     if row["low"] is None:
-        return f"too few {row['unit']}s for an interval ({row['units']:.0f})" if row.get("units") else ""
+        return f"too few ({row['units']:.0f})" if row.get("units") else ""
     return f"({row['low']:+.1f} … {row['high']:+.1f})".replace("-", "−")
 
 

@@ -68,8 +68,10 @@ def test_little_text_is_advised_on():
 
 
 def test_an_interval_that_is_none_says_why():
-    assert style.interval(row(low=None, high=None, units=6, unit="group")) == "too few groups for an interval (6)"
-    assert style.interval(row(low=None, high=None)) == ""
+    few = row(low=None, high=None, units=6, unit="group")
+    assert style.interval(few) == "too few (6)" and style.interval(row(low=None, high=None)) == ""
+    assert "too few groups for an interval (6)" in story.drawn([few])
+    assert story.drawn([row(units=18, unit="group")]) == "Intervals are a bootstrap over groups."
 
 
 def test_no_twin_no_claim():
