@@ -104,7 +104,7 @@ def test_a_config_for_your_text_is_one_that_runs(corpus, tmp_path, monkeypatch, 
     assert Path("config", first).resolve() == ROOT / "config/schema.json"
     assert "make run CONFIG=config/mine.yaml" in said and "planned, not measured" in said
     assert ("warning: This is too little text" in said) == (corpus == "30 texts")
-    assert config.dataset.split.test > config.dataset.split.valid > 0
+    assert config.dataset.split.test > 0 and config.dataset.split.valid > 0
     assert {"tokenize", "train", "summarise"} <= project.planned(config="config/mine.yaml")
 
 
