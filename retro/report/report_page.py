@@ -104,7 +104,7 @@ def reach(dataset: Dataset, split: str, runs: list[Run], comparison: list[Row]) 
     tokens = [facts for name, facts in dataset.facts["counts"].items() if name.startswith("tokens/")]
     size, number = (sum(each[key] for each in tokens) for key in ("bytes", "tokens"))
     read = counts["tokens"] / max(1.0, counts["epochs"])
-    return story.Reach(split, int(on["units"]), on["unit"], read, size / number)
+    return story.Reach(split, int(on["units"]), on["unit"], read, size / number, counts["tokens"] / counts["epochs"])
 
 
 def retrieval(dataset: Dataset, split: str) -> dict[str, Any]:

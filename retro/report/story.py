@@ -17,7 +17,7 @@ READ = 50_000  # different tokens read below which a training is too short to sa
 @dataclass(frozen=True)
 class Reach:
     """How far a training and its evaluation reach: documents (or groups) evaluated, different tokens that a model read,
-    and bytes of text a token.
+    bytes of text a token, and all tokens of the training text.
     """
 
     split: str
@@ -25,6 +25,7 @@ class Reach:
     unit: str
     read: float
     token_bytes: float
+    whole: float = 0
 
 
 def advice(reach: Reach) -> tuple[str, str] | None:
@@ -39,6 +40,12 @@ def advice(reach: Reach) -> tuple[str, str] | None:
             f"The {reach.split} split has {units}, and from fewer than {ENOUGH} no interval can be told: raise "
             f"dataset.split.{reach.split}, or add {reach.unit}s."
         )
+    if short and reach.whole >= READ:
+        found.append(
+            f"A model read {reach.read:,.0f} of {reach.whole:,.0f} tokens, and below {READ:,} it learns which words "
+            f"there are and little more: set dataset.samples.epochs to more, or leave dataset.samples out."
+        )
+        return "Too little was trained on to tell what retrieval buys.", " ".join(found)
     if short:
         need = READ * reach.token_bytes / 1000
         found.append(

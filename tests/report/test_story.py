@@ -67,6 +67,12 @@ def test_little_text_is_advised_on():
     assert "swap-book" in then and "retro.retrieval.search" in then
 
 
+def test_a_short_training_on_much_text_is_advised_on():
+    first, then = story.advice(replace(ENOUGH, read=12_345, whole=134_000))
+    assert first == "Too little was trained on to tell what retrieval buys."
+    assert "12,345 of 134,000 tokens" in then and "dataset.samples.epochs" in then and "book" not in then
+
+
 def test_an_interval_that_is_none_says_why():
     few = row(low=None, high=None, units=6, unit="group")
     assert style.interval(few) == "too few (6)" and style.interval(row(low=None, high=None)) == ""
