@@ -21,7 +21,8 @@ NAME = "started.jsonl"
 
 def note(folder: Path, code: Path) -> None:
     """Add a line for this process to `folder`; `code` is where the project lies. Nothing where it cannot be written."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name.replace("__main__.py", "snakemake")  # python -m snakemake
+    command = shlex.join([program, *sys.argv[1:]])
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(code),
