@@ -94,7 +94,7 @@ def judged(plan: estimates.Plan, settings: Config, options: argparse.Namespace) 
     machine = f"{options.gpus} GPU{'s' * (options.gpus > 1)}" if options.gpus else f"{options.cores} cores"
     waits = {"disk": "waits for the disks", "cpu": "waits for the cores", "gpu": "waits for the GPUs"}[kind]
     lines = [f"{told(total)} on {machine}; {longest} takes {most / total:.0%} of it and {waits}."]
-    corpus = plan.counts.splits[SPLITS[TRAIN]] * settings.dataset.chunk_length * (1 - plan.padding)
+    corpus = plan.counts.splits[SPLITS[TRAIN]] * settings.dataset.chunk_length  # padding included, as in samples
     tokens, samples = max(each.tokens for each in plan.models), settings.dataset.samples
     if corpus and not FEW <= (epochs := tokens / corpus) <= MANY:
         change, wanted = ("raise", 1) if epochs < FEW else ("lower", MANY)

@@ -89,16 +89,17 @@ def next_commands(folder: Path) -> str:
         prompt = " ".join(read_json(written[0])["samples"][0]["prompt"].split()[:3]).rstrip(":;,")
     except (UserError, LookupError, AttributeError, TypeError):
         prompt = ""
-    beside = Path(".venv/bin/python")
-    python = str(beside) if Path(sys.prefix).resolve() == beside.parent.parent.resolve() else "python"
+    retro = "retro" if Path(sys.executable).with_name("retro").exists() else "python -m retro.tools.cli"
+    if retro == "retro" and Path(sys.prefix).resolve() == Path(".venv").resolve():
+        retro = ".venv/bin/retro"  # whether or not the environment is activated
     run, text = shlex.quote(str(written[0].parent)), shlex.quote(prompt or "The")
     commands = [
-        f"retro.retrieval.search --config {shlex.quote(str(folder / 'config.json'))} --text {text}",
-        f"retro.generation.generate --run {run} --prompt {text} --show",
-        f"retro.generation.serve --run {run}",
+        f"show --config {shlex.quote(str(folder / 'config.json'))} --text {text}",
+        f"write --run {run} --prompt {text} --show",
+        f"serve --run {run}",
     ]
     return "Then look something up, let it write, write on a page of your own machine:" + "".join(
-        f"\n  {python} -m {command}" for command in commands
+        f"\n  {retro} {command}" for command in commands
     )
 
 

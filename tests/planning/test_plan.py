@@ -156,17 +156,26 @@ def said(monkeypatch, capsys, *words: str) -> str:
 
 
 def test_the_plan_begins_with_what_to_make_of_it(monkeypatch, capsys):
-    """341 billion tokens of training over a corpus of a billion: days, what binds, how often it is read, what fits."""
-    found = said(
-        monkeypatch, capsys, "--preset", "857m", "--database-tokens", "1e9", "--gpus", "1", "--free-disk", "40"
-    )
-    first, epochs, fits, disk = found.splitlines()
-    assert first == "59.1 days on 1 GPU; training takes 100% of it and waits for the GPUs."
-    samples = 4 * 16_092_750 * 64 * (1 - 0.031) / 2048
-    assert epochs.startswith("Training reads its corpus 341 times: lower dataset.samples.train_samples (")
-    assert int(epochs.partition("(")[2].partition(" ")[0].replace(",", "")) == pytest.approx(samples, rel=0.001)
+    """The 857m preset over a billion tokens: how long, what binds, what fits; four epochs need no word."""
+    words = ("--preset", "857m", "--database-tokens", "1e9", "--gpus", "1", "--free-disk", "40")
+    first, fits, disk = said(monkeypatch, capsys, *words).splitlines()
+    assert first == "17.5 hours on 1 GPU; training takes 98% of it and waits for the GPUs."
     assert fits == "The largest model fits into a GPU of 80 GB: a micro batch wants 25.2 GB."
     assert disk.endswith("more than the 40.0 GB that are free.")
+
+
+@pytest.mark.parametrize(("samples", "times", "change"), [(166_400_000, "331", "lower"), (20_000, "0.04", "raise")])
+def test_it_says_how_often_the_corpus_is_read(monkeypatch, capsys, tmp_path, samples, times, change):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "preset: 857m\ndataset: {name: mine, sources: {mine: {path: mine}}, samples: {train_samples: "
+        f"{samples}}}}}"
+    )
+    lines = said(monkeypatch, capsys, str(config), "--database-tokens", "1e9").splitlines()
+    (epochs,) = [line for line in lines if line.startswith("Training reads its corpus")]
+    assert epochs.startswith(f"Training reads its corpus {times} times: {change} dataset.samples.train_samples (")
+    wanted = int(epochs.partition("(")[2].partition(" ")[0].replace(",", ""))
+    assert wanted == pytest.approx((4 if change == "lower" else 1) * 16_092_750 * 64 / 2048, rel=0.001)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_result_is_told_of_what_there_is(finished, tmp_path):
 
 
 def test_the_commands_to_try_next_work(finished, shown):
-    commands = [line.strip() for line in shown if re.match(r"  \S*python -m ", line)]
+    commands = [line.strip() for line in shown if re.match(r"  (\S*retro|python -m retro.tools.cli) ", line)]
     search, write, serve = commands
     for command in (search, write + " --tokens 3"):
         done = finished.run("bash", "-c", command)
