@@ -162,7 +162,8 @@ def _read(folder: Path, name: str, layer: int | None, facts: TensorStorageMetada
 def _piece(folder: Path, place: Any) -> Tensor:
     """One piece as torch.save wrote it in a part of a file."""
     if getattr(place, "transform_descriptors", None):
-        raise UserError(f"{folder}: its pieces are compressed ({place.transform_descriptors}), which is not read")
+        how = place.transform_descriptors
+        raise UserError(f"{folder}: its pieces are transformed ({how}), wanted plain ones; save it without that")
     path = folder / place.relative_path
     try:
         with open(path, "rb") as file:

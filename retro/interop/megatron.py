@@ -149,8 +149,11 @@ def load(path: Path, out: Path, given: dict[str, Any], tokens: int | None = None
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for entry, name in where:
         if state.shapes[name] != wanted[entry.ours]:
-            shapes = f"{list(state.shapes[name])}, wanted {list(wanted[entry.ours])}"
-            raise UserError(f"{path}: {entry.ours} comes out as {shapes}")
+            found_shape, wanted_shape = list(state.shapes[name]), list(wanted[entry.ours])
+            raise UserError(
+                f"{path}: {entry.ours} comes out as {found_shape}, wanted {wanted_shape}; correct the facts given, or "
+                "copy the checkpoint again"
+            )
     for name in {"embedding.tokens.weight", "head.weight"} & set(wanted):
         wanted[name] = (lengths["vocab_size"], *wanted[name][1:])
     weights = out / "model.safetensors"

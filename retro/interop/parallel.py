@@ -80,8 +80,8 @@ def _ranks(folder: Path) -> dict[tuple[int, int], Path]:
         name = RANK.fullmatch(inner.name)
         if name is None:
             raise UserError(
-                f"{inner}: is not named after a tensor-parallel rank and a pipeline stage; models with experts are "
-                "not imported"
+                f"{inner}: is not named after a tensor-parallel rank and a pipeline stage; only models without experts "
+                "are imported"
             )
         files = [inner / file for file in FILES if (inner / file).is_file()]
         if not files:

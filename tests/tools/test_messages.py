@@ -126,7 +126,14 @@ def test_recommendations_are_found_in_whatever_form_they_are_written():
     assert recommended("use tokenizer.type: huggingface")[0][1] not in recommended("tokenizer.type: bpe")[0][2]
 
 
-FILES = {"model.json", "model.safetensors", "tokenizer.json", "database.npy", "train.npy"}
+FILES = {
+    "model.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "database.npy",
+    "train.npy",
+}
 DOTTED = re.compile(r"(?<![\w.<>/*-])([a-z_]+(?:\.(?:[a-z_]+|<name>))+)(?![\w/(<])")
 
 
