@@ -147,7 +147,7 @@ def _read(folder: Path, name: str, layer: int | None, facts: TensorStorageMetada
             piece, offsets = piece[layer - offsets[0]], offsets[1:]
         if piece.shape == shape:
             return piece
-        found = torch.empty(shape, dtype=facts.properties.dtype) if found is None else found
+        found = torch.empty(shape, dtype=piece.dtype) if found is None else found
         into = found
         for axis, (start, size) in enumerate(zip(offsets, piece.shape, strict=True)):
             into = into.narrow(axis, start, size)

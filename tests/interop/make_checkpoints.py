@@ -7,13 +7,17 @@ No file of Megatron's was at hand: names, cuts and nesting are those of its publ
 
 import argparse
 import enum
+import functools
 import json
+import random
 import re
+import signal
 import sys
 import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 
@@ -36,6 +40,7 @@ def arguments(**more):
     for name in ("megatron", "megatron.core"):
         sys.modules.setdefault(name, types.ModuleType(name))
     plain = {"seed": 1234, "params_dtype": torch.bfloat16, "rampup_batch_size": None, "eval_iters": 10}
+    plain |= {"exit_signal": signal.SIGTERM, "init_method": functools.partial(torch.nn.init.normal_, std=0.02)}
     return argparse.Namespace(**plain, model_type=ModelType.encoder_or_decoder, **more)
 
 
@@ -123,7 +128,8 @@ def write_ranks(folder, whole, *, layers, ranks, stages=1, parts=1, names="core"
             content |= {f"model{part}" if parts > 1 else "model": model}
             told = {"tensor_model_parallel_size": ranks, "pipeline_model_parallel_size": stages} | args
             content |= {"args": arguments(**told), "checkpoint_version": 3.0, "iteration": 10}
-            content |= {"optimizer": {"state": torch.zeros(3)}, "rng_state": [{"random_rng_state": (3, (1, 2), None)}]}
+            drawn = {"random_rng_state": random.getstate(), "np_rng_state": np.random.get_state()}
+            content |= {"optimizer": {"state": torch.zeros(3)}, "rng_state": [drawn]}
             torch.save(content, path)
     (folder / "latest_checkpointed_iteration.txt").write_text("10")
     return home
