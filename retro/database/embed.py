@@ -16,7 +16,7 @@ from retro.base import log, provenance, shards, stage
 from retro.base.artifacts import growing_array, read_manifest, release, sha256, write_manifest
 from retro.base.log import say
 from retro.base.shards import Blocks
-from retro.base.stage import UserError, given, read_section, whole
+from retro.base.stage import UserError, finite, given, read_section, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.encoders import Encoder, open_encoder
@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shard", type=shards.shard_name, help="do this part only, --output is its note")
     parser.add_argument("--shards", nargs="*", type=Path, help="notes of all shards: join them, embed nothing")
     parser.add_argument("--keep", type=Path, help="folder of vectors that were computed before, and are kept")
-    parser.add_argument("--keep-gb", type=float, default=10, help="how much is kept there, the newest; 0: nothing")
+    parser.add_argument("--keep-gb", type=finite, default=10, help="how much is kept there, the newest; 0: nothing")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")
     return parser.parse_args()

@@ -33,9 +33,11 @@ OWN = "run-*.log"  # what `make run` itself writes into logs
 
 def found(folder: Path) -> str:
     """The result: the report's headline, and the bits per byte that it is about."""
+    from retro.dataset.dataset import Dataset
     from retro.report import story  # with matplotlib, which rules, that import `retro.tools.run`, need not wait for
     from retro.report.copying import differences, label
-    from retro.report.read import read_csv, where
+    from retro.report.read import read_csv, read_runs, where
+    from retro.report.report_page import reach
 
     comparison = read_csv(folder / "comparison.csv")
     main = story.main_rows(comparison)
@@ -47,6 +49,10 @@ def found(folder: Path) -> str:
     mixed = where(read_csv(copying), kind=ALL, split=on["split"]) if copying.exists() else []
     documents = int(on["documents"])
     headline, _ = story.headline(comparison, documents, documents, story.copier(mixed))
+    if (folder / "config.json").exists():
+        runs = read_runs(sorted(folder.glob("runs/*/model.json")))
+        advice = story.advice(reach(Dataset.open(folder / "config.json"), on["split"], runs, comparison))
+        headline = " ".join(advice) if advice else headline  # of too little text a figure proves nothing
     shown = next((row["k"] for row in mixed if row["retrieval"] == ON), 0)  # as many neighbours as in training
     rows = [row for row in mixed if row["k"] in (0, shown) and row["retrieval"] != f"{ON}+copy"]
     if not rows:

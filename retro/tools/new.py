@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from retro.base import stage
+from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.log import duration, say, warn
 from retro.base.stage import UserError
@@ -327,4 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -183,6 +183,10 @@ def compare(corpus: Corpus, tokenizer: Path) -> str:
     if not lists["train"] or not lists["database"]:
         assert ("train split has no chunk" if not lists["train"] else "database is empty") in found["refused"]
         return "refused"
+    unfilled = [name for name in assemble.HELD_OUT if corpus.split[name] and not lists[name]]
+    if unfilled:
+        assert all(f"dataset.split.{name}" in found["refused"] for name in unfilled), found["refused"]
+        return "refused"
     check_dataset(corpus, found, documents, chunks, lists)
     left_out = sum(outcome.empty + outcome.filtered + len(outcome.bad) for outcome in wanted.values())
     return "counted" if left_out else "stored"

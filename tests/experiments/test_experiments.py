@@ -200,7 +200,7 @@ def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
     for row in others:
         change = 100 * (sizes[row["retrieval"]] / sizes["none"] - 1)
         assert row["twin"] == "gpt" and float(row["difference_percent"]) == pytest.approx(change, abs=1e-3)
-        assert row["low"] and row["high"]
+        assert row["low"] == row["high"] == ""  # of so few documents there is no interval
     assert gpt["difference_percent"] == ""
     figure = (dataset.folder / "experiments/copying.svg").read_text()
     assert all(name in figure for name in ("kNN-LM", "RETRO + copier", "GPT, neighbours in its window", "GPT + copier"))

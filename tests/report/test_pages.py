@@ -193,7 +193,7 @@ def test_figures_take_the_colours_of_the_page_and_keep_their_text(page):
     for name in ("loss", "bpb", "sections", "cost", "neighbours"):
         drawn = page.partition(f'<figure id="figure-{name}">')[2].partition("</svg>")[0]
         assert not set(re.findall("#[0-9a-f]{6}", drawn)) & set(style.VARIABLES), name
-        assert "</text>" in drawn and "</title>" in drawn, name
+        assert "</text>" in drawn and ("</title>" in drawn or "Too few documents" in drawn), name
 
 
 def test_figures_link_to_their_values(report, page):

@@ -92,5 +92,5 @@ def test_show_prints_a_named_retrieval(dataset, words, capsys):
     assert all(f"id {identity} " in out for identity in words.array("ids.npy")[3, :2].tolist())
     stage("retro.retrieval.search", config=dataset.path, text="kalo", k=2, retrieval="words", split="test")
     assert "1. score" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--retrieval nobody: no file .* made for test: words"):
+    with pytest.raises(UserError, match=r"no retrieval 'nobody': retrievals in .* for test: words"):
         neighbours_of(dataset, "nobody", "test")

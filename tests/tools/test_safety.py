@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Numbers, words that the rules or the config's patterns constrain, and the launcher's command, which the rule itself
 # makes; all else is quoted by Snakemake.
-BARE = re.compile(r"threads|wildcards\.[a-z]+|params\.(threads|split|bootstrap)|resources\.(mem_mb|launch)")
+BARE = re.compile(r"threads|wildcards\.[a-z]+|params\.(threads|split|bootstrap)|resources\.(mem_mb|launch|keep)")
 
 
 def test_every_text_in_a_shell_command_is_quoted():

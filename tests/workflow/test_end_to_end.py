@@ -59,7 +59,7 @@ def test_a_gpt_that_copies_stands_beside_retro(finished):
         assert whole.loc[mode, "bits_per_byte"] == wanted.item()
     assert (whole.loc[["none+k2+copy", "none+k20+copy", "on+copy", "on+k20+copy"], "difference_percent"] < 0).all()
     page = finished.results("report.html").read_text(encoding="utf-8")
-    assert 'id="figure-copying"' in page and "<h1>This is too little text to tell what retrieval buys.</h1>" in page
+    assert 'id="figure-copying"' in page and "<h1>Too little was trained on to tell what retrieval buys.</h1>" in page
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ FOLLOWS = {
     "retrieval_neighbours": "",
     "retro_record": "train",
     "gpt_record": "gpt_train gpt_losses",
-    "record": "losses gpt_losses mixed knn copying summarise overlap filtered sample figures explorer page "
+    "record": "losses mixed knn copying summarise overlap filtered sample figures explorer page "
     "experiment_comparison experiment finetune answer",
     "train": "losses sample figures page experiment finetune answer",
     "gpt_train": "gpt_losses knn figures page experiment finetune answer",
@@ -120,7 +120,7 @@ CHANGES = {
 
 # Keys that change some jobs of a rule of which others feed more: all the rules that run.
 ONLY = {
-    "evaluate.in_context": "gpt_losses experiment_comparison experiment experiments_part",  # of that condition alone
+    "evaluate.in_context": "losses experiment_comparison experiment experiments_part",  # of that condition alone
     "evaluate.splits": "losses gpt_losses overlap candidates subsample retrieval_neighbours summarise filtered leakage "
     "figures explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
     "experiments.candidates": "candidates subsample losses experiment_comparison experiment experiments_part",

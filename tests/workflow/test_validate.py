@@ -14,7 +14,7 @@ def stored(project) -> dict[str, str]:
     """Digests of everything below the results folder but validation's own files."""
     root = project.results("")
     files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
-    own = {"validate", "logs"}
+    own = {"validate", "logs", "started.jsonl"}
     return {str(name): sha256(path) for name, path in files.items() if name.parts[0] not in own}
 
 
