@@ -29,7 +29,7 @@ FOLLOWS = {
     "record": "losses mixed knn copying summarise overlap filtered sample figures explorer page "
     "experiment_comparison experiment finetune answer",
     "train": "losses sample figures page experiment finetune answer",
-    "gpt_train": "gpt_losses knn figures page experiment finetune answer",
+    "gpt_train": "losses gpt_losses knn figures page experiment finetune answer",
     "gpt_losses": "mixed knn copying summarise filtered explorer experiment_comparison",
     "losses": "mixed copying summarise filtered explorer experiment_comparison",
     "mixed": "copying experiment_comparison",
@@ -94,7 +94,6 @@ CHANGES = {
     "train.neighbours_used": "train gpt_train overlap",
     "train.retrieved_chunks": "train gpt_train overlap",
     "runs": "train",
-    "runs.*.architecture": "train gpt_train",
     "runs.*.twin": "train gpt_losses",  # of what is the twin now more is measured
     "seeds": "train gpt_train",
     "evaluate": "losses gpt_losses",
@@ -120,6 +119,8 @@ CHANGES = {
 
 # Keys that change some jobs of a rule of which others feed more: all the rules that run.
 ONLY = {
+    "runs.*.architecture": "train gpt_train losses gpt_losses mixed copying summarise filtered leakage sample figures "
+    "explorer page experiment_comparison experiment experiments_part finetune answer score qa",  # the twin stays a GPT
     "evaluate.in_context": "losses experiment_comparison experiment experiments_part",  # of that condition alone
     "evaluate.splits": "losses gpt_losses overlap candidates subsample retrieval_neighbours summarise filtered leakage "
     "figures explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier

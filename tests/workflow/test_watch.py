@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from retro.tools import ended
+from retro.tools.watch import PATIENCE
 from tests.tools.terminal import Terminal
 from tests.workflow.conftest import Project
 
@@ -88,7 +89,7 @@ def test_the_commands_to_try_next_work(finished, shown):
 def test_with_nothing_to_do_it_ends_the_same(finished):
     done = finished.make_run()
     assert done.returncode == 0 and "Nothing to do: all is up to date." in done.stdout
-    assert "On held-out text" in done.stdout and "report.html" in done.stdout
+    assert "Too little was trained on" in done.stdout and "report.html" in done.stdout
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -133,7 +134,13 @@ def test_ctrl_c_says_where_it_goes_on_and_the_next_run_ends_in_the_same_bytes(fi
     )  # fmt: skip
     wait_for(lambda: log.exists() and "step 3/" in log.read_text(encoding="utf-8"))
     if whom == "the first only":
+        held = [each for each in psutil.process_iter() if _inside(each, project) and _trains(each)]
+        for each in held:
+            each.suspend()  # it would be done before the signal is handed on
         process.send_signal(signal.SIGINT)
+        time.sleep(PATIENCE + 2)
+        for each in held:
+            each.resume()
     else:
         for _ in range(2):
             os.killpg(process.pid, signal.SIGINT)
@@ -148,6 +155,10 @@ def test_ctrl_c_says_where_it_goes_on_and_the_next_run_ends_in_the_same_bytes(fi
     for run in ("gpt-s1", "retro-s1"):
         weights = f"runs/{run}/model.safetensors"
         assert project.results(weights).read_bytes() == finished.results(weights).read_bytes()
+
+
+def _trains(process: psutil.Process) -> bool:
+    return "retro.training.train" in process.cmdline()
 
 
 def _inside(process: psutil.Process, project: Project) -> bool:
