@@ -120,8 +120,9 @@ def launch():
 
 def refuse_unknown_targets():
     """Answer a target that is none with those that there are: Snakemake names only the wrong one."""
-    program = sys.argv[0].removesuffix("/__main__.py")  # as Snakemake is started with and without python -m
-    if not workflow.is_main_process or os.path.basename(program) != "snakemake":
+    program = Path(sys.argv[0])
+    started = program.parent if program.name == "__main__.py" else program  # with python -m, without
+    if not workflow.is_main_process or started.name != "snakemake":
         return  # by its API
     from snakemake.cli import get_argument_parser  # Snakemake keeps what it parsed to itself until the rules are read
 

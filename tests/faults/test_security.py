@@ -73,7 +73,8 @@ def test_hostile_values_are_only_values(tmp_path):
     corpus = project.folder / "data/tiny.jsonl"
     lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     fields = {name: f"{name} {EVIL}" for name in ("text", "id", "group", "title")}
-    records = [{fields["text"]: line["text"], fields["id"]: line["id"], EVIL: EVIL} for line in lines]
+    records = [{field: line["text" if name == "text" else "id"] for name, field in fields.items()} for line in lines]
+    records = [record | {EVIL: EVIL} for record in records]
     corpus.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     source = {"path": "data/tiny.jsonl", "fields": fields, "keep": {EVIL: [EVIL]}}
     dataset = {"sources": {"tiny": source}, "tokenizer": {"eod": f"<|{EVIL}|>"}, "index": {"factory": EVIL}}
