@@ -12,6 +12,7 @@ dimension (GPT). States of the optimizer and of random numbers are left out.
 import io
 import pickle
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +47,14 @@ class _Reader(pickle.Unpickler):
             return found
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         return Inert
+
+
+def _member(kind: Any, name: str) -> Any:
+    """What some versions of Python pickle the member of an enumeration as, and nothing else that getattr can."""
+    return kind[name] if isinstance(kind, type) and issubclass(kind, Enum) else Inert()
 
 
 class _Part(io.RawIOBase):

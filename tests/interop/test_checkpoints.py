@@ -1,6 +1,8 @@
 """Megatron's checkpoint folders: every layout joins to the bytes of the whole, one tensor in memory at a time."""
 
+import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
+from retro.interop.distributed import _Reader
 from retro.interop.huggingface import write_weights
 from retro.interop.megatron import load, open_state
 from retro.interop.names import to_megatron
-from retro.interop.states import State, open_file
+from retro.interop.states import Inert, State, open_file
 from retro.model.settings import ModelSettings
 from tests.interop import make_checkpoints
 from tests.interop.dumps import variant
@@ -308,3 +311,24 @@ def test_metadata_runs_nothing(tmp_path):
     with pytest.raises(UserError, match="describes no distributed checkpoint"):
         open_state(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+class Named:
+    """Pickled as what `getattr` gives of something, as some versions of Python pickle members of enumerations."""
+
+    def __init__(self, owner: object, name: str):
+        self.found = (getattr, (owner, name))
+
+    def __reduce__(self):
+        return self.found
+
+
+def test_members_of_enumerations_are_read_however_they_were_pickled_and_nothing_else_is():
+    kind = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
+    member = next(iter(kind))
+
+    def read(thing: object) -> object:
+        return _Reader(io.BytesIO(pickle.dumps(thing))).load()
+
+    assert read(member) is read(Named(kind, member.name)) is member
+    assert isinstance(read(Named(Path, "home")), Inert) and isinstance(read(Named(int, "from_bytes")), Inert)

@@ -131,6 +131,7 @@ def test_ctrl_c_says_where_it_goes_on_and_the_next_run_ends_in_the_same_bytes(fi
     process = subprocess.Popen(
         [project.python, *COMMAND, "train_all"], cwd=project.folder, env=project.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a script
     )  # fmt: skip
     wait_for(lambda: log.exists() and "step 3/" in log.read_text(encoding="utf-8"))
     if whom == "the first only":
