@@ -22,6 +22,7 @@ from retro.base.provenance import digest
 from retro.base.stage import UserError
 from retro.config.checks import doubts
 from retro.config.schema import files_of, from_snakemake
+from retro.config.targets import no_target
 from retro.config.workflow import DRAWN, TABLED
 from retro.corpus.readings import Contents
 from retro.corpus.settings import TOKENIZER_FILES
@@ -128,5 +129,5 @@ def refuse_unknown_targets():
 
     known = [rule.name for rule in workflow.rules]
     for target in get_argument_parser().parse_args(sys.argv[1:]).targets:
-        if said := WORKFLOW.no_target(str(target), known):
+        if said := no_target(WORKFLOW, str(target), known):
             raise WorkflowError(said)

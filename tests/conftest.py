@@ -86,3 +86,14 @@ def warm(made_once) -> Iterator[Warm]:
     yield found
     for each in [found, *started]:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium with an empty profile; where there is none, and none can be installed, a skip that says so."""
+    from tests.generation.browser import Browser, find_or_install
+
+    find_or_install()
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()

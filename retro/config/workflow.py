@@ -4,21 +4,15 @@ The rules are its only user; it knows nothing of Snakemake. Paths are those of `
 """
 
 import os
-from collections.abc import Collection
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from retro.base.artifacts import read_manifest
 from retro.base.names import (
     ANSWERS,
-    BM25,
     CHUNKS,
-    CUTS,
     DATABASE,
-    DUPLICATES,
-    EMBEDDINGS,
     FIGURES,
     INDEX,
     LISTED,
@@ -29,204 +23,32 @@ from retro.base.names import (
     RUN,
     SPLITS,
     TEST,
-    TOKENIZER,
     TOKENS,
     VALID,
-    prefix,
     seeded,
     tuned,
     unseeded,
 )
-from retro.base.nearest import KINDS, did_you_mean, listed, unknown
 from retro.base.stage import UserError
-from retro.config.layers import Retrievals
+from retro.config.preprocessing import Preprocessing
 from retro.config.schema import Config
-from retro.corpus import files
-from retro.evaluation.conditions import BUILT_IN, NONE, OFF, ON, Condition, usual
+from retro.evaluation.conditions import NONE, OFF, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE, Offered
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
-TARGETS = (  # rules that are worth asking for by their names
-    *("all", "preprocess", "train_all", "retrievals", "indexes", "experiments", "leakage", "copying", "qa"),
-    "validate",
-)
 TABLED = ("loss", "cost", "neighbours")  # those whose values no table of the evaluation has
 MANY = 20  # neighbours that a copier is given besides as many as the run is shown, if so many are stored
 
 
-class Workflow:
-    """What a config asks for. Methods that raise `UserError` say what the config lacks."""
+class Workflow(Preprocessing):
+    """What a config asks for, preprocessing included. Methods that raise `UserError` say what the config lacks."""
 
     def __init__(self, config: Config):
-        self.config, self.dataset = config, config.dataset
-        self.facts, self.runs = config.dataset.facts(), config.models()
-        self.folder = f"{config.results}/{config.dataset.name}"
-        self.sources = sorted(config.dataset.sources)
-        self.splits = config.evaluate.splits  # those evaluated
-        self.retrievals = Retrievals(self.facts, config.retrievals, self.folder)
-        dense = [name for name in config.retrievals if self.retrievals.facts[name]["retriever"] == "dense"]
-        own = self.retrievals.facts[""]["encoder"]
-        self.dense = [name for name in dense if self.retrievals.facts[name]["encoder"] == own]
-        self.embedded_otherwise = [name for name in dense if name not in self.dense]
-        count = self.dataset.shards
-        self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
+        super().__init__(config)
+        self.runs = config.models()
         self.retro_runs = [name for name, run in self.runs.items() if run.retro]
         # The run that the report is about: the first RETRO run that has a twin.
         self.first = next((name for name in self.retro_runs if self.runs[name].twin), None)
-
-    def path(self, pattern: str, **names: str) -> str:
-        """A file below the dataset's folder, by a pattern of `retro.base.names`."""
-        return f"{self.folder}/{pattern.format(**names)}"
-
-    def manifest(self, pattern: str, **names: str) -> str:
-        """The manifest of an artifact."""
-        return f"{self.path(pattern, **names)}/manifest.json"
-
-    def no_target(self, target: str, rules: Collection[str]) -> str:
-        """What to say of a target that is none: no rule, no file, of a name that the config does not have. Else
-        nothing: Snakemake knows what it makes.
-        """
-        *above, name = PurePosixPath(os.path.relpath(target)).parts
-        if target in rules or os.path.lexists(target):
-            return ""
-        if not above:
-            near = did_you_mean(target, [*TARGETS, *rules])
-            return f"no target {target!r}: targets: {listed(TARGETS)}, or a file below {self.folder}{near or '.'}"
-        folder, parts = PurePosixPath(os.path.relpath(self.folder)), [*above, name]
-        if above[: len(folder.parts)] != [*folder.parts]:
-            dataset = PurePosixPath(*parts[: len(folder.parts)])
-            if len(dataset.parts) < len(folder.parts) or dataset.parent != folder.parent:
-                return ""
-            return f"{unknown('dataset', dataset.name, [folder.name], 'this config')} Another config makes another."
-        below = parts[len(folder.parts) :]
-        for before, each in pairwise(below):
-            what, known = KINDS.get(before), self.known().get(before)
-            wanted = each.split(".")[0] if what == "experiment" else each
-            if what and known is not None and wanted not in known:
-                return unknown(what, wanted, known, "this config")
-        if len(below) > 4 and below[0] == "runs" and below[2] == "evaluation":
-            source = below[4].split("+")[0]
-            known = [*BUILT_IN, *self.retrievals.named]
-            if source not in known and not Condition(source).fraction:
-                return unknown("condition", source, known, "this config")
-        return ""
-
-    def known(self) -> dict[str, list[str]]:
-        """Names that the config has, by the folder that has a folder of each."""
-        runs = [*self.runs, *(tuned(run, self.config.qa.name) for run in self.runs)]
-        names = {"runs": runs, "retrievals": self.retrievals.named, "experiments": list(CATALOGUE)}
-        lists = {"source": self.sources, "split": list(LISTED)}
-        return names | {folder: lists[what] for folder, what in KINDS.items() if what in lists}
-
-    # Preprocessing
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """What is read of each source; `weight` and `database` only say what is done with it."""
-        unread = ("weight", "database")
-        return {
-            name: {key: value for key, value in source.items() if key not in unread}
-            for name, source in self.facts["sources"].items()
-        }
-
-    def settings(self, *keys: str) -> dict[str, Any]:
-        """Some of the dataset's facts."""
-        return {key: self.facts[key] for key in keys}
-
-    def uses(self, *keys: str) -> dict[str, dict[str, bool]]:
-        """What is done with each source: `train`, `database` or both."""
-        return {name: {key: source[key] for key in keys} for name, source in self.facts["sources"].items()}
-
-    def learned_from(self) -> dict[str, dict[str, Any]]:
-        """Sources that the tokenizer is trained on: none where it is given, so that a new one changes no other."""
-        learned = self.dataset.tokenizer.type == "bpe"
-        return {name: each for name, each in self.read().items() if each["train"] and learned}
-
-    def duplicates(self, *actions: str) -> list[str]:
-        """The manifest of duplicate documents, if the config's action is one of these."""
-        return [self.manifest(DUPLICATES)] if self.dataset.duplicates.action in actions else []
-
-    def embeddings(self, retrieval: str, file: str) -> list[str]:
-        """A file of the embeddings of every source that a retrieval searches."""
-        folder = self.retrievals.source(retrieval, "embeddings")
-        return [f"{folder}/{source}/{file}" for source in self.sources]
-
-    def neighbours(self, retrieval: str, split: str) -> str:
-        """The manifest of a retrieval's neighbours."""
-        return self.manifest(NEIGHBOURS, retrieval=prefix(retrieval), split=split)
-
-    def retrieved(self) -> list[str]:
-        """Neighbours of the evaluated splits by every retrieval of the config."""
-        return [self.neighbours(name, split) for name in self.retrievals.named for split in self.splits]
-
-    def drawn(self) -> list[str]:
-        """Names of the retrievals whose indexes are drawn: those over the dataset's own embeddings."""
-        if not self.dense:
-            others = ", ".join(self.embedded_otherwise)
-            but = f", but {others}, whose encoders are others" if others else ""
-            raise UserError(
-                f"retrievals: the config names none with an index over the dataset's own embeddings{but}. Take "
-                f"config/indexes.yaml, or name some."
-            )
-        return self.dense
-
-    def preprocessed(self) -> list[str]:
-        """Every durable artifact of preprocessing, arrays and manifests."""
-        tokens = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
-        per_source = [f"{CHUNKS}/chunks.npy", f"{EMBEDDINGS}/embeddings.npy"]
-        per_source += [f"{TOKENS}/{file}" for file in tokens]
-        per_split = [f"{NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
-        files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
-        files += [self.path(pattern, split=split, retrieval="") for split in LISTED for pattern in per_split]
-        files += [self.path(f"{DATABASE}/{name}.npy") for name in ("database", *LISTED)]
-        recorded = [self.path(RECORDED, cut=cut) for cut in CUTS]
-        return [*recorded, self.path(f"{INDEX}/index.faiss", retrieval=""), *files, *self.manifests()]
-
-    @property
-    def dropping(self) -> bool:
-        """Whether what is trained on of a source depends on the others, and stands in the database's lists alone."""
-        return self.dataset.duplicates.action == "drop"
-
-    @property
-    def texts(self) -> list[str]:
-        """The sources that are read without retrieval: those trained on."""
-        return [name for name in self.sources if self.dropping or self.facts["sources"][name]["train"]]
-
-    def manifests(self, cut: str = "") -> list[str]:
-        """Manifests of every artifact of preprocessing, of which the recorded config names the sha256; or of those that
-        a cut of it names.
-        """
-        if cut == "-gpt":
-            own = [TOKENIZER, *([DATABASE] if self.dropping else [])]
-            own += [each.format(source=name) for each in (TOKENS, CHUNKS) for name in self.texts]
-            return [self.manifest(name) for name in own]
-        own = [TOKENIZER, DATABASE, INDEX]
-        own += [BM25] if self.dataset.retriever == "bm25" else []
-        found = [self.manifest(pattern, retrieval="") for pattern in own]
-        per_source = (TOKENS, CHUNKS, EMBEDDINGS)
-        found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]
-        found += [self.neighbours("", split) for split in LISTED if not cut or split != SPLITS[TEST]]
-        return found + self.duplicates("report", "exclude", "drop")
-
-    def recorded_facts(self, cut: str) -> dict[str, Any]:
-        """What is recorded of the dataset section: all, or what is read of it without retrieval."""
-        if cut != "-gpt":
-            return self.facts
-        read = ("train", "weight")
-        sources = {name: self.facts["sources"][name] for name in self.texts}
-        kept = {name: {key: source[key] for key in read if key in source} for name, source in sources.items()}
-        return {**self.settings("chunk_length", "samples", "seed", "tokenizer"), "sources": kept}
-
-    def stored(self, stage: str) -> list[str]:
-        """Manifests of the dataset that a stage made, and of those of its retrievals that were made so far."""
-        own = [path for path in self.manifests() if path.startswith(f"{self.folder}/{stage}/")]
-        folders = [Path(self.retrievals.folder(name), stage) for name in self.retrievals.named]
-        return own + [path.as_posix() for folder in folders for path in sorted(folder.glob("**/manifest.json"))]
-
-    def validated(self) -> dict[str, int]:
-        """Stages that `snakemake validate` recomputes, each with its number of threads."""
-        threads = self.config.resources
-        found = {"tokens": threads.tokenize_threads, "chunks": 1, "database": 1, "embeddings": threads.embed_threads}
-        return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
 
     # Models and their evaluation
 
@@ -283,13 +105,6 @@ class Workflow:
         except UserError:  # the training says what is wrong with it
             files = []
         return None, [start, *(str(Path(start).parent / file) for file in files)]
-
-    def encoder_files(self, retrieval: str) -> list[str]:
-        """What an encoder reads of the folder that the config names: settings, word pieces, weights; sorted."""
-        folder = self.retrievals.facts[retrieval]["encoder"]["path"]
-        if folder is None:
-            return []
-        return [str(path) for path, _ in files.walk(Path(folder)) if path.suffix in (".json", ".txt", ".safetensors")]
 
     def models(self) -> list[str]:
         """Every trained model."""

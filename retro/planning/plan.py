@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from retro.base import command
+from retro.base.log import table
 from retro.base.names import SPLITS, TRAIN
 from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
@@ -28,16 +29,6 @@ from retro.planning.estimates import compare
 from retro.training.samples import FEW, MANY
 
 LARGE = 100_000_000  # parameters from which it is worth telling how a model fits into GPUs
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join("  " + line.rstrip() for line in lines)
 
 
 def size(count: float) -> str:

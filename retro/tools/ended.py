@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retro.base.artifacts import read_json
-from retro.base.log import duration
+from retro.base.log import duration, table
 from retro.base.names import ALL
 from retro.base.stage import UserError
 from retro.evaluation.conditions import NONE, ON
@@ -67,16 +67,6 @@ def found(folder: Path) -> str:
     columns = 4 if mixed else 3
     wrapped = textwrap.fill(headline.replace(" %", "\u00a0%"), WIDTH).replace("\u00a0", " ")
     return f"{wrapped}\n\n{table([row[:columns] for row in lines])}"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns, the first to the left, two blanks before each line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(["", row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    return "\n".join(lines)
 
 
 def pages(folder: Path) -> str:

@@ -30,6 +30,7 @@ from retro.base.artifacts import read_json, write_json
 from retro.base.log import duration
 from retro.base.stage import UserError
 from retro.config import schema
+from retro.config.targets import no_target
 from retro.config.workflow import Workflow
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     )
     targets = list(itertools.takewhile(lambda word: not word.startswith("-"), options.targets))
     for target in targets if Path("Snakefile").is_file() else ():
-        if said := Workflow(settings).no_target(target, rules()):
+        if said := no_target(Workflow(settings), target, rules()):
             raise UserError(said)
     cache_elsewhere()
     elsewhere = any(word.startswith(("--profile", "--workflow-profile", "--executor")) for word in options.targets)

@@ -11,7 +11,7 @@ import uvicorn
 from retro.generation.generate import Writer
 from retro.generation.serve import application
 from tests.evaluation.words import HOSTILE
-from tests.generation.browser import DEVICES, Browser, find_or_install, free_port, wait
+from tests.generation.browser import DEVICES, free_port, wait
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +39,6 @@ def address(writer):
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    find_or_install()
-    made = Browser(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
 
 
 def done(browser):

@@ -6,7 +6,7 @@ import pytest
 
 from retro.report import explorer
 from retro.report.style import render
-from tests.generation.browser import DEVICES, Browser, find_or_install, wait
+from tests.generation.browser import DEVICES, wait
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,6 @@ TIP = "return document.getElementById('tip').hidden ? '' : document.getElementBy
 HERE = (
     "return [location.hash, document.getElementById('title').textContent, document.getElementById('place').textContent]"
 )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    find_or_install()
-    made = Browser(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

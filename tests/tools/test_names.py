@@ -15,7 +15,8 @@ from retro.base.nearest import beside, listed, nearest, unknown
 from retro.base.stage import UserError
 from retro.config.layers import merged
 from retro.config.schema import load, parse
-from retro.config.workflow import TARGETS, Workflow
+from retro.config.targets import TARGETS, no_target
+from retro.config.workflow import Workflow
 from retro.dataset import named
 from retro.tools import cli, run
 from tests.base.watched import STAGES
@@ -213,7 +214,7 @@ def rules(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("target", "known", "meant"), WANTED)
 def test_every_target_that_is_none(target, known, meant, workflow, rules):
-    assert suggests(workflow.no_target(target, rules), known, meant)
+    assert suggests(no_target(workflow, target, rules), known, meant)
 
 
 def test_targets_that_there_are_are_left_to_snakemake(workflow, rules):
@@ -222,7 +223,7 @@ def test_targets_that_there_are_are_left_to_snakemake(workflow, rules):
     made += [f"{D}/runs/retro-s1/evaluation/test/database-0.05-s1+k2/manifest.json", f"{D}/fractions/x/test/ids.npy"]
     made += [f"{D}/qa.csv", f"{D}/validate/tokens.json", "here.txt", "elsewhere/a.txt", "a/b", *rules, *TARGETS]
     Path("here.txt").touch()
-    assert [target for target in made if workflow.no_target(target, rules)] == []
+    assert [target for target in made if no_target(workflow, target, rules)] == []
 
 
 def test_the_targets_that_are_told_are_rules(rules):
