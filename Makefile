@@ -6,7 +6,7 @@ CORES  ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 FAISS  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 ACTIVE := . .venv/bin/activate &&
 # Quiet but for errors: no banners on newer versions of pip, or on who runs it.
-PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore pip install -q
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore pip install -qq
 LOCKS  := envs/requirements.lock envs/cuda.lock envs/$(FAISS).lock envs/slurm.lock envs/encoder.lock
 
 # make image: a base image, or one saved as a .tar; WHEELS=folder, which make wheels fills, builds without network.
