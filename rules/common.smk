@@ -96,6 +96,12 @@ def named(wildcards):
     return names.retrieval(wildcards.retrieval)
 
 
+def beside_training(threads):
+    """At most so many threads that a core is left for the GPT's training, which waits for no embeddings."""
+    cores = workflow.resource_settings.cores if workflow.is_main_process else None  # None: of a cluster
+    return min(threads, max(1, cores - 1)) if cores else threads
+
+
 def shards(folder, suffix="json"):
     """What the shard jobs of a stage leave in its folder for the job that joins them; nothing for one shard."""
     files = [f"{folder}/shards/{shard}.{suffix}" for shard in WORKFLOW.shards]

@@ -48,7 +48,7 @@ rule embed:
         f"{D}/logs/{{retrieval}}embed/{{source}}.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}embed/{{source}}.jsonl"
-    threads: RESOURCES.embed_threads
+    threads: beside_training(RESOURCES.embed_threads)
     resources:
         mem_mb=8000,
         runtime="24h",

@@ -20,6 +20,7 @@ rule losses:
         f"{D}/logs/losses/{{run}}.{{split}}.{{mode}}.log",
     benchmark:
         f"{D}/benchmarks/losses/{{run}}.{{split}}.{{mode}}.jsonl"
+    priority: lambda wildcards: WORKFLOW.priority(wildcards.mode)
     threads: RESOURCES.evaluate_threads
     resources:
         mem_mb=8000,

@@ -25,6 +25,7 @@ rule train:
         f"{D}/logs/train/{{run}}.log",
     benchmark:
         f"{D}/benchmarks/train/{{run}}.jsonl"
+    priority: 1000  # the longest jobs begin first
     container:
         None if RESOURCES.nodes > 1 else IMAGE
     threads: lambda wildcards: RUNS[wildcards.run].train.threads * RESOURCES.processes

@@ -125,7 +125,7 @@ class ResourceSettings(Settings):
     """Threads, processes and GPUs of the stages. They change when things are done and where, not what is made."""
 
     tokenize_threads: int = Field(2, gt=0, description="Threads of a tokenizing job.")
-    embed_threads: int = Field(2, gt=0, description="Threads of an embedding job.")
+    embed_threads: int = Field(2, gt=0, description="Threads of an embedding job; a core is left to a training.")
     search_threads: int = Field(2, gt=0, description="Threads of index and neighbour jobs.")
     evaluate_threads: int = Field(1, gt=0, description="Threads of an evaluation job.")
     kept_gb: int = Field(

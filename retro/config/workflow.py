@@ -85,6 +85,10 @@ class Workflow(Preprocessing):
         unread |= {"retrieved_chunks"} if condition.empty else set()
         return {key: value for key, value in facts.items() if key not in unread}
 
+    def priority(self, mode: str) -> int:
+        """Which losses are measured first: those that take longest, with most neighbours."""
+        return Condition.parse(mode).k or 0
+
     def twins(self) -> dict[str, dict[str, Any]]:
         """Twin and seed of each run, in the config's order: the report is about the first RETRO run."""
         return {name: {"twin": run.twin, "seed": run.seed} for name, run in self.runs.items()}

@@ -282,6 +282,11 @@ def test_overlap_is_measured_with_what_evaluation_shows(evaluate, shown, chunks)
     assert (found["shown"], found["retrieved_chunks"]) == (shown, chunks)
 
 
+def test_what_shows_most_neighbours_is_measured_first():
+    modes = ["on", "on+k20", "off", "bm25+k50+neighbour"]
+    assert sorted(modes, key=workflow().priority, reverse=True)[:2] == ["bm25+k50+neighbour", "on+k20"]
+
+
 @pytest.mark.parametrize(
     ("alone", "others"),
     [
