@@ -258,6 +258,7 @@ class Workflow(Preprocessing):
             used=self.neighbours_shown(run),
             saved=self.dataset.neighbours.saved,
             fit=int(room) // (chunks * self.dataset.chunk_length),
+            first_fits=self.dataset.samples.seq_length // self.dataset.chunk_length >= chunks + 2,
         )
 
     def kept(self, fraction: str) -> dict[str, Any]:

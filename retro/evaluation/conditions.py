@@ -10,6 +10,7 @@ can be mixed, too: `none+k2+copy` is a GPT beside a copier of two stored neighbo
     off         RETRO without neighbours              random    database chunks drawn at random
     shuffled    the stored neighbours of a chunk of another group
     in-context  a GPT that has the stored neighbours in its window (`retro.evaluation.in_context`)
+    first-in-context    a RETRO that has the first of them in its window, and the others as ever: RETRO++
     database-<share>-s<draw>    what a smaller database would give (`retro.retrieval.subsample`)
     <name>      another retrieval of the dataset, from the manifest given with --neighbours
 """
@@ -23,7 +24,7 @@ from retro.base.names import NEIGHBOURS, SUBSAMPLED, WORD, prefix
 from retro.base.stage import UserError
 
 NONE, ON, OFF, RANDOM, SHUFFLED = "none", "on", "off", "random", "shuffled"
-IN_CONTEXT = "in-context"
+IN_CONTEXT, FIRST_IN_CONTEXT = "in-context", "first-in-context"
 COPY, KNN = "copy", "knn"
 
 
@@ -48,6 +49,7 @@ BUILT_IN = {  # in the order of tables
     OFF: Kind("RETRO, retrieval off", "retrieval off", "none", OFF),
     RANDOM: Kind("RETRO, random neighbours", "random chunks", "random", RANDOM, control=True),
     IN_CONTEXT: Kind("GPT, neighbours in its window", "neighbours in the GPT's window", "stored", IN_CONTEXT),
+    FIRST_IN_CONTEXT: Kind("RETRO++", "the first in RETRO's window", "stored", FIRST_IN_CONTEXT),
     SHUFFLED: Kind("RETRO, neighbours of another chunk", "neighbours of another chunk", "stored", RANDOM, control=True),
 }
 USUAL = (NONE, ON, OFF, RANDOM)  # what every evaluation measures, of one model or the other
@@ -73,7 +75,8 @@ class Condition:
     @classmethod
     def parse(cls, name: str) -> "Condition":
         """The condition of a name. Raises `UserError` if it is none, says more of a condition without neighbours,
-        does not say how many a copier reads beside a model that is shown none, or looks up states of no GPT.
+        does not say how many a copier reads beside a model that is shown none, looks up states of no GPT, or has no
+        first neighbour.
         """
         found = SYNTAX.fullmatch(name)
         if found is None:
@@ -90,6 +93,8 @@ class Condition:
                 f"condition {name!r}: a kNN-LM is a GPT that looks up states. Ask for none+knn, or for none+k64+knn, "
                 f"which looks up 64."
             )
+        if condition.source == FIRST_IN_CONTEXT and k == 0:
+            raise UserError(f"condition {name!r}: of no neighbours none is the first. Ask for +k1 or more, or for off.")
         if condition.empty and not condition.mixed and (k is not None or found["part"]):
             raise UserError(f"condition {name!r}: {condition.source} shows no neighbours, so leave out what follows.")
         if condition.empty and condition.copy and k is None:
@@ -111,6 +116,11 @@ class Condition:
     def gpt(self) -> bool:
         """Whether it is a GPT that is measured; else a RETRO."""
         return self.source in (NONE, IN_CONTEXT)
+
+    @property
+    def in_window(self) -> bool:
+        """Whether neighbours stand in the decoder's window."""
+        return self.source in (IN_CONTEXT, FIRST_IN_CONTEXT)
 
     @property
     def mixed(self) -> bool:
@@ -182,7 +192,7 @@ class Condition:
             can = (
                 f"{NONE} or {IN_CONTEXT}"
                 if architecture == "gpt"
-                else "on, off, random, shuffled or a retrieval's name"
+                else "on, off, random, shuffled, first-in-context or a retrieval's name"
             )
             raise UserError(
                 f"run {run!r} is a {architecture}, which has no retrieval mode {self.name!r}. Evaluate it with {can}."

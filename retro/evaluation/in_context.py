@@ -1,14 +1,20 @@
-"""Neighbours in the window of a GPT (Ram et al. 2023): no encoder, no cross-attention, no training.
+"""Neighbours in the window of the decoder, without any training.
 
-Each chunk is scored by a window of its own, as long as the model's: first the neighbours that RETRO would read for it,
-those of the chunk before it, then as much of the text before it as still fits, then the chunk.
+Each chunk is scored by a window of its own, as long as the model's: first neighbours of the chunk before it, which are
+those that RETRO reads for it, then as much of the text before it as still fits, then the chunk. `in_gpt` puts as many
+neighbours there as fit, for a GPT that has no other way to read them (Ram et al. 2023); `first_in_retro` the first, and
+leaves the others to the encoder (RETRO++, Wang et al. 2023).
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from retro.base.log import bar
+from retro.base.stage import UserError
 from retro.evaluation.shown import Shown
+from retro.training.batches import Batch
 
 CHUNKS = 256  # whose neighbours are gathered at a time
 
@@ -27,8 +33,8 @@ def beside(neighbours: np.ndarray, mask: np.ndarray, room: int) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
-def windows(batcher: Shown, low: int, high: int, length: int, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of chunks low … high of a split: tokens and targets, int64 [high − low, length].
+def in_gpt(batcher: Shown, low: int, high: int, length: int, room: int) -> Batch:
+    """The windows of chunks low … high of a split, of `length` tokens; neighbours fill up to `room` of these.
 
     Targets are those of the window's own chunk, −1 elsewhere. What a window does not fill, at the beginning of a
     split, is padding after its last target. Before the split is one chunk of padding, as in `retro.evaluation.losses`.
@@ -52,27 +58,60 @@ def windows(batcher: Shown, low: int, high: int, length: int, room: int) -> tupl
         inputs[number, :used] = np.concatenate([near, stream[begin:end]])
         own = np.where(real[number + before], tokens[number + before], -1)
         targets[number, used - m : used] = own
-    return inputs, targets
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), None, None)
+
+
+def first_in_retro(batcher: Shown, low: int, high: int, length: int) -> Batch:
+    """The windows of chunks low … high of a split, of `length` tokens: whole chunks, so that they face their neighbours.
+
+    The first neighbour of the chunk before the last takes the first r tokens, padded where it is shorter, and the
+    encoder does not see it there; of what is not there, the beginning of a split, there is padding. Targets are those of
+    the last chunk, −1 elsewhere. Raises `UserError` where that leaves no room for a chunk before the last.
+    """
+    store, m, brought = batcher.store, batcher.store.length, batcher.retrieved
+    text = length // m - brought  # chunks
+    if text < 2:
+        raise UserError(
+            f"a window of {length} tokens has no room for a neighbour of {brought * m} and two chunks of {m}: condition "
+            f"first-in-context. Raise dataset.samples.seq_length, or lower evaluate.retrieved_chunks."
+        )
+    chunks = np.arange(low, high)
+    positions = np.maximum(chunks[:, None] + np.arange(1 - text, 2), -1)  # the one after is for the batcher alone
+    shown = batcher.batch(np.where(positions < len(batcher.rows), positions, -1))
+    targets = torch.full((len(chunks), length), -1)
+    tokens, real = store.tokens(batcher.rows[low:high])
+    targets[:, -m - 1 : -1] = torch.from_numpy(np.where(real, tokens, -1))
+    if shown.neighbours is None or shown.mask is None:
+        near = torch.full((len(chunks), brought * m), store.pad_id)
+        return Batch(torch.cat([near, shown.tokens], 1), targets, None, None)
+    near = shown.neighbours[:, -2, 0]  # (b, r)
+    empty = shown.neighbours[:, :brought]  # (b, r / m, k, r): what the window begins with has no neighbours
+    mask = torch.cat([torch.zeros_like(empty, dtype=torch.bool), shown.mask], 1)  # (b, l, k, r)
+    mask[:, -2, 0] = False
+    return Batch(torch.cat([near, shown.tokens], 1), targets, torch.cat([empty, shown.neighbours], 1), mask)
 
 
 def score(
-    model: torch.nn.Module, batcher: Shown, losses: np.ndarray, length: int, share: float, size: int, what: str
+    model: torch.nn.Module,
+    windows: Callable[[int, int], Batch],
+    real: np.ndarray,
+    losses: np.ndarray,
+    size: int,
+    what: str,
 ) -> None:
-    """Fill `losses`, float32 [C, m], with the nats of every token of the batcher's split; the rest stays NaN.
+    """Fill `losses`, float32 [C, m], with the nats of every token of a split that is `real`, bool [C, m]; the rest stays
+    NaN.
 
-    Windows of `length` tokens, of which up to a `share` may be neighbours; `size` windows a forward pass.
+    `windows` gives those of some chunks, first and end, in order; `size` of them a forward pass.
     """
-    device, (chunks, m) = next(model.parameters()).device, losses.shape
-    room = min(int(share * length), length - m)
+    device, chunks = next(model.parameters()).device, len(losses)
     losses[:] = np.nan
-    with bar(chunks * length, what, "tok") as shown, torch.inference_mode():
+    with bar(losses.size, what, "tok") as shown, torch.inference_mode():
         for start in range(0, chunks, CHUNKS):
-            stop = min(start + CHUNKS, chunks)
-            inputs, wanted = windows(batcher, start, stop, length, room)
-            for low in range(0, stop - start, size):
-                tokens, targets = (torch.from_numpy(each[low : low + size]).to(device) for each in (inputs, wanted))
-                found = model(tokens, targets=targets).float().cpu().numpy()
-                here = wanted[low : low + size] >= 0
-                rows, columns = np.nonzero(batcher.store.tokens(batcher.rows[start + low : start + low + len(here)])[1])
-                losses[start + low + rows, columns] = found[here]
-                shown.update(len(here) * length)
+            low = start
+            for batch in windows(start, min(start + CHUNKS, chunks)).cut(size):
+                high, there = low + len(batch), batch.to(device)
+                found = model(there.tokens, there.neighbours, there.mask, there.targets).float().cpu()
+                losses[low:high][real[low:high]] = found[batch.targets >= 0].numpy()
+                low = high
+                shown.update(len(batch) * losses.shape[1])

@@ -3,7 +3,7 @@
 Of an empty split it is empty, with nothing for its bits per byte: whoever wants to evaluate that split refuses it.
 
 Measured under a condition (`retro.evaluation.conditions`), which says what is shown as neighbours. What follows is not
-so for neighbours in a GPT's window: `retro.evaluation.in_context`.
+so for neighbours in the decoder's window: `retro.evaluation.in_context`.
 
 A window of `l` chunks predicts the tokens that follow each of its positions, so it scores the stream's
 positions `start * m + 1 .. (start + l) * m`. Windows move by a stride; a token is scored by the first
@@ -13,7 +13,9 @@ chunk early, so that the very first token is predicted too (from padding, as aft
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +30,10 @@ from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import in_context
 from retro.evaluation.bits_per_byte import bits_per_byte
-from retro.evaluation.conditions import IN_CONTEXT, Condition
+from retro.evaluation.conditions import Condition
 from retro.evaluation.settings import EvaluationSettings
 from retro.evaluation.shown import Shown
-from retro.training.batches import Batcher
+from retro.training.batches import Batch, Batcher
 from retro.training.settings import TrainSettings
 from retro.training.weights import load_model
 
@@ -167,6 +169,14 @@ def retrieved_chunks(settings: EvaluationSettings, train: TrainSettings, model: 
     return wanted or trained
 
 
+def windows_of(condition: Condition, batcher: Shown, length: int, share: float) -> Callable[[int, int], Batch]:
+    """Windows of `length` tokens that have neighbours in them; of a GPT's they may fill a `share`."""
+    if not condition.gpt:
+        return partial(in_context.first_in_retro, batcher, length=length)
+    room = min(int(share * length), length - batcher.store.length)
+    return partial(in_context.in_gpt, batcher, length=length, room=room)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
@@ -209,8 +219,10 @@ def main() -> None:
     what = f"{run.name} {options.split} {condition.name}"
     half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
     with growing_array(path, shape, np.float32) as losses, half:
-        if len(rows) and condition.source == IN_CONTEXT:
-            in_context.score(model, batcher, losses, length, settings.in_context, settings.batch_size, what)
+        if len(rows) and condition.in_window:
+            real = dataset.store.tokens(rows)[1]
+            windows = windows_of(condition, batcher, length, settings.in_context)
+            in_context.score(model, windows, real, losses, settings.batch_size, what)
         elif len(rows):
             score(model, batcher, losses, length, settings.stride, settings.batch_size, what)
         nats = float(np.nansum(losses, dtype=np.float64))
@@ -223,8 +235,8 @@ def main() -> None:
     counts = {"tokens": tokens, "bytes": size, "nats": nats, "bits_per_byte": bpb}
     m = dataset.chunk_length
     moved: dict[str, int | float] = {"stride": plan(len(rows), m, length, settings.stride).fresh * m}
-    if condition.source == IN_CONTEXT:  # each chunk has a window of its own
-        moved = {"stride": m, "in_context": settings.in_context}
+    if condition.in_window:  # each chunk has a window of its own
+        moved = {"stride": m} | ({"in_context": settings.in_context} if condition.gpt else {})
     write_manifest(
         options.output,
         kind="losses",

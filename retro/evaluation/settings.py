@@ -6,7 +6,7 @@ from pydantic import Field
 
 from retro.base.names import HeldOut
 from retro.base.stage import Settings
-from retro.evaluation.conditions import IN_CONTEXT, Condition
+from retro.evaluation.conditions import Condition
 
 
 class EvaluationSettings(Settings):
@@ -44,8 +44,8 @@ class EvaluationSettings(Settings):
 
     def losses_facts(self, mode: str) -> dict:
         """What per-token losses under a condition depend on: not which splits, controls and resamplings are wanted."""
-        names = ["batch_size", "neighbours_used", "retrieved_chunks"]
-        names += ["in_context" if Condition.parse(mode).source == IN_CONTEXT else "stride"]
+        condition, names = Condition.parse(mode), ["batch_size", "neighbours_used", "retrieved_chunks"]
+        names += ["stride"] if not condition.in_window else ["in_context"] if condition.gpt else []
         return {key: value for key, value in self.facts().items() if key in names}
 
 

@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from retro.base.names import ALL, unseeded
-from retro.evaluation.conditions import IN_CONTEXT, NONE, OFF, ON, RANDOM, SHUFFLED, Condition, fraction_name
+from retro.evaluation.conditions import (
+    FIRST_IN_CONTEXT,
+    IN_CONTEXT,
+    KNN,
+    NONE,
+    OFF,
+    ON,
+    RANDOM,
+    SHUFFLED,
+    Condition,
+    fraction_name,
+)
 from retro.report.read import Row, Run, where
 from retro.report.readers import LABELS as UNREAD
 from retro.report.readers import READERS, reader
@@ -22,7 +33,8 @@ CONTROLS = (f"{ON}+neighbour", f"{ON}+continuation", SHUFFLED, RANDOM)
 class Offered:
     """What conditions can be made of: sections of the config, and a run that is shown `used` of `saved` neighbours.
 
-    `fit`: neighbours for which there is room in the window of its twin. `baselines`: other ways to read them.
+    `fit`: neighbours for which there is room in the window of its twin; `first_fits`: whether there is for one in its
+    own. `baselines`: other ways to read them.
     """
 
     k: Sequence[int]
@@ -32,6 +44,7 @@ class Offered:
     used: int
     saved: int
     fit: int = 0
+    first_fits: bool = False
     baselines: Sequence[str] = ()
 
 
@@ -114,9 +127,11 @@ def _readings(offered: Offered) -> list[str]:
     counts = sorted({k for k in offered.k if 0 < k <= offered.saved})
     shown = [Condition(ON, None if k == offered.used else k) for k in counts]
     found = [*shown, *(replace(each, copy=True) for each in shown), *(Condition(NONE, k, copy=True) for k in counts)]
-    if "in-context" in offered.baselines:
+    if IN_CONTEXT in offered.baselines:
         found += [Condition(IN_CONTEXT, k) for k in (0, *counts) if k <= offered.fit]
-    if "knn" in offered.baselines:
+    if FIRST_IN_CONTEXT in offered.baselines and offered.used and offered.first_fits:
+        found.append(Condition(FIRST_IN_CONTEXT))
+    if KNN in offered.baselines:
         found.append(Condition(NONE, knn=True))
     return [each.name for each in found if each != Condition(ON)]
 
@@ -279,7 +294,8 @@ CATALOGUE = {
         "readers",
         "What does a model of its own add to cheaper ways of reading neighbours?",
         "Bits per byte by the number of neighbours: the GPT with a copier, with neighbours in its own window and as a "
-        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone and with a copier.",
+        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone, with the first neighbour in its window "
+        "(RETRO++) and with a copier.",
         _copying,
         _readings,
         one_run=True,

@@ -30,8 +30,8 @@ class ExperimentSettings(Settings):
         [0.01, 0.05, 0.2, 0.5], description="Shares of the database's chunks that are kept, below 1; 1 is always shown."
     )
     fraction_seeds: list[int] = Field([1, 2, 3], min_length=1, description="Each share is drawn once for each seed.")
-    baselines: list[Literal["in-context", "knn"]] = Field(
-        ["in-context", "knn"],
+    baselines: list[Literal["in-context", "first-in-context", "knn"]] = Field(
+        ["in-context", "first-in-context", "knn"],
         description="Other ways to read neighbours that `copying` compares. knn, a kNN-LM, keeps the state of every "
         "token of the database in memory and searches them for every token that is evaluated.",
     )
@@ -39,11 +39,12 @@ class ExperimentSettings(Settings):
         1000, gt=0, le=1000, description="Neighbours searched once, of which a smaller database keeps its share."
     )
 
-    def offered(self, retrievals: list[str], used: int, saved: int, fit: int = 0) -> Offered:
+    def offered(self, retrievals: list[str], used: int, saved: int, fit: int = 0, first_fits: bool = False) -> Offered:
         """What the conditions are made of, for a run trained with `used` of `saved` neighbours, of which `fit` into its
-        twin's window.
+        twin's window and, if `first_fits`, one into its own.
         """
-        return Offered(self.k, self.fractions, self.fraction_seeds, retrievals, used, saved, fit, self.baselines)
+        drawn = (self.k, self.fractions, self.fraction_seeds)
+        return Offered(*drawn, retrievals, used, saved, fit, first_fits, self.baselines)
 
     @field_validator("fractions")
     @classmethod

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from retro.evaluation.conditions import COPY, IN_CONTEXT, KNN, NONE, OFF, ON, Condition
+from retro.evaluation.conditions import COPY, FIRST_IN_CONTEXT, IN_CONTEXT, KNN, NONE, OFF, ON, Condition
 from retro.report.read import Row
 
 
@@ -32,6 +32,9 @@ READERS = (  # in the order of the table; another way to read neighbours is anot
     Reader("kNN-LM", NONE, KNN, "", KNN, (0, (1, 1.5))),  # of tokens, not of chunks: a level, whatever their number
     Reader("GPT, neighbours in its window", IN_CONTEXT, "", "", IN_CONTEXT),
     RETRO,
+    Reader(
+        "RETRO++, first neighbour in its window", FIRST_IN_CONTEXT, "", OFF, FIRST_IN_CONTEXT, (0, (5, 1.5, 1, 1.5))
+    ),
     BOTH,
 )
 LABELS = {NONE: "GPT", OFF: "RETRO, retrieval off"}

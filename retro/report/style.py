@@ -21,11 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retro.base.artifacts import write_text
-from retro.evaluation.conditions import COPY, IN_CONTEXT, KNN, NONE, OFF, ON, RANDOM, Condition
+from retro.evaluation.conditions import COPY, FIRST_IN_CONTEXT, IN_CONTEXT, KNN, NONE, OFF, ON, RANDOM, Condition
 
 INK, SOFT, FAINT, PAPER = "#1f2933", "#64707d", "#e3e7eb", "#ffffff"
 COLOURS = {NONE: "#7b8794", ON: "#0072b2", OFF: "#e69f00", RANDOM: "#cc79a7", COPY: "#009e73", KNN: "#d55e00"}
-COLOURS[IN_CONTEXT] = "#56b4e9"
+COLOURS |= {IN_CONTEXT: "#56b4e9", FIRST_IN_CONTEXT: "#004d77"}
 BETTER, WORSE = "#0072b2", "#d55e00"
 SOURCES = ["#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#7b8794"]
 # What the colours of a figure are called in templates/base.css, so that a page draws it light or dark.

@@ -417,7 +417,9 @@ def test_an_experiment_compares_all_that_reads_the_same_neighbours():
     counts = (1, 5, 10, 20)
     gpt = {"none", "none+knn", "in-context+k0", "in-context+k1", "in-context+k2", "none+k2+copy"}
     gpt |= {f"none+k{k}+copy" for k in counts}
-    retro = {"off", "on", "random", "on+copy"} | {f"on+k{k}{copy}" for k in counts for copy in ("", "+copy")}
+    retro = {"off", "on", "random", "on+copy", "first-in-context"} | {
+        f"on+k{k}{copy}" for k in counts for copy in ("", "+copy")
+    }
     pairs = [("gpt-s1", mode) for mode in gpt] + [("retro-s1", mode) for mode in retro]
     made = workflow(experiments={"k": [0, 1, 2, *counts[1:]]}).compared("copying")
     assert losses(made) == {(run, "test", mode) for run, mode in pairs} and len(made) == len(pairs)
@@ -428,10 +430,12 @@ def test_an_experiment_compares_all_that_reads_the_same_neighbours():
     [
         ({"experiments": {"baselines": ["in-context"]}}, {"none+knn"}),
         ({"experiments": {"baselines": []}}, {"none+knn", "in-context+k0", "in-context+k1", "in-context+k2"}),
+        ({"experiments": {"baselines": []}}, {"first-in-context"}),
+        ({"dataset": {"samples": {"seq_length": 192}}}, {"first-in-context"}),
         ({"evaluate": {"in_context": 0.25}}, {"in-context+k2"}),
         ({"dataset": {"split": {"valid": 0}}}, {"none+knn", "none+k2+copy", "on+copy"}),
     ],
-    ids=["no kNN-LM", "neither", "a smaller room", "nothing to fit on"],
+    ids=["no kNN-LM", "neither", "no RETRO++", "no room for a neighbour", "a smaller room", "nothing to fit on"],
 )
 def test_what_cannot_be_or_is_not_wanted_is_not_compared(over, gone):
     def modes(**more):

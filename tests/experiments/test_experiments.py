@@ -178,9 +178,20 @@ def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
         stage("retro.evaluation.knn_lm" if condition.endswith("knn") else "retro.evaluation.copying", *given,
               *(model if condition.endswith("knn") else ()), *beside)  # fmt: skip
         mixed.append(output)
-    for mode in ("in-context+k0", "in-context+k2"):
-        mixed.append(models[0].parent / f"evaluation/test/{mode}/manifest.json")
-        asked = ("--model", models[0], "--settings", "{}", "--split", "test", "--mode", mode, "--output", mixed[-1])
+    for number, mode in ((0, "in-context+k0"), (0, "in-context+k2"), (1, "first-in-context")):
+        mixed.append(models[number].parent / f"evaluation/test/{mode}/manifest.json")
+        asked = (
+            "--model",
+            models[number],
+            "--settings",
+            "{}",
+            "--split",
+            "test",
+            "--mode",
+            mode,
+            "--output",
+            mixed[-1],
+        )
         stage("retro.evaluation.losses", *given, *asked)
     rows = table_of(made, "copying", *mixed)
     assert {row["label"]: (row["retrieval"], row["x"]) for row in rows} == {
@@ -191,6 +202,7 @@ def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
         "GPT, neighbours in its window, k = 0": ("in-context+k0", "0"),
         "GPT, neighbours in its window, k = 2": ("in-context+k2", "2"),
         "RETRO, k = 2": ("on", "2"),
+        "RETRO++, first neighbour in its window, k = 2": ("first-in-context", "2"),
         "RETRO + copier, k = 2": ("on+copy", "2"),
     }
     (gpt, *others), sizes = rows, {row["retrieval"]: float(row["bits_per_byte"]) for row in rows}

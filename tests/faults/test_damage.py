@@ -93,7 +93,7 @@ def test_a_failed_training_does_not_leave_its_old_evaluation_standing(finished, 
         done = go_on(project)
         assert done.returncode != 0 and "Nothing to be done" not in done.stdout, done.stdout[-3000:]
         assert "Open in a browser" not in done.stdout
-        said = done.stdout.partition("What went wrong:")[2]
+        said = done.stdout.partition("What went wrong (gpt-s1, retro-s1):")[2]
         assert "Lower train.lr" in said and "docs/troubleshooting.md" in said, done.stdout[-3000:]
     assert project.run("python", "-m", "retro.tools.verify", "results/tiny").returncode == 1
     project.edit("config/tiny.yaml", "lr: 1.0e+30, warmup_samples: 8", "warmup_samples: 8")
