@@ -24,6 +24,7 @@ from retro.base.artifacts import read_manifest, replacing, write_json, write_tex
 from retro.base.stage import UserError, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.named import run_folder
+from retro.interop.card import card
 from retro.interop.names import Entry, to_theirs
 from retro.interop.sentencepieces import to_tokenizers
 from retro.interop.states import State, Writer, open_file
@@ -196,6 +197,7 @@ def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: i
     words.save_pretrained(str(output))
     write_json(output / "generation_config.json", {**ends, "use_cache": bool(kind)})
     write_json(output / "config.json", {**config, **ends, "dtype": "float32"})
+    write_text(output / "README.md", card(manifest, model, read_manifest(tokenizer, "tokenizer"), kind))
     if kind:
         return f"{architecture}, as {CLASSES[kind]}"
     why = f" ({why_not(settings)})" if architecture == "gpt" else ""

@@ -4,6 +4,7 @@
 modules that it imports, so that the folder needs torch, transformers and pydantic and nothing else.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = RetroConfig
     _supports_sdpa = True
+    told = False  # that its book is closed
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__(config)
@@ -75,9 +77,9 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits [b, n, V] and, with labels, the mean loss.
 
         input_ids int64 [b, n]. neighbours int64 [b, l, k, r]: for each chunk of the text that is whole (m tokens), k
-        neighbours of r tokens; the last chunks may be left out. neighbour_mask: bool, True = a real token. labels as
-        everywhere in transformers: input_ids themselves, -100 where nothing counts. Padding at the beginning would
-        move the chunks and raises ValueError.
+        neighbours of r tokens; the last chunks may be left out, and those of text to come are not read.
+        neighbour_mask: bool, True = a real token. labels as everywhere in transformers: input_ids themselves, -100
+        where nothing counts. Padding at the beginning would move the chunks and raises ValueError.
         """
         if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
             raise ValueError("padding at the beginning moves the chunks; pad at the end (padding_side='right')")
@@ -90,13 +92,23 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _for_every_chunk(self, tokens: Tensor, neighbours: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Neighbours and mask, missing ones for the chunks at the end that were given none."""
+        """Neighbours and mask of the chunks that there are; missing ones for those at the end that were given none."""
         mask = torch.ones_like(neighbours, dtype=torch.bool) if mask is None else mask  # (b, l, k, r)
         alignment = self.retro.settings.chunk_alignment
         count = ChunkGrid.over(tokens.shape[1], self.retro.chunk_length, alignment).count
-        missing = max(0, count - neighbours.shape[1])
-        padding = (0, 0, 0, 0, 0, missing)
+        padding = (0, 0, 0, 0, 0, count - neighbours.shape[1])  # below 0: cut off
         return F.pad(neighbours, padding), F.pad(mask, padding)  # (b, l, k, r) each
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers; a RETRO that is given no neighbours says so, once."""
+        if self.config.architecture == "retro" and kwargs.get("neighbours") is None and not self.told:
+            self.told = True
+            warnings.warn(
+                "this RETRO writes with its book closed, for which it was not made: give generate() `neighbours` and "
+                "`neighbour_mask`, as README.md beside its weights shows",
+                stacklevel=2,
+            )
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The whole text at every step: there is no cache of keys and values here."""

@@ -1,7 +1,7 @@
 """`retro`: every command of the project under one name.
 
     retro run --config config/tiny.yaml
-    retro show --text "The capital of Mongolia is"
+    retro show --text "The capital of Sri Lanka is"
 
 A command is a line of `COMMANDS`: it runs a module just as `python -m` does, and hands on what follows its name as it
 is. What is listed here is all that this module imports, so that `retro --help` and completion answer at once.
@@ -78,13 +78,13 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "show": Command(
             "retro.retrieval.search",
             "Show what is looked up for a text, or was for a chunk.",
-            ('retro show --text "The capital of Mongolia is"', "retro show --split test --chunk 12"),
+            ('retro show --text "The capital of Sri Lanka is"', "retro show --split test --chunk 12"),
             needs="--config",
         ),
         "write": Command(
             "retro.generation.generate",
             "Let a trained model write, and look things up meanwhile.",
-            ('retro write --prompt "Mongolia: Geography" --show', "retro write --run gpt-s1 --prompt Mongolia"),
+            ('retro write --prompt "Sri Lanka: Geography" --show', "retro write --run gpt-s1 --prompt Norway"),
             needs="--run",
         ),
         "serve": Command(

@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--cores", help="CPU cores to use (default: all)")
     parser.add_argument("--report", help="write Snakemake's own report of what was made to this file, .html or .zip")
     parser.add_argument("targets", nargs="*", default=[], help="targets (default: all); after --, options of snakemake")
-    options = parser.parse_args()
+    given = list(itertools.takewhile(lambda word: word != "--", sys.argv[1:]))
+    options = parser.parse_args(given)
+    options.targets += sys.argv[len(given) + 2 :]  # argparse would take them right behind the targets only
     settings = schema.load(options.config)
     os.environ["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # an environment not activated

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,7 @@ def test_every_other_model_brings_its_modules(architecture, fields, tmp_path):
         torch.testing.assert_close(got, ours(x, neighbours, none), atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*book closed")
 def test_it_writes_as_ours_does(tmp_path):
     run, ours = make(tmp_path, "retro")
     export(run, tmp_path / "out")
@@ -190,3 +192,28 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds files already"):
         export(run, tmp_path / "out")
     assert not list(Path(tmp_path).rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("architecture", "times"), [("retro", 1), ("gpt", 0)])
+def test_a_retro_that_writes_with_its_book_closed_says_so_once(architecture, times, tmp_path):
+    run, _ = make(tmp_path, architecture, norm="layernorm", bias=False)
+    export(run, tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.generate(tokens(1, 5), max_new_tokens=2, eos_token_id=None)
+    assert sum("its book closed" in str(each.message) for each in said) == times
+
+
+def test_neighbours_for_text_to_come_are_read_when_it_has_come(tmp_path):
+    run, ours = make(tmp_path, "retro")
+    export(run, tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    neighbours = torch.randint(VOCAB, (1, 4, 2, 8), generator=torch.Generator().manual_seed(4))
+    written = model.generate(tokens(1, 8), neighbours=neighbours, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    expected = tokens(1, 8)
+    for _ in range(8):
+        there = neighbours[:, : -(-expected.shape[1] // 4)]
+        expected = torch.cat([expected, ours(expected, there)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, expected)

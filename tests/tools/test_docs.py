@@ -1,10 +1,16 @@
 """The pages of docs/ and the README: every page is in the site, every link leads somewhere."""
 
+import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from retro.base.names import TEST
+from retro.config.schema import load
+from retro.corpus.documents import split_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,3 +51,19 @@ def test_the_site_has_every_page_once_and_no_other():
     found = listed(site["nav"])
     assert len(found) == len(set(found))
     assert set(found) == {str(page.relative_to(DOCS)) for page in PAGES} | MADE_BY_THE_SITE
+
+
+def test_a_model_of_the_default_run_is_asked_to_write_about_a_country_that_was_held_out():
+    dataset, held_out = load(ROOT / "config/config.yaml").dataset, set()
+    with gzip.open(ROOT / dataset.sources["factbook"].path, "rt", encoding="utf-8") as lines:
+        for page in map(json.loads, lines):
+            if split_of(page["group"], page["id"], True, dataset.split, dataset.seed) == TEST:
+                held_out.add(page["title"].partition(":")[0])
+    prompts = {
+        country
+        for page in ALL
+        for country in re.findall(
+            r"(?:retro write .*--prompt \"?|\.write\(\")([A-Z]\w*(?: [A-Z]\w*)*)", page.read_text(encoding="utf-8")
+        )
+    }
+    assert prompts and prompts <= held_out
