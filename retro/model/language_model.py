@@ -82,11 +82,12 @@ class Embedding(nn.Module):
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = None if positions is None else nn.Embedding(positions, width)
 
-    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """[b, n] -> [b, n, d]; the first token stands at position `start`."""
+    def forward(self, tokens: Tensor, start: int | Tensor = 0) -> Tensor:
+        """[b, n] -> [b, n, d]; the first token stands at position `start`, or, where n is 1, at one [b] of its own."""
         x = self.tokens(tokens)  # (b, n, d)
         if self.positions is not None:
-            x = x + self.positions.weight[start : start + tokens.shape[1]]  # (b, n, d)
+            rows = slice(start, start + tokens.shape[1]) if isinstance(start, int) else start[:, None]
+            x = x + self.positions.weight[rows]  # (b, n, d)
         return x
 
 

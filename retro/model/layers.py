@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retro.model.settings import ModelSettings
 
-Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [positions, rotated] fp32
+Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [(b,) positions, rotated] fp32
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
@@ -73,19 +73,22 @@ class MLP(nn.Module):
 
 
 def rope_table(positions: Tensor, rotated: int, base: float) -> Rope:
-    """Cosines and signed sines for integer `positions` [n]: [n, rotated] fp32 each (Su et al. 2021).
+    """Cosines and signed sines for integer `positions` [.., n]: [.., n, rotated] fp32 each (Su et al. 2021).
 
     Feature i and i + rotated / 2 are one pair.
     """
     steps = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)  # (rotated/2,)
-    angles = positions.float()[:, None] * base ** (-steps / rotated)  # (n, rotated/2)
-    cos, sin = angles.cos(), angles.sin()  # (n, rotated/2)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (n, rotated) each
+    angles = positions.float()[..., None] * base ** (-steps / rotated)  # (.., n, rotated/2)
+    cos, sin = angles.cos(), angles.sin()  # (.., n, rotated/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (.., n, rotated) each
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate the first features of each head of `x` [b, n, h, size], as two halves, by its position."""
-    cos, sin = (t[:, None, :].to(x.dtype) for t in rope)  # (n, 1, rotated)
+    """Rotate the first features of each head of `x` [b, n, h, size], as two halves, by its position.
+
+    Positions are those of every sequence, or [b, n, rotated] of each its own.
+    """
+    cos, sin = (t.unsqueeze(-2).to(x.dtype) for t in rope)  # ((b,) n, 1, rotated)
     rotated = cos.shape[-1]
     if rotated < x.shape[-1]:
         turned, rest = x.split([rotated, x.shape[-1] - rotated], dim=-1)
