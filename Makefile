@@ -63,8 +63,9 @@ bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.bench.preprocessing search
 	@$(ACTIVE) python -m retro.bench.model step
 
-bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
+bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's; writing beside transformers'
 	@$(ACTIVE) python -m retro.bench.beside_peer step
+	@$(ACTIVE) python -m retro.bench.beside_peer write
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
 	@$(ACTIVE) python -m retro.bench.beside_peer index

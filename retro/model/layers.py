@@ -26,17 +26,25 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
         if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():  # a function of autograd takes longer than a token's norm
+                return _normed(x, self.weight, self.eps or 0.0)[0]
             return _FastRMSNorm.apply(x, self.weight, self.eps)
         return super().forward(x)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm [.., d] of x [.., d], and what x was multiplied by, [.., 1]."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
+    scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
+    return (x * scale).mul_(weight), scale
 
 
 class _FastRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
-        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
+        found, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)  # (.., d)
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
