@@ -208,8 +208,10 @@ class LanguageModel(nn.Module):
             mask = mask.reshape(b * count, k * r)  # (b * l, k * r)
             some = mask.any(-1, keepdim=True)  # (b * l, 1)
             alive = some[:, :, None].to(chunks.dtype)  # (b * l, 1, 1)
-            # What has no real token attends to, and shows, everything: finite, and read by nobody.
-            self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
+            # What has no real token attends to, and shows, everything: finite, and read by nobody. Where padding is
+            # seen that is true of all, and no mask leaves a GPU its fastest attention.
+            if s.mask_padding:
+                self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
             mask = mask | ~some  # (b * l, k * r)
         if short and s.mask_padding:
             chunk_mask = torch.ones(b, count, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)

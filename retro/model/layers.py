@@ -182,14 +182,22 @@ class CrossAttention(nn.Module):
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """States x [b, n, d], head [V, d], targets int64 [b, n] -> cross-entropies [b, n] fp32, in nats.
 
-    Exactly 0 where the target is negative; those positions cost nothing.
+    Exactly 0 where the target is negative; those positions cost nothing, but in training on a GPU.
     """
     flat, wanted = x.flatten(0, 1), targets.flatten()  # (b * n, d), (b * n,)
+    if x.is_cuda and torch.is_grad_enabled():  # to know how many have one, the CPU would wait for the GPU
+        return losses_of_all(flat, weight, wanted).view_as(targets)
     kept = (wanted >= 0).nonzero().squeeze(1)  # (t,)
     logits = F.linear(flat[kept], weight)  # (t, V)
     losses = F.cross_entropy(logits.float(), wanted[kept], reduction="none")  # (t,)
     out = torch.zeros(wanted.shape, dtype=torch.float32, device=x.device)  # (b * n,)
     return out.index_copy(0, kept, losses).view_as(targets)  # (b, n)
+
+
+def losses_of_all(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same for x [t, d] and targets [t], every position's logits computed: [t]."""
+    logits = F.linear(x, weight).float()  # (t, V)
+    return F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
 
 
 class EncoderLayer(nn.Module):
