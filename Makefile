@@ -14,8 +14,8 @@ BASE   ?= python:3.11-slim
 WHEELS ?=
 ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
-.PHONY: help run report archive harness test test-quick test-slurm test-container test-faults check audit \
-        bench bench-model bench-database bench-corpus docs wheels image clean
+.PHONY: help run report archive harness test test-quick test-gpu test-slurm test-container test-faults check audit \
+        bench bench-model bench-database bench-gpu bench-corpus docs wheels image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ archive: .venv/installed  ## everything another machine needs to make this run a
 test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail, hit their time limit, are preempted
 	@$(ACTIVE) python -m pytest tests/slurm
 
+test-gpu: .venv/installed-dev  ## on a GPU, in 8 minutes: what it computes beside a CPU in float64
+	@$(ACTIVE) RETRO_DEVICE=cuda python -m pytest -rs tests/gpu
+
 test-container: .venv/installed-dev  ## a real Apptainer image and a real Docker image, built offline and run
 	@$(ACTIVE) python -m pytest tests/container
 
@@ -63,11 +66,15 @@ bench: .venv/installed  ## speed as a share of this machine's own GEMM peak
 	@$(ACTIVE) python -m retro.bench.preprocessing search
 	@$(ACTIVE) python -m retro.bench.model step
 
-bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's
+bench-model: .venv/peer/installed  ## a training step beside its GPT twin's and retro-pytorch's; writing beside transformers'
 	@$(ACTIVE) python -m retro.bench.beside_peer step
+	@$(ACTIVE) python -m retro.bench.beside_peer write
 
 bench-database: .venv/peer/installed  ## index and neighbours beside retro-pytorch's; after make run
 	@$(ACTIVE) python -m retro.bench.beside_peer index
+
+bench-gpu: .venv/installed  ## training steps, encoders and faiss on a GPU, in 8 minutes; gpu.json for retro plan --measured
+	@$(ACTIVE) python -m retro.bench.device --device cuda --output gpu.json
 
 bench-corpus: .venv/installed  ## memory and cost of preprocessing 25 and 100 MB of installed text (half an hour)
 	@$(ACTIVE) python -m retro.bench.corpus

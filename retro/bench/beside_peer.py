@@ -1,7 +1,7 @@
-"""Beside retro-pytorch: a training step, and index and neighbours, measured in the same run.
+"""Beside retro-pytorch: a training step, and index and neighbours; beside transformers: writing. In the same run each.
 
-`step` (`make bench-model`) times a training step at the same shape, alternately. `index` (`make bench-database`) finds
-the neighbours of the same chunks from the same embeddings.
+`step` and `write` (`make bench-model`) time a training step, and the tokens that models of one shape write, in turns.
+`index` (`make bench-database`) finds the neighbours of the same chunks from the same embeddings.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -22,8 +23,11 @@ import torch
 from retro.base import command, provenance, stage
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError, whole
-from retro.bench.model import CASES, CHUNK, SEQ, VOCAB, Timed
+from retro.bench.model import CASES, CHUNK, SEQ, VOCAB, Timed, untrained
 from retro.bench.preprocessing import InMemory
+from retro.dataset.store import ChunkStore
+from retro.generation.decoding import Decoder, Found, Lookup, Prompt, Sampler
+from retro.model.build import Architecture
 from retro.model.settings import ModelSettings
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred, Rule
@@ -89,6 +93,95 @@ def step_main() -> None:
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     print(f"{options.threads} threads, load {os.getloadavg()[0]:.1f}, {versions}")
     print(bench_step(options.steps))
+
+
+PROMPT = 32  # tokens that texts begin with
+
+
+class Neighbours(ChunkStore):
+    """A store whose every chunk has a few random tokens: what is looked up costs nothing."""
+
+    def __init__(self, vocab_size: int, length: int):
+        self.length, self.pad_id, self.size = length, 0, vocab_size
+
+    def retrieved(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (*rows.shape, count * self.length)
+        return np.random.default_rng(0).integers(1, self.size, shape), np.ones(shape, bool)
+
+
+class Writing:
+    """A model of ours that writes `count` tokens after each of some random prompts, and tokens per CPU-second."""
+
+    def __init__(self, architecture: Architecture, settings: ModelSettings):
+        model = untrained(architecture, settings).eval()
+        store, found = Neighbours(VOCAB, CHUNK), Found(np.arange(2), np.zeros(2))
+        retro = architecture == "retro"
+        lookup: Lookup | None = (lambda queries: [found] * len(queries)) if retro else None
+        self.decoder = Decoder(model, store, seq_length=SEQ, eod_id=-1, retrieved_chunks=2, lookup=lookup)
+        self.rates: dict[int, list[float]] = {}
+
+    def write(self, prompts: np.ndarray, count: int) -> None:
+        """Write after prompts int64 [b, n], together."""
+        given = [Prompt(each, count, Sampler()) for each in prompts]
+        start = time.process_time()
+        written = self.work(prompts, given, count)
+        self.rates.setdefault(len(prompts), []).append(written / (time.process_time() - start))
+
+    def work(self, prompts: np.ndarray, given: list[Prompt], count: int) -> int:
+        return sum(1 for _ in self.decoder.write_all(given, len(given)))
+
+
+class Transformers(Writing):
+    """Their GPT-2 of the same shape, written with `generate`."""
+
+    def __init__(self, settings: ModelSettings):
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        shape = {"n_embd": settings.width, "n_layer": settings.layers, "n_head": settings.heads}
+        ends = {"bos_token_id": None, "eos_token_id": None}
+        self.theirs: Any = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=SEQ, **shape, **ends)).eval()
+        self.rates = {}
+
+    def work(self, prompts: np.ndarray, given: list[Prompt], count: int) -> int:
+        tokens, most = torch.from_numpy(prompts), {"max_new_tokens": count, "min_new_tokens": count}
+        given_ = {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "do_sample": False}
+        return self.theirs.generate(tokens, **given_, **most)[:, prompts.shape[1] :].numel()
+
+
+def bench_write(settings: ModelSettings, count: int, together: int, repeats: int) -> list[dict[str, Any]]:
+    """Tokens per CPU-second of one text and of several together, greedy, the best of `repeats` in turns."""
+    writers = {"gpt": Writing("gpt", settings), "retro": Writing("retro", settings)}
+    writers["transformers GPT-2"] = Transformers(settings)
+    prompts = np.random.default_rng(0).integers(1, VOCAB, (together, PROMPT))
+    for _ in range(repeats):
+        for writer in writers.values():
+            for rows in (1, together):
+                writer.write(prompts[:rows], count)
+    found = []
+    for name, writer in writers.items():
+        one, many = (round(max(writer.rates[rows]), 1) for rows in (1, together))
+        found.append({"model": name, "one": one, "together": many, "times": round(many / one, 2)})
+    return found
+
+
+def write_main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=whole, default=1)
+    parser.add_argument("--tokens", type=whole, default=192, help="tokens written after each prompt (192)")
+    parser.add_argument("--together", type=whole, default=16, help="texts written side by side (16)")
+    parser.add_argument("--repeats", type=whole, default=3, help="times each, in turns; the fastest counts (3)")
+    parser.add_argument("--layers", type=whole, default=6)
+    parser.add_argument("--width", type=whole, default=256)
+    parser.add_argument("--flavour", choices=["paper", "megatron", "copy-ready"], default="paper")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    shape = {"layers": options.layers, "width": options.width, "heads": max(1, options.width // 32)}
+    settings = ModelSettings(**shape, flavour=options.flavour)
+    versions = ", ".join(f"{name} {provenance.version(name)}" for name in ("torch", "transformers"))
+    print(f"{options.threads} threads, load {os.getloadavg()[0]:.1f}, {versions}; tokens per CPU-second, greedy")
+    print(f"{'model':20} {'one text':>9} {f'{options.together} texts':>9} {'times':>6}")
+    for row in bench_write(settings, options.tokens, options.together, options.repeats):
+        print(f"{row['model']:20} {row['one']:9.0f} {row['together']:9.0f} {row['times']:6.1f}")
 
 
 K, CHECKED = 2, 500  # neighbours; chunks whose recall is measured
@@ -198,7 +291,7 @@ def index_main() -> None:
 
 
 def main() -> None:
-    stage.one_of({"step": step_main, "index": index_main})
+    stage.one_of({"step": step_main, "write": write_main, "index": index_main})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from retro.generation.decoding import Sampler
 from retro.generation.generate import Writer
 from retro.model.build import Architecture, build_model
 from retro.model.count import flops_per_token
+from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 from retro.training.optimizer import build_optimizer
 from retro.training.settings import TrainSettings
@@ -37,6 +38,14 @@ class Case:
     retrieval: bool
 
 
+SHAPE = {"vocab_size": VOCAB, "seq_length": SEQ, "chunk_length": CHUNK, "retrieved_length": 2 * CHUNK}
+
+
+def untrained(architecture: Architecture, settings: ModelSettings) -> LanguageModel:
+    """A model to measure."""
+    return build_model(settings, architecture=architecture, seed=1, **SHAPE)
+
+
 CASES = (Case("gpt", "gpt", False), Case("retro off", "retro", False), Case("retro on", "retro", True))
 
 
@@ -45,8 +54,7 @@ class Timed:
 
     def __init__(self, case: Case, settings: ModelSettings, batch: int, compiled: bool):
         self.case = case
-        shape = {"vocab_size": VOCAB, "seq_length": SEQ, "chunk_length": CHUNK, "retrieved_length": 2 * CHUNK}
-        model = build_model(settings, architecture=case.architecture, seed=1, **shape)
+        model = untrained(case.architecture, settings)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = torch.compile(model) if compiled else model
         self.optimizer = build_optimizer(model, TrainSettings())
@@ -58,7 +66,7 @@ class Timed:
                 settings,
                 architecture=case.architecture,
                 neighbours=NEIGHBOURS if case.retrieval else 0,
-                **shape,
+                **SHAPE,
             )
         )
         generator = torch.Generator().manual_seed(1)

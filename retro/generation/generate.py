@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import textwrap
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from retro.base.machine import best_device
 from retro.base.stage import UserError, finite, text_of, whole
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config, run_folder
-from retro.generation.decoding import Decoder, Sampler
+from retro.generation.decoding import Decoder, Prompt, Sampler, Step
 from retro.generation.live import GivenPassages, LiveLookup, open_book, read_lines
 from retro.training.weights import load_model
 
@@ -89,11 +90,20 @@ class Writer:
 
         `pad`: pad a prompt shorter than a chunk on its left, so that it is looked up before anything is written.
         """
-        m, lookup = self.dataset.chunk_length, self.lookup if retrieval else None
-        tokens = self.dataset.tokenizer.encode_batch([prompt])[0].tolist()
-        # After the end of a document one begins.
-        start = tokens or [self.dataset.tokenizer.eod_id]
-        padding = max(0, m - len(start)) if pad and lookup else 0
+        return (event for _, event in self.write_all([prompt], count, [sampler], 1, retrieval=retrieval, pad=pad))
+
+    def write_all(
+        self,
+        prompts: list[str],
+        count: int,
+        samplers: list[Sampler],
+        together: int,
+        *,
+        retrieval: bool = True,
+        pad: bool = True,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The events of several prompts, `together` of them written side by side, each with its prompt's number."""
+        lookup = self.lookup if retrieval else None
         decoder = Decoder(
             self.model,
             self.book.store,
@@ -103,26 +113,57 @@ class Writer:
             lookup=lookup,
             retrieval_step=self.step,
         )
-        text, at = Unfolding(self.dataset), padding  # at: tokens so far, padding included
-        while at < padding + len(start):
-            high = min((at // m + 1) * m, padding + len(start))
-            new = text.add(start[at - padding : high - padding], last=high == padding + len(start))
-            yield {"type": "text", "chunk": at // m, "text": new, "prompt": True}
-            at = high
-        written, token = 0, None
-        for step in decoder.write(np.array(start, np.int64), count, sampler, padding):
-            for chunk, found in step.looked_up:
-                end = at if self.step and chunk == (at - 1) // m else (chunk + 1) * m
-                asked = text.tokens[max(0, end - m - padding) : end - padding]
-                assert lookup is not None
-                shown = lookup.describe(found)
-                query = self.dataset.tokenizer.decode(asked)
-                yield {"type": "lookup", "chunk": chunk, "query": query, "neighbours": shown}
-            token, written = step.token, written + 1
-            new = text.add([token], last=written == count)
-            yield {"type": "text", "chunk": at // m, "text": new, "prompt": False}
-            at += 1
-        yield {"type": "end", "tokens": written, "ended": token == self.dataset.tokenizer.eod_id}
+        told = [Telling(self, prompt, count, lookup, pad) for prompt in prompts]
+        given = [Prompt(each.start, count, own, each.padding) for each, own in zip(told, samplers, strict=True)]
+        for number, each in enumerate(told):
+            yield from ((number, event) for event in each.prompt())
+            if count == 0:
+                yield number, each.end()
+        for number, step in decoder.write_all(given, together):
+            yield from ((number, event) for event in told[number].step(step))
+            if step.last:
+                yield number, told[number].end()
+
+
+class Telling:
+    """The events of one text."""
+
+    def __init__(self, writer: Writer, prompt: str, count: int, lookup: GivenPassages | LiveLookup | None, pad: bool):
+        self.writer, self.count, self.lookup = writer, count, lookup
+        tokenizer, self.length = writer.dataset.tokenizer, writer.dataset.chunk_length
+        tokens = tokenizer.encode_batch([prompt])[0].tolist()
+        self.start = np.array(tokens or [tokenizer.eod_id], np.int64)  # after the end of a document one begins
+        self.padding = max(0, self.length - len(self.start)) if pad and lookup else 0
+        self.text, self.at = Unfolding(writer.dataset), self.padding  # at: tokens so far, padding included
+        self.written, self.ended = 0, False
+
+    def prompt(self) -> Iterator[dict[str, Any]]:
+        """The prompt, chunk by chunk."""
+        end, start = self.padding + len(self.start), self.start.tolist()
+        while self.at < end:
+            high = min((self.at // self.length + 1) * self.length, end)
+            new = self.text.add(start[self.at - self.padding : high - self.padding], last=high == end)
+            yield {"type": "text", "chunk": self.at // self.length, "text": new, "prompt": True}
+            self.at = high
+
+    def step(self, step: Step) -> Iterator[dict[str, Any]]:
+        """What was looked up, and the token written."""
+        decode, m = self.writer.dataset.tokenizer.decode, self.length
+        for chunk, found in step.looked_up:
+            end = self.at if self.writer.step and chunk == (self.at - 1) // m else (chunk + 1) * m
+            asked = self.text.tokens[max(0, end - m - self.padding) : end - self.padding]
+            assert self.lookup is not None
+            shown = self.lookup.describe(found)
+            yield {"type": "lookup", "chunk": chunk, "query": decode(asked), "neighbours": shown}
+        self.written += 1
+        new = self.text.add([step.token], last=self.written == self.count)
+        yield {"type": "text", "chunk": self.at // m, "text": new, "prompt": False}
+        self.at += 1
+        self.ended = step.token == self.writer.dataset.tokenizer.eod_id
+
+    def end(self) -> dict[str, Any]:
+        """The last event."""
+        return {"type": "end", "tokens": self.written, "ended": self.ended}
 
 
 LEAST = {"tokens": 1, "temperature": 0, "top_k": 0, "neighbours": 0, "seed": 0}
@@ -142,6 +183,35 @@ def show(event: dict[str, Any]) -> None:
                 words = " ".join(part.split())
                 print(textwrap.fill(words, 96, initial_indent=mark, subsequent_indent="  "), file=sys.stderr)
     print("─" * 60, file=sys.stderr, flush=True)
+
+
+def tell(
+    prompts: list[str], events: Iterator[tuple[int, dict[str, Any]]], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Print what is written, prompt by prompt, each as soon as those before it are done -> what `--output` holds."""
+    waiting: list[deque[dict[str, Any]]] = [deque() for _ in prompts]
+    for number, prompt in enumerate(prompts):
+        if len(prompts) > 1:
+            print(f"\n══ prompt {number + 1} of {len(prompts)} ══", file=sys.stderr, flush=True)
+        print(prompt, end="", flush=True)
+        pieces, lookups = [], []
+        while True:
+            while not waiting[number]:
+                other, event = next(events)
+                waiting[other].append(event)
+            event = waiting[number].popleft()
+            if event["type"] == "end":
+                break
+            if event["type"] == "lookup":
+                lookups.append({key: value for key, value in event.items() if key != "type"})
+                if options.show:
+                    show(event)
+            elif not event["prompt"]:
+                pieces.append(event["text"])
+                print(event["text"], end="", flush=True)
+        print(flush=True)
+        facts = {"tokens": event["tokens"], "ended": event["ended"], "lookups": lookups}
+        yield {"prompt": prompt, "seed": options.seed, "text": "".join(pieces), **facts}
 
 
 def parse() -> argparse.Namespace:
@@ -166,6 +236,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-repeat-ngram", type=int, default=0, help="so many tokens never repeat; 0: off (0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices, the same for each prompt (0)")
     parser.add_argument("--neighbours", type=int, help="neighbours a chunk sees; default: as in training")
+    parser.add_argument("--together", type=whole, default=16, help="prompts that are written side by side (16)")
     parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--no-retrieval", action="store_true", help="write without looking anything up")
@@ -203,32 +274,11 @@ def main() -> None:
         step=options.retrieval_step,
         threads=options.threads,
     )
-    made = []
-    for number, prompt in enumerate(given):
-        if len(given) > 1:
-            print(f"\n══ prompt {number + 1} of {len(given)} ══", file=sys.stderr, flush=True)
-        print(prompt, end="", flush=True)
-        sampler = Sampler(
-            options.temperature,
-            options.top_p,
-            options.seed,
-            options.top_k,
-            options.repetition_penalty,
-            options.no_repeat_ngram,
-        )
-        pieces, lookups = [], []
-        pad, retrieval = not options.no_padding, not options.no_retrieval
-        for event in writer.write(prompt, options.tokens, sampler, pad=pad, retrieval=retrieval):
-            if event["type"] == "lookup":
-                lookups.append({key: value for key, value in event.items() if key != "type"})
-                if options.show:
-                    show(event)
-            elif event["type"] == "text" and not event["prompt"]:
-                pieces.append(event["text"])
-                print(event["text"], end="", flush=True)
-        print(flush=True)
-        facts = {"tokens": event["tokens"], "ended": event["ended"], "lookups": lookups}
-        made.append({"prompt": prompt, "seed": options.seed, "text": "".join(pieces), **facts})
+    chosen = (options.temperature, options.top_p, options.seed, options.top_k)
+    samplers = [Sampler(*chosen, options.repetition_penalty, options.no_repeat_ngram) for _ in given]
+    pad, retrieval = not options.no_padding, not options.no_retrieval
+    events = writer.write_all(given, options.tokens, samplers, options.together, pad=pad, retrieval=retrieval)
+    made = list(tell(given, events, options))
     if options.output:
         write_text(options.output, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in made))
         print(f"{len(made)} prompts continued → {options.output}", file=sys.stderr)

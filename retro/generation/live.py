@@ -13,26 +13,32 @@ import numpy as np
 from retro.base.artifacts import read_text
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
-from retro.generation.decoding import Found
+from retro.generation.decoding import Found, Query, given_passages
 from retro.retrieval.search import Searcher
 
 
 class LiveLookup:
-    """Decodes, embeds and searches; `k` neighbours a chunk.
+    """Decodes, embeds and searches, all queries at once; `k` neighbours a chunk.
 
-    `excluded`: (source, document number) pairs that are never found.
+    `excluded`: (source, document number) pairs that are never found, of each text that asks.
     """
 
-    def __init__(self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[tuple[str, int]] = ()):
+    def __init__(
+        self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[Sequence[tuple[str, int]]] | None = None
+    ):
         self.dataset, self.k, self.excluded = dataset, k, excluded
         self.searcher = Searcher(dataset, threads)
 
-    def __call__(self, tokens: np.ndarray) -> Found:
-        text = self.dataset.tokenizer.decode(tokens)
-        if not text.strip():  # nothing to look up
-            return Found(np.full(self.k, -1, np.int64), np.full(self.k, -np.inf))
-        ids, scores = self.searcher.search([text], self.k, self.excluded)
-        return Found(self.dataset.neighbour_rows(ids[0]), scores[0])
+    def __call__(self, queries: Sequence[Query]) -> list[Found]:
+        found = [Found(np.full(self.k, -1, np.int64), np.full(self.k, -np.inf)) for _ in queries]
+        texts = [self.dataset.tokenizer.decode(query.tokens) for query in queries]
+        real = [number for number, text in enumerate(texts) if text.strip()]  # there is nothing to look up for others
+        if real:
+            excluded = None if self.excluded is None else [self.excluded[queries[number].text] for number in real]
+            ids, scores = self.searcher.search([texts[number] for number in real], self.k, exclude_each=excluded)
+            for number, *each in zip(real, self.dataset.neighbour_rows(ids), scores, strict=True):
+                found[number] = Found(*each)
+        return found
 
     def describe(self, found: Found) -> list[dict]:
         """What was found, best first: score, text, the text that follows it, and its document."""
@@ -68,16 +74,15 @@ class GivenPassages:
         for number, each in enumerate(encoded):
             tokens[number, : len(each)] = each[:length]
             mask[number, : len(each)] = True
-        nowhere, unscored = np.full(len(encoded), -1, np.int64), np.full(len(encoded), np.nan)
-        self.found = Found(nowhere, unscored, tokens, mask)
+        self.found = given_passages(tokens, mask)
 
     @classmethod
     def read(cls, path: Path, dataset: Dataset, length: int) -> "GivenPassages":
         """From a file of one passage a line: text, or JSON with a `text` and perhaps a `title`."""
         return cls(dataset, read_lines(path, "text"), length)
 
-    def __call__(self, tokens: np.ndarray) -> Found:
-        return self.found
+    def __call__(self, queries: Sequence[Query]) -> list[Found]:
+        return [self.found] * len(queries)
 
     def describe(self, found: Found) -> list[dict]:
         """As `LiveLookup.describe`; a given passage has no score and no row."""

@@ -20,7 +20,7 @@ from retro.base import command
 from retro.base.artifacts import write_json
 from retro.base.stage import UserError, whole
 from retro.dataset.named import recorded_config, run_folder
-from retro.generation.decoding import Found
+from retro.generation.decoding import Found, Query
 from retro.generation.generate import Writer
 from retro.generation.live import read_lines
 
@@ -56,7 +56,8 @@ def measure(writer: Writer, text: str, fact: str | None, retrieval: bool) -> dic
         raise UserError(f"{text[:40]!r}…: {len(tokens)} tokens; wanted more than a chunk, {m}.")
     found, shown = {}, []
     if retrieval and writer.lookup is not None:
-        found = {end: writer.lookup(tokens[end - m : end]) for end in range(m, len(tokens), m)}
+        ends = range(m, len(tokens), m)
+        found = dict(zip(ends, writer.lookup([Query(tokens[end - m : end]) for end in ends]), strict=True))
         shown = [each["document"]["id"] for one in found.values() for each in writer.lookup.describe(one)]
     bits = nats_of(writer, tokens, found)[m - 1 :] / math.log(2)
     result = {

@@ -20,7 +20,7 @@ from retro.dataset.dataset import Dataset
 from retro.evaluation.bits_per_byte import group_documents, section
 from retro.evaluation.conditions import OFF, ON
 from retro.evaluation.settings import GenerationSettings
-from retro.generation.decoding import Decoder, Sampler
+from retro.generation.decoding import Decoder, Prompt, Sampler
 from retro.generation.live import LiveLookup, excluded_documents
 from retro.training.weights import load_model
 
@@ -58,27 +58,36 @@ def document_tokens(dataset: Dataset, row: int, count: int) -> np.ndarray:
     return np.asarray(dataset.store.stores[source].tokens[start : min(start + count, end)], np.int64)
 
 
+TOGETHER = 16  # texts written side by side
+
+
 def write(
-    decoder: Decoder, dataset: Dataset, prompt: np.ndarray, settings: GenerationSettings, seed: int, shown: Any
-) -> dict[str, Any]:
-    """What a decoder writes after a prompt: text, tokens and, with retrieval, what it looked up."""
-    sampler = Sampler(settings.temperature, settings.top_p, seed)
-    tokens, lookups = prompt.tolist(), []
-    for step in decoder.write(prompt, settings.new_tokens, sampler):
+    decoder: Decoder, dataset: Dataset, prompts: list[np.ndarray], settings: GenerationSettings, seed: int, shown: Any
+) -> list[dict[str, Any]]:
+    """What a decoder writes after each prompt: text, tokens and, with retrieval, what it looked up."""
+    own = [Sampler(settings.temperature, settings.top_p, seed + number) for number in range(len(prompts))]
+    given = [Prompt(prompt, settings.new_tokens, sampler) for prompt, sampler in zip(prompts, own, strict=True)]
+    tokens, lookups = [prompt.tolist() for prompt in prompts], [list[dict[str, Any]]() for _ in prompts]
+    for text, step in decoder.write_all(given, TOGETHER):
         for number, found in step.looked_up:
             assert isinstance(decoder.lookup, LiveLookup)
-            chunk = tokens[number * dataset.chunk_length : (number + 1) * dataset.chunk_length]
-            text = dataset.tokenizer.decode(chunk)
-            lookups.append({"chunk": number, "text": text, "neighbours": decoder.lookup.describe(found)})
-        tokens.append(step.token)
+            chunk = tokens[text][number * dataset.chunk_length : (number + 1) * dataset.chunk_length]
+            query = dataset.tokenizer.decode(chunk)
+            lookups[text].append({"chunk": number, "text": query, "neighbours": decoder.lookup.describe(found)})
+        tokens[text].append(step.token)
         shown.update(1)
-    written = tokens[len(prompt) :]
-    result = {
-        "text": dataset.tokenizer.decode(written),
-        "tokens": len(written),
-        "ended": written[-1:] == [dataset.tokenizer.eod_id],
-    }
-    return result | ({"lookups": lookups} if decoder.lookup else {})
+    results = []
+    for prompt, whole, looked_up in zip(prompts, tokens, lookups, strict=True):
+        written = whole[len(prompt) :]
+        results.append(
+            {
+                "text": dataset.tokenizer.decode(written),
+                "tokens": len(written),
+                "ended": written[-1:] == [dataset.tokenizer.eod_id],
+            }
+            | ({"lookups": looked_up} if decoder.lookup else {})
+        )
+    return results
 
 
 def main() -> None:
@@ -102,22 +111,23 @@ def main() -> None:
         "eod_id": dataset.tokenizer.eod_id,
         "retrieved_chunks": train.retrieved_chunks,
     }
-    samples = []
+    excluded = [excluded_documents(dataset, row) for row in rows]
+    tokens = [document_tokens(dataset, row, settings.prompt_tokens + settings.new_tokens) for row in rows]
+    prompts = [each[: settings.prompt_tokens] for each in tokens]
+    samples: list[dict[str, Any]] = [
+        {
+            "document": dataset.store.document(row),
+            "prompt": dataset.tokenizer.decode(prompt),
+            "truth": dataset.tokenizer.decode(each[settings.prompt_tokens :]),
+        }
+        for row, prompt, each in zip(rows, prompts, tokens, strict=True)
+    ]
     with bar(2 * len(rows) * settings.new_tokens, f"sample {run.name}", "tok") as shown:
-        for number, row in enumerate(rows):
-            excluded = excluded_documents(dataset, row)
-            lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded)
-            tokens = document_tokens(dataset, row, settings.prompt_tokens + settings.new_tokens)
-            prompt = tokens[: settings.prompt_tokens]
-            sample = {
-                "document": dataset.store.document(row),
-                "prompt": dataset.tokenizer.decode(prompt),
-                "truth": dataset.tokenizer.decode(tokens[settings.prompt_tokens :]),
-            }
-            for name, used in ((ON, lookup), (OFF, None)):
-                decoder = Decoder(model, dataset.store, lookup=used, **shape)
-                sample[name] = write(decoder, dataset, prompt, settings, seed + number, shown)
-            samples.append(sample)
+        lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded)
+        for name, used in ((ON, lookup), (OFF, None)):
+            decoder = Decoder(model, dataset.store, lookup=used, **shape)
+            for sample, made in zip(samples, write(decoder, dataset, prompts, settings, seed, shown), strict=True):
+                sample[name] = made
     facts: dict[str, Any] = {"run": run.name, "split": split, "settings": settings.facts(), "samples": samples}
     facts["neighbours_used"], facts["chunk_length"] = train.neighbours_used, dataset.chunk_length
     write_json(options.output, facts)

@@ -174,13 +174,14 @@ class ChunkedCrossAttention(nn.Module):
             v = F.pad(v, (0, 0, 0, 0, 1, 0))  # (b', 1 + k * r, g, size)
         return k, v
 
-    def read(self, x: Tensor, k: Tensor, v: Tensor, encoded: Encoded, offset: int = 0) -> Tensor:
+    def read(self, x: Tensor, k: Tensor, v: Tensor, encoded: Encoded, offset: int | Tensor = 0) -> Tensor:
         """Positions x [b', m', d], offset, offset + 1, .. after the end of their chunk -> [b', m', d].
 
-        k and v are those of `keys_values`.
+        k and v are those of `keys_values`. `offset` may be [b'], each chunk's own.
         """
         q = self.q(x).unflatten(-1, (self.heads, -1))  # (b', m', h, size)
-        after = torch.arange(offset, offset + q.shape[1], device=q.device)  # (m',) 0 = last token of chunk
+        after = torch.arange(q.shape[1], device=q.device)  # (m',) 0 = last token of chunk
+        after = after + (offset if isinstance(offset, int) else offset[:, None])  # ((b',) m')
         if self.settings.cca_positions == "rope":
             # The neighbour begins where its chunk begins, m - 1 before the first position that reads it.
             q = rotate(q, self._rope(after + self.chunk_length - 1))  # (b', m', h, size)
@@ -193,7 +194,7 @@ class ChunkedCrossAttention(nn.Module):
         return rope_table(places, rotated, self.settings.rope_base)
 
     def _scores(self, after: Tensor, encoded: Encoded) -> Tensor | None:
-        """What is added to the scores of positions `after` [m']: [b' or 1, h or 1, m' or 1, (1 +) k * r]."""
+        """What is added to the scores of positions `after` [(b',) m']: [b' or 1, h or 1, m' or 1, (1 +) k * r]."""
         scores = encoded.scores
         if encoded.matches is not None:
             weights = self.match.to(encoded.matches.dtype)  # (h, c)
@@ -202,10 +203,11 @@ class ChunkedCrossAttention(nn.Module):
             scores = found if scores is None else found + scores
         if self.settings.cca_positions == "relative":
             ahead = torch.arange(encoded.length, device=after.device)  # (r,) places in the neighbour
-            index = after[:, None] - ahead[None, :] + self.retrieved_length - 1  # (m', r) in 0 .. m + r - 2
+            index = after[..., None] - ahead + self.retrieved_length - 1  # ((b',) m', r) in 0 .. m + r - 2
             neighbours = encoded.states.shape[1] // encoded.length
-            bias = self.relative[:, index].repeat(1, 1, neighbours)[None]  # (1, h, m', k * r)
-            bias = F.pad(bias, (int(self.settings.cca_null), 0))  # (1, h, m', (1 +) k * r)
+            bias = self.relative[:, index].repeat(*[1] * index.dim(), neighbours)  # (h, (b',) m', k * r)
+            bias = bias.transpose(0, 1) if after.dim() > 1 else bias[None]  # (b' or 1, h, m', k * r)
+            bias = F.pad(bias, (int(self.settings.cca_null), 0))  # (b' or 1, h, m', (1 +) k * r)
             scores = bias if scores is None else scores + bias  # (b', h, m', (1 +) k * r)
         return scores
 

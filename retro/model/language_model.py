@@ -82,11 +82,12 @@ class Embedding(nn.Module):
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = None if positions is None else nn.Embedding(positions, width)
 
-    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """[b, n] -> [b, n, d]; the first token stands at position `start`."""
+    def forward(self, tokens: Tensor, start: int | Tensor = 0) -> Tensor:
+        """[b, n] -> [b, n, d]; the first token stands at position `start`, or, where n is 1, at one [b] of its own."""
         x = self.tokens(tokens)  # (b, n, d)
         if self.positions is not None:
-            x = x + self.positions.weight[start : start + tokens.shape[1]]  # (b, n, d)
+            rows = slice(start, start + tokens.shape[1]) if isinstance(start, int) else start[:, None]
+            x = x + self.positions.weight[rows]  # (b, n, d)
         return x
 
 
@@ -207,8 +208,10 @@ class LanguageModel(nn.Module):
             mask = mask.reshape(b * count, k * r)  # (b * l, k * r)
             some = mask.any(-1, keepdim=True)  # (b * l, 1)
             alive = some[:, :, None].to(chunks.dtype)  # (b * l, 1, 1)
-            # What has no real token attends to, and shows, everything: finite, and read by nobody.
-            self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
+            # What has no real token attends to, and shows, everything: finite, and read by nobody. Where padding is
+            # seen that is true of all, and no mask leaves a GPU its fastest attention.
+            if s.mask_padding:
+                self_mask = (rows | ~rows.any(-1, keepdim=True))[:, None, None, :]  # (b * l * k, 1, 1, r)
             mask = mask | ~some  # (b * l, k * r)
         if short and s.mask_padding:
             chunk_mask = torch.ones(b, count, 1, chunks.shape[1], dtype=torch.bool, device=chunks.device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retro.model.settings import ModelSettings
 
-Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [positions, rotated] fp32
+Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [(b,) positions, rotated] fp32
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
@@ -26,17 +26,25 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[.., d] -> [.., d]."""
         if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():  # a function of autograd takes longer than a token's norm
+                return _normed(x, self.weight, self.eps or 0.0)[0]
             return _FastRMSNorm.apply(x, self.weight, self.eps)
         return super().forward(x)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm [.., d] of x [.., d], and what x was multiplied by, [.., 1]."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
+    scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
+    return (x * scale).mul_(weight), scale
 
 
 class _FastRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (.., 1)
-        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (.., 1)
+        found, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)  # (.., d)
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -73,19 +81,22 @@ class MLP(nn.Module):
 
 
 def rope_table(positions: Tensor, rotated: int, base: float) -> Rope:
-    """Cosines and signed sines for integer `positions` [n]: [n, rotated] fp32 each (Su et al. 2021).
+    """Cosines and signed sines for integer `positions` [.., n]: [.., n, rotated] fp32 each (Su et al. 2021).
 
     Feature i and i + rotated / 2 are one pair.
     """
     steps = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)  # (rotated/2,)
-    angles = positions.float()[:, None] * base ** (-steps / rotated)  # (n, rotated/2)
-    cos, sin = angles.cos(), angles.sin()  # (n, rotated/2)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (n, rotated) each
+    angles = positions.float()[..., None] * base ** (-steps / rotated)  # (.., n, rotated/2)
+    cos, sin = angles.cos(), angles.sin()  # (.., n, rotated/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (.., n, rotated) each
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate the first features of each head of `x` [b, n, h, size], as two halves, by its position."""
-    cos, sin = (t[:, None, :].to(x.dtype) for t in rope)  # (n, 1, rotated)
+    """Rotate the first features of each head of `x` [b, n, h, size], as two halves, by its position.
+
+    Positions are those of every sequence, or [b, n, rotated] of each its own.
+    """
+    cos, sin = (t.unsqueeze(-2).to(x.dtype) for t in rope)  # ((b,) n, 1, rotated)
     rotated = cos.shape[-1]
     if rotated < x.shape[-1]:
         turned, rest = x.split([rotated, x.shape[-1] - rotated], dim=-1)
@@ -171,14 +182,22 @@ class CrossAttention(nn.Module):
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """States x [b, n, d], head [V, d], targets int64 [b, n] -> cross-entropies [b, n] fp32, in nats.
 
-    Exactly 0 where the target is negative; those positions cost nothing.
+    Exactly 0 where the target is negative; those positions cost nothing, but in training on a GPU.
     """
     flat, wanted = x.flatten(0, 1), targets.flatten()  # (b * n, d), (b * n,)
+    if x.is_cuda and torch.is_grad_enabled():  # to know how many have one, the CPU would wait for the GPU
+        return losses_of_all(flat, weight, wanted).view_as(targets)
     kept = (wanted >= 0).nonzero().squeeze(1)  # (t,)
     logits = F.linear(flat[kept], weight)  # (t, V)
     losses = F.cross_entropy(logits.float(), wanted[kept], reduction="none")  # (t,)
     out = torch.zeros(wanted.shape, dtype=torch.float32, device=x.device)  # (b * n,)
     return out.index_copy(0, kept, losses).view_as(targets)  # (b, n)
+
+
+def losses_of_all(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same for x [t, d] and targets [t], every position's logits computed: [t]."""
+    logits = F.linear(x, weight).float()  # (t, V)
+    return F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
 
 
 class EncoderLayer(nn.Module):

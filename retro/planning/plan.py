@@ -12,12 +12,13 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from retro.base import command
+from retro.base.artifacts import read_text
 from retro.base.log import table
 from retro.base.names import SPLITS, TRAIN
 from retro.base.stage import UserError, above, natural, whole
@@ -48,7 +49,52 @@ def hours(flops: float, speed: float) -> str:
 def speeds(options: argparse.Namespace, work: str = "training") -> dict[str, float]:
     """Operations a second that are reached at a kind of work, on all CPU cores and on all GPUs."""
     each = options.gpu_search_tflops if work == "search" else options.gpu_tflops * options.utilisation
-    return {"cpu": options.cores * options.core_gflops * 1e9, "gpu": options.gpus * each * 1e12}
+    found = {"cpu": options.cores * options.core_gflops * 1e9, "gpu": options.gpus * each * 1e12}
+    if options.measured and (rate := options.measured.rates.get(work)):
+        kind = "gpu" if options.measured.device == "cuda" else "cpu"
+        found[kind] = rate * (options.gpus if kind == "gpu" else options.cores)
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Operations a second that a GPU, or a CPU's core, was seen to reach, by work: a file of `make bench-gpu`."""
+
+    path: Path
+    device: str
+    name: str
+    small: bool
+    rates: dict[str, float]
+
+    @classmethod
+    def read(cls, text: str) -> "Measured":
+        """From the file at a path. Raises UserError for another file."""
+        path, best = Path(text), dict[str, float]()
+        try:
+            facts = json.loads(read_text(path))
+            share = 1 if facts["device"] == "cuda" else facts["threads"]
+            for kind, wanted, key, works in MEASURED:
+                rates = [row[key] / share for row in facts[kind] if row["name"].startswith(wanted)]
+                best |= dict.fromkeys(works, max(rates)) if rates else {}
+            return cls(path, facts["device"], facts["name"], facts["small"], best)
+        except (OSError, UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--measured {path}: not what `make bench-gpu` writes ({type(error).__name__}: {error}). Give its JSON."
+            ) from None
+
+    def told(self) -> str:
+        """What was measured, in a line."""
+        rates = ", ".join(f"{work} {rate / 1e12:,.3g}" for work, rate in self.rates.items())
+        return f"Measured, not assumed ({self.path}, {self.name}), in TFLOP/s: {rates}."
+
+
+# Which rows of a measurement say how fast a work is: their kind, the beginning of their names, the key, the works.
+MEASURED = (
+    ("train", "retro", "flops_per_s", ("training", "evaluation")),
+    ("embed", "MiniLM", "flops_per_s", ("embedding",)),
+    ("index", "", "train_flops_per_s", ("index",)),
+    ("index", "PQ", "flops_per_s", ("search",)),
+)
 
 
 def spent(plan: estimates.Plan, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -163,6 +209,7 @@ def text(plan: estimates.Plan, settings: Config, options: argparse.Namespace) ->
         f"TFLOP/s x {options.utilisation:g} reached, in search {options.gpu_search_tflops:g} TFLOP/s each.",
         f"Disks: {options.disk:g} MB/s. Tokenizing: {options.tokenize:g} MB/s a core. In all: one work after another, "
         "each by what binds it, and the longest.",
+        *([options.measured.told()] if options.measured else []),
         "Memory of training: one process that holds the whole model and one micro batch.",
     ]  # fmt: skip
     large = [model for model in plan.models if model.parameters >= LARGE]
@@ -232,6 +279,7 @@ def arguments() -> argparse.ArgumentParser:
         default=1.3,
         help="TFLOP/s, or look-ups, a GPU reaches in search (memory-bound)",
     )
+    parser.add_argument("--measured", type=Measured.read, help="speeds that `make bench-gpu` measured: its JSON")
     parser.add_argument("--disk", type=above, default=500, help="MB/s of the disks in all, read and written (an SSD)")
     parser.add_argument("--tokenize", type=above, default=2.6, help="MB/s of text a core tokenizes (docs/scale.md)")
     parser.add_argument("--memory", type=above, default=round(psutil.virtual_memory().total / 1e9), help="GB of memory")
@@ -247,6 +295,8 @@ def main() -> None:
     settings = open_config(options)
     for line in doubts(settings, settings.models()):
         print(f"warning: {line}", file=sys.stderr)
+    if options.measured and options.measured.small:
+        print(f"warning: {options.measured.path} was measured at toy sizes; its speeds say nothing.", file=sys.stderr)
     plan = estimates.make(settings, count(settings, options), options.fsdp, options.gpu_memory * 1e9)
     rows = compare(plan, Path(settings.results) / settings.dataset.name) if options.check else []
     if options.json:

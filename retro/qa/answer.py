@@ -1,6 +1,6 @@
 """Answer questions with a model, retrieval on or off: JSON lines, one a question, with what was retrieved for it.
 
-Answers are greedy, many questions at once.
+Answers are greedy, many questions at once: one that is answered makes room for the next.
 """
 
 import argparse
@@ -20,16 +20,15 @@ from retro.base.names import unseeded, untuned
 from retro.base.stage import UserError, whole
 from retro.dataset.dataset import Dataset
 from retro.evaluation.conditions import ON, usual
-from retro.model.cache import DecodingCache
+from retro.generation.decoding import NONE_FOUND, Decoder, Prompt, Sampler, given_passages
 from retro.model.language_model import LanguageModel
-from retro.qa.questions import Example, Neighbours, QuestionLookup, neighbours_of, padded, read, stack, tell_cut
+from retro.qa.questions import Example, Neighbours, QuestionLookup, neighbours_of, padded, read, tell_cut
 from retro.qa.score import rank
 from retro.qa.settings import QuestionSettings
 from retro.training.settings import TrainedRun
 from retro.training.weights import load_model
 
 
-@torch.inference_mode()
 def answers(
     model: LanguageModel,
     dataset: Dataset,
@@ -40,45 +39,24 @@ def answers(
 ) -> list[str]:
     """The likeliest continuation of each prompt, up to the end of document or `most` tokens, stripped.
 
-    Prompts are laid out as in fine-tuning; `seen` are their neighbours, None: retrieval off.
+    Prompts are laid out as in fine-tuning; `seen` are their neighbours, the same for every chunk, None: retrieval off.
     """
     laid = [padded(prompt, dataset, most) for prompt in prompts]
-    found: list[str] = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(laid[i]), seen[i] is None, i))
-    start = 0
-    while start < len(order):
-        kind = (len(laid[order[start]]), seen[order[start]] is None)
-        batch = [i for i in order[start : start + batch_size] if (len(laid[i]), seen[i] is None) == kind]
-        for i, tokens in zip(batch, _greedy(model, dataset, batch, laid, seen, most), strict=True):
-            found[i] = dataset.tokenizer.decode(tokens).strip()
-        start += len(batch)
-    return found
-
-
-def _greedy(
-    model: LanguageModel,
-    dataset: Dataset,
-    batch: list[int],
-    laid: list[np.ndarray],
-    seen: Sequence[Neighbours | None],
-    most: int,
-) -> list[np.ndarray]:
-    """Answers of a batch of equally long prompts, keys and values kept, neighbours encoded once a chunk."""
-    device, eod = next(model.parameters()).device, dataset.tokenizer.eod_id
-    given = torch.from_numpy(np.stack([laid[i] for i in batch])).to(device)  # (b, n)
-    cache, near = DecodingCache(model, given.shape[1] + most), [seen[i] for i in batch]
-    ended, rows = torch.zeros(len(batch), dtype=torch.bool, device=device), []
-    for _ in range(most):
-        shown = (None if x is None else x.to(device) for x in stack(near, cache.completes(given.shape[1])))
-        logits = cache.extend(given, *shown, last=True)[:, -1]  # (b, V)
-        chosen = logits.float().argmax(-1).masked_fill(ended, eod)  # (b,)
-        rows.append(chosen)
-        ended |= chosen == eod
-        if ended.all():
-            break
-        given = chosen[:, None]  # (b, 1)
-    found = torch.stack(rows, dim=1).cpu().numpy()  # (b, answer)
-    return [row[: int(np.argmax(row == eod)) if (row == eod).any() else len(row)] for row in found]
+    order = sorted(range(len(laid)), key=lambda i: (len(laid[i]), seen[i] is None, i))
+    found = [NONE_FOUND if near is None else given_passages(near.tokens, near.mask) for near in seen]
+    eod = dataset.tokenizer.eod_id
+    decoder = Decoder(
+        model,
+        dataset.store,
+        seq_length=dataset.seq_length,
+        eod_id=eod,
+        lookup=lambda queries: [found[order[query.text]] for query in queries],
+    )
+    written: list[list[int]] = [[] for _ in laid]
+    for place, step in decoder.write_all([Prompt(laid[i], most, Sampler()) for i in order], batch_size):
+        if step.token != eod:
+            written[order[place]].append(step.token)
+    return [dataset.tokenizer.decode(tokens).strip() for tokens in written]
 
 
 STAGE = "retro.qa.answer"

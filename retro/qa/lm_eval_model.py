@@ -3,7 +3,7 @@
 Only `retro.qa.harness` imports this module: lm-eval has a lock, and a folder, of its own.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from retro.base.log import bar
 from retro.dataset.dataset import Dataset
-from retro.generation.decoding import Decoder, Lookup, Sampler
+from retro.generation.decoding import Decoder, Lookup, Prompt, Query, Sampler
 from retro.model.language_model import LanguageModel
 from retro.qa.reading import Lookups, Reader, Text, windows
 from retro.training.settings import TrainedRun
@@ -67,19 +67,45 @@ class RetroLM(TemplateLM):
             return self.reader.read(texts, shown.update)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        found = []
-        with bar(len(requests), "generate_until", "text") as shown:
-            for number, request in enumerate(requests):
-                context, options = request.args
-                found.append(self._write(context, options, number, request.doc))
-                shown.update(1)
-        return found
+        """What follows each context, up to a stop sequence, the end of document or the most tokens a task allows.
 
-    def decoder(self, prompt: np.ndarray) -> Decoder:
-        """What continues a prompt, int64 [n]."""
+        Where a task samples, the seed is the request's number: requests that are repeated are drawn anew.
+        """
+        prompts, untils = [], []
+        for number, request in enumerate(requests):
+            context, options = request.args
+            wanted = normalize_gen_kwargs(options, MOST)
+            until = [stop for stop in wanted["until"] if stop]
+            tokens = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
+            if self.lookups is not None:
+                self.lookups.ask(tokens.tolist(), request.doc)
+            chosen = wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), number, wanted.get("top_k", 0)
+            padding = -len(tokens) % self.dataset.chunk_length
+            stop = partial(self._stopped, until) if until else None
+            prompts.append(Prompt(tokens, wanted["max_gen_toks"], Sampler(*chosen), padding, stop))
+            untils.append(until)
+        written: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens) + prompts[i].padding)
+        with bar(len(requests), "generate_until", "text") as shown:
+            in_order = [prompts[i] for i in order]
+            for place, step in self.decoder(in_order).write_all(in_order, self.batch_size):
+                written[order[place]].append(step.token)
+                shown.update(int(step.last))
+        return [
+            reduce(lambda text, stop: text.split(stop)[0], until, self.dataset.tokenizer.decode(tokens))
+            for until, tokens in zip(untils, written, strict=True)
+        ]
+
+    def _stopped(self, until: list[str], tokens: list[int]) -> bool:
+        text = self.dataset.tokenizer.decode(tokens)
+        return any(stop in text for stop in until)
+
+    def decoder(self, prompts: list[Prompt]) -> Decoder:
+        """What continues prompts."""
         lookup: Lookup | None = self.lookups
         if self.lookups is not None and self.lookups.whole:
-            lookup = partial(lambda found, chunk: found, self.lookups(prompt))
+            found = self.lookups([Query(prompt.tokens) for prompt in prompts])
+            lookup = partial(lambda found, queries: [found[query.text] for query in queries], found)
         return Decoder(
             self.model,
             self.dataset.store,
@@ -88,25 +114,3 @@ class RetroLM(TemplateLM):
             retrieved_chunks=self.retrieved,
             lookup=lookup,
         )
-
-    def _write(self, context: str, options: dict[str, Any], seed: int, record: object) -> str:
-        """What follows a task's `record`, its context, up to a stop sequence, the end of document or the most tokens a
-        task allows.
-
-        `seed` of what is drawn, where a task samples: requests that are repeated are drawn anew.
-        """
-        wanted = normalize_gen_kwargs(options, MOST)
-        until = [stop for stop in wanted["until"] if stop]
-        prompt = np.array(self.tok_encode(context) or [self.eot_token_id], np.int64)[-self.dataset.seq_length :]
-        if self.lookups is not None:
-            self.lookups.ask(prompt.tolist(), record)
-        sampler = Sampler(wanted.get("temperature", 0.0), wanted.get("top_p", 1.0), seed, wanted.get("top_k", 0))
-        padding, tokens, text = -len(prompt) % self.dataset.chunk_length, [], ""
-        for step in self.decoder(prompt).write(prompt, wanted["max_gen_toks"], sampler, padding):
-            tokens.append(step.token)
-            text = self.dataset.tokenizer.decode(tokens)
-            if any(stop in text for stop in until):
-                break
-        for stop in until:
-            text = text.split(stop)[0]
-        return text

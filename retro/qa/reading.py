@@ -5,7 +5,7 @@ as in `retro.evaluation.losses`; one with context is padded on its left, so that
 neighbours are then read from its last token on (Wang et al. 2023). Windows are evaluation's too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from retro.corpus.records import plain
 from retro.dataset.dataset import Dataset
-from retro.generation.decoding import Found
+from retro.generation.decoding import Found, Query
 from retro.qa.questions import Example, QuestionLookup, question_of
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.search import Searcher
@@ -119,8 +119,9 @@ class Lookups:
         self.ahead([tokens])
         return self.known.get(self.dataset.tokenizer.decode(tokens), np.full(self.k, -1, np.int64))
 
-    def __call__(self, tokens: np.ndarray) -> Found:
-        return Found(self.rows(tokens), np.zeros(self.k))
+    def __call__(self, queries: Sequence[Query]) -> list[Found]:
+        self.ahead([query.tokens for query in queries])
+        return [Found(self.rows(query.tokens), np.zeros(self.k)) for query in queries]
 
 
 class Reader:

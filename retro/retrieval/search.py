@@ -8,8 +8,9 @@ As a command it shows a chunk's neighbours and their continuations, or searches 
 import argparse
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import faiss
@@ -43,32 +44,39 @@ class Searcher:
         self.dataset, self.threads, self._neighbours = dataset, threads, neighbours
 
     def search(
-        self, texts: list[str], k: int, exclude_documents: Iterable[tuple[str, int]] = ()
+        self,
+        texts: list[str],
+        k: int,
+        exclude_documents: Iterable[tuple[str, int]] = (),
+        exclude_each: Sequence[Sequence[tuple[str, int]]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Database ids int64 and scores float64 [n, k] of each text's neighbours, best first.
 
         Chunks of `exclude_documents`, pairs of a source's name and the number of one of its documents, are
-        left out. Ids are −1 and scores −∞ where the database has fewer than k others.
-        `Dataset.neighbour_rows` turns ids into global rows. Candidates come from the index; their scores
-        are exact.
+        left out, and for each text those of its own in `exclude_each`. Ids are −1 and scores −∞ where the
+        database has fewer than k others. `Dataset.neighbour_rows` turns ids into global rows. Candidates come
+        from the index; their scores are exact.
         """
+        documents = [[*exclude_documents]] * len(texts)
+        if exclude_each is not None:
+            documents = [[*each, *own] for each, own in zip(documents, exclude_each, strict=True)]
         if self._lexical:
-            return self._words.search(list(texts), k, self._barred(len(texts), exclude_documents))
-        return self.search_vectors(self.encoder.encode(list(texts)), k, exclude_documents)
+            return self._words.search(list(texts), k, self._barred(documents))
+        return self._search.search(self.encoder.encode(list(texts)), k, self._barred(documents))
 
     def search_vectors(
         self, vectors: np.ndarray, k: int, exclude_documents: Iterable[tuple[str, int]] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for unit vectors float32 [n, d]; always dense."""
-        return self._search.search(vectors, k, self._barred(len(vectors), exclude_documents))
+        return self._search.search(vectors, k, self._barred([[*exclude_documents]] * len(vectors)))
 
-    def _barred(self, count: int, documents: Iterable[tuple[str, int]]) -> Barred:
-        """The chunks of `documents`, for each of `count` queries."""
+    def _barred(self, documents: list[list[tuple[str, int]]]) -> Barred:
+        """The chunks of each query's `documents`."""
         parts = []
-        for source, document in documents:
-            key = (self.dataset.sources.index(source) << 32) + document
-            rank = self._documents.look_up(np.array([key], np.uint64))
-            parts.append((self._documents, np.repeat(rank, count)))
+        for each in zip_longest(*documents):  # one more of every query that has so many
+            keys = [0 if one is None else (self.dataset.sources.index(one[0]) << 32) + one[1] for one in each]
+            ranks = self._documents.look_up(np.array(keys, np.uint64))
+            parts.append((self._documents, np.where([one is None for one in each], -1, ranks)))
         return Barred(parts)
 
     @cached_property

@@ -14,7 +14,7 @@ from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
 from retro.dataset.store import ChunkStore
-from retro.generation.decoding import Decoder, Found, Sampler
+from retro.generation.decoding import Decoder, Found, Prompt, Query, Sampler
 from retro.generation.generate import Writer
 from retro.generation.live import GivenPassages, LiveLookup, open_book
 from retro.model.build import build_model
@@ -44,6 +44,8 @@ __all__ = [
     "Lookups",
     "Manifest",
     "ModelSettings",
+    "Prompt",
+    "Query",
     "Reader",
     "Sampler",
     "Samples",

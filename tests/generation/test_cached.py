@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retro.generation.decoding import Decoder, Found, Reading, Sampler
+from retro.generation.decoding import Decoder, Found, Growing, Prompt, Query, Reading, Sampler
 from retro.generation.live import LiveLookup
 from retro.model.build import build_model
 from retro.model.cache import DecodingCache
@@ -45,14 +45,17 @@ def uncached(model, dataset, tokens, found, chunks):
 def test_cached_logits_are_uncached_logits_across_borders_and_slides(dataset, kind):
     model, chunks, rng = make(dataset, kind), 3, np.random.default_rng(0)
     shape = {"seq_length": chunks * M, "eod_id": dataset.tokenizer.eod_id, "retrieved_chunks": 2}
-    reading = Reading(Decoder(model, dataset.store, **shape))
-    tokens, found = rng.integers(5, dataset.vocab_size, 6 * M), {}
+    decoder, tokens = Decoder(model, dataset.store, **shape), rng.integers(5, dataset.vocab_size, 6 * M)
+    text = Growing(Prompt(tokens, 0, Sampler()), 0, decoder)
+    reading, found = Reading(decoder, 1, len(tokens)), text.found
+    reading.texts.append(text)
     for size in range(M + 3, len(tokens) + 1):
         while kind != "gpt" and len(found) < size // M:
             holes = len(found) == 1  # the second chunk found nothing
             rows = np.full(2, -1) if holes else rng.choice(dataset.database, 2)
             found[(len(found) + 1) * M] = Found(rows, np.zeros(2))
-        logits = reading.logits(tokens[:size], found)
+        text.size = size
+        (logits,) = reading.logits()
         torch.testing.assert_close(logits, uncached(model, dataset, tokens[:size], found, chunks), atol=2e-5, rtol=1e-4)
 
 
@@ -60,9 +63,9 @@ def test_a_step_of_a_chunk_is_the_grid_and_a_smaller_one_asks_for_the_last_token
     asked, rows = [], dataset.database[[1, 4]]
     shape = {"seq_length": LENGTH, "eod_id": -1, "retrieved_chunks": 2}
 
-    def lookup(tokens):
-        asked.append(tokens.tolist())
-        return Found(rows, np.zeros(2))
+    def lookup(queries):
+        asked.extend(query.tokens.tolist() for query in queries)
+        return [Found(rows, np.zeros(2)) for _ in queries]
 
     def write(step):
         asked.clear()
@@ -91,10 +94,10 @@ def test_a_chunk_begun_anew_reads_like_one_on_the_grid(dataset, kind):
     # Off the grid: the last m of m + 3 tokens find what they found before, and the cache says where it was moved to.
     off = DecodingCache(model)
     off.extend(tokens[:, : M + 2])
-    states = off._chunk.clone()
+    states = off._rows["chunk", 0].clone()
     off.extend(tokens[:, M + 2 : M + 3], neighbours, mask, anew=True)
     kept = torch.cat([states[:, 3:], states[:, :2]], dim=1)
-    torch.testing.assert_close(off._chunk[:, :-1], kept, atol=0, rtol=0)
+    torch.testing.assert_close(off._rows["chunk", 0][:, :-1], kept, atol=0, rtol=0)
     assert off.completes(M - 1) == 0 and off.completes(M) == 1
     with pytest.raises(ValueError, match="make no chunk"):
         DecodingCache(model).extend(tokens[:, :1], neighbours, mask, anew=True)
@@ -105,7 +108,8 @@ def test_live_ids_are_those_that_the_search_stored(dataset):
     lookup = LiveLookup(dataset, stored.shape[1])
     for position, row in islice(enumerate(dataset.rows("test")), 12):
         tokens, mask = dataset.store.tokens(np.array(row))
-        assert lookup(tokens[mask]).rows.tolist() == dataset.neighbour_rows(stored[position]).tolist()
+        (found,) = lookup([Query(tokens[mask])])
+        assert found.rows.tolist() == dataset.neighbour_rows(stored[position]).tolist()
 
 
 def test_the_same_seed_finds_the_same_neighbours(dataset):

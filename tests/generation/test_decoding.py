@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from retro.generation.decoding import Decoder, Found, Sampler
+from retro.generation.decoding import NONE_FOUND, Decoder, Found, Prompt, Query, Sampler
 from retro.generation.live import LiveLookup, excluded_documents
 from retro.generation.sample import choose, document_tokens
 from tests.evaluation.built import LENGTH, M, make_model
@@ -18,9 +18,9 @@ class Recorder:
     def __init__(self, dataset):
         self.rows, self.asked = dataset.database[[3, 8]], []
 
-    def __call__(self, tokens):
-        self.asked.append(tokens.tolist())
-        return Found(self.rows, np.array([0.5, 0.4]))
+    def __call__(self, queries):
+        self.asked += [query.tokens.tolist() for query in queries]
+        return [Found(self.rows, np.array([0.5, 0.4])) for _ in queries]
 
 
 def decoder(dataset, lookup=None, architecture="retro", seq_length=LENGTH):
@@ -70,6 +70,60 @@ def test_text_longer_than_the_window_goes_on(dataset):
 def test_without_lookup_a_retro_writes_what_its_twin_writes(dataset):
     off = written(decoder(dataset).write(PROMPT, 12, Sampler()))
     assert off == written(decoder(dataset, architecture="gpt").write(PROMPT, 12, Sampler()))
+
+
+class Content:
+    """Finds chunks by what is asked, for some nothing; remembers which texts asked at one time."""
+
+    def __init__(self, dataset):
+        self.database, self.asked = dataset.database, []
+
+    def __call__(self, queries):
+        self.asked.append([query.text for query in queries])
+        sums = [int(query.tokens.sum()) for query in queries]
+        found = [Found(self.database[[each % 7, each % 11 + 7]], np.array([0.5, 0.4])) for each in sums]
+        return [NONE_FOUND if each % 5 == 0 else one for each, one in zip(sums, found, strict=True)]
+
+
+class Noting(Sampler):
+    """Chooses as ever, and remembers the logits."""
+
+    def choose(self, logits, text):
+        self.__dict__.setdefault("seen", []).append(logits)
+        return super().choose(logits, text)
+
+
+@pytest.mark.parametrize(("architecture", "step"), [("retro", None), ("retro", 5), ("gpt", None)])
+def test_texts_written_side_by_side_are_those_written_alone(dataset, architecture, step):
+    """Prompts of any length, windows that slide, texts that end and make room: the same tokens, the same logits."""
+    model = make_model(dataset, architecture).double()
+    shape = {"seq_length": 3 * M, "eod_id": 7, "retrieved_chunks": 2, "retrieval_step": step}
+
+    def prompts():
+        rng = np.random.default_rng(1)
+        for number, size in enumerate((3, M, M + 5, 4 * M + 2, M, 2 * M)):
+            chance = (1.0, 0.9, number) if number % 2 else ()  # else greedy
+            sampler = Noting(*chance, no_repeat_ngram=99)
+            yield Prompt(rng.integers(8, 40, size), 40 - 4 * number, sampler, (M - 3) * (size == 3))
+
+    def opened():
+        lookup = Content(dataset) if architecture == "retro" else None
+        return Decoder(model, dataset.store, lookup=lookup, **shape)
+
+    decoder, beside, alone = opened(), list(prompts()), list(prompts())
+    together = {number: [] for number in range(len(beside))}
+    for number, each in decoder.write_all(beside, 4):
+        together[number].append(each)
+    for steps, prompt, other in zip(together.values(), alone, beside, strict=True):
+        wanted = [each for _, each in opened().write_all([prompt], 1)]
+        assert written(steps) == written(wanted)
+        assert [each.last for each in steps] == [False] * (len(steps) - 1) + [True]
+        looked_up = [[[at for at, _ in each.looked_up] for each in one] for one in (steps, wanted)]
+        assert looked_up[0] == looked_up[1]
+        for one, two in zip(prompt.sampler.seen, other.sampler.seen, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
+    if decoder.lookup:
+        assert {*decoder.lookup.asked[0]} == {0, 1, 2, 3}  # all of one time at once
 
 
 def test_writing_ends_with_the_document(dataset):
@@ -125,7 +179,8 @@ def test_writing_holds_back_what_the_prompt_and_the_text_have_but_not_padding_or
             return super().choose(logits, text)
 
     prompt = [dataset.tokenizer.eod_id, *PROMPT[:4].tolist()]
-    tokens = written(decoder(dataset, Recorder(dataset)).write(np.array(prompt), 12, Listening(), padding=M - 5))
+    listening = Listening(no_repeat_ngram=99)  # which holds back nothing
+    tokens = written(decoder(dataset, Recorder(dataset)).write(np.array(prompt), 12, listening, padding=M - 5))
     assert seen == [[*prompt[1:], *tokens[:count]] for count in range(12)]
     once = Sampler(no_repeat_ngram=1)
     tokens = written(decoder(dataset, Recorder(dataset)).write(PROMPT, 12, once))
@@ -136,14 +191,14 @@ def test_live_lookup_finds_the_chunk_itself_first(dataset):
     row = int(dataset.database[5])
     tokens, mask = dataset.store.tokens(np.array(row))
     lookup = LiveLookup(dataset, 3)
-    found = lookup(tokens[mask])
+    (found,) = lookup([Query(tokens[mask])])
     text = dataset.tokenizer.decode(tokens[mask])
     assert lookup.describe(found)[0]["text"] == text
     assert found.scores[0] == pytest.approx(1, abs=1e-5)
 
 
 def test_nothing_is_looked_up_for_no_text(dataset):
-    found = LiveLookup(dataset, 3)(np.array([dataset.tokenizer.eod_id]))
+    (found,) = LiveLookup(dataset, 3)([Query(np.array([dataset.tokenizer.eod_id]))])
     assert found.rows.tolist() == [-1, -1, -1] and LiveLookup(dataset, 3).describe(found) == []
 
 
@@ -155,8 +210,8 @@ def test_group_rules_hold_for_live_lookups(dataset, monkeypatch, rules, barred):
     row = next(row for row in rows if dataset.store.document(row)["source"] == "atlas")
     group = dataset.store.document(row)["group"]
     tokens = document_tokens(dataset, row, M)
-    lookup = LiveLookup(dataset, len(dataset.database), 1, excluded_documents(dataset, row))
-    groups = {each["document"]["group"] for each in lookup.describe(lookup(tokens))}
+    lookup = LiveLookup(dataset, len(dataset.database), 1, [excluded_documents(dataset, row)])
+    groups = {each["document"]["group"] for each in lookup.describe(*lookup([Query(tokens)]))}
     assert (group not in groups) is barred
 
 

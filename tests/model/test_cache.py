@@ -89,3 +89,43 @@ def test_misuse_is_refused():
         DecodingCache(small_model(ModelSettings(flavour="megatron", layers=2, width=16, heads=2)).eval(), capacity=17)
     with pytest.raises(ValueError, match="a GPT was given neighbours"):
         DecodingCache(small_model(settings, architecture="gpt").eval()).extend(x, neighbours[:, :1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("flavour", ["paper", "megatron", "copy-ready"])
+def test_rows_of_different_lengths_are_each_read_as_if_alone(flavour, seed):
+    """Of one cache, a token each at a time; rows begin again and move, and chunks of their own begin anew."""
+    rng = random.Random(f"rows{flavour}{seed}")
+    chunk, count = rng.randint(2, 4), 14
+    model = small_model(random_settings(rng, flavour), chunk=chunk, seed=seed).double().eval()
+    x, neighbours, mask, _ = inputs(rng, batch=3, tokens=count, chunk=chunk)
+    begun = [rng.randint(0, 5) for _ in range(3)]
+    alone, rows = [DecodingCache(model) for _ in begun], DecodingCache(model, rows=4)
+    order = [0, 1, 2]  # the text in each row
+    for row, own in enumerate(begun):
+        for cache, first in ((alone[row], 0), (rows, row)):
+            if own:
+                given = neighbours[row : row + 1, : own // chunk], mask[row : row + 1, : own // chunk]
+                cache.extend(x[row : row + 1, :own], *given, first=first)
+    for step in range(8):
+        if step == 4:  # the first text ends; the last takes its row
+            rows.move(2, 0)
+            order = [2, 1]
+        tokens = torch.stack([x[text, begun[text] + step] for text in order])
+        ends = [begun[text] + step + 1 for text in order]
+        anew = [row for row, end in enumerate(ends) if end >= chunk and (end % chunk == 0 or rng.random() < 0.2)]
+        given = (
+            neighbours[:1, step // chunk].expand(len(anew), -1, -1),
+            mask[:1, step // chunk].repeat(len(anew), 1, 1),
+        )
+        kept = rng.random() < 0.8 and bool(anew)
+        found = rows.step(tokens, anew, *(given if kept else ()))
+        for row, text in enumerate(order):
+            at = begun[text] + step
+            near = tuple(each[:1, None] for each in given) if row in anew and kept else ()
+            whole = alone[text].extend(x[text : text + 1, at : at + 1], *near, anew=row in anew)[0, 0]
+            torch.testing.assert_close(found[row], whole, atol=1e-10, rtol=1e-10)
+    rows.clear(1)
+    again = rows.extend(x[:1, :chunk], neighbours[:1, :1], mask[:1, :1], first=1)
+    fresh = DecodingCache(model).extend(x[:1, :chunk], neighbours[:1, :1], mask[:1, :1])
+    torch.testing.assert_close(again, fresh, atol=1e-10, rtol=1e-10)

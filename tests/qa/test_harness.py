@@ -12,7 +12,7 @@ import torch
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
 from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
-from retro.generation.decoding import Sampler
+from retro.generation.decoding import Prompt, Sampler
 from retro.qa import harness
 from retro.qa.questions import Example, QuestionLookup, question_of, read
 from retro.qa.reading import Lookups, Reader, Text, windows
@@ -103,8 +103,8 @@ def test_what_is_written_is_read_as_the_likeliest(dataset, models, mode):
     """Chunks that fill while it writes are looked up then; read at once, they have the same neighbours."""
     model = models[mode]
     prompt = np.array(model.tok_encode("Alba: coast"))
-    steps = model.decoder(prompt).write(prompt, 40, Sampler(), -len(prompt) % M)
-    written = [step.token for step in steps]
+    wish = Prompt(prompt, 40, Sampler(), -len(prompt) % M)
+    written = [step.token for _, step in model.decoder([wish]).write_all([wish], 1)]
     assert len(written) > M
     ((_, likeliest),) = model.reader.read([Text.after(prompt.tolist(), written, dataset)])
     assert likeliest.all()
