@@ -1,5 +1,7 @@
 """Decoding token by token: keys and values are kept, and a chunk's neighbours are encoded once, when it fills."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -118,20 +120,22 @@ class DecodingCache:
         causal = torch.ones(end - start, end, dtype=torch.bool, device=tokens.device).tril(start)  # (p, end)
         for index, layer in enumerate(model.decoder.layers):
             assert isinstance(layer, DecoderLayer)
-            x = x + self._attention(layer, index, layer.attention_norm(x), rope, causal, start, end)  # (b, p, d)
+            attention = partial(self._attention, layer, index, rope, causal, start, end)
+            y = x + layer.branch(layer.attention_norm, attention, x)  # (b, p, d)
             if layer.cca is not None:
-                h = layer.cca.norm(x)  # (b, p, d)
+                h = layer.cca.norm(y)  # (b, p, d)
                 if index + 1 == model.settings.cca_at[0]:
                     self._remember(h, retrieved, place)
                 if self._encoded is not None:
-                    x = x + self._cca(layer, index, h, place, start, end)  # (b, p, d)
-            x = x + layer.mlp(layer.mlp_norm(x))  # (b, p, d)
+                    y = y + self._cca(layer, index, h, place, start, end)  # (b, p, d)
+            x = y + layer.branch(layer.mlp_norm, layer.mlp, x if layer.parallel else y)  # (b, p, d)
         self.length = end
         return x if model.decoder.norm is None else model.decoder.norm(x)  # (b, p, d)
 
     def _attention(
-        self, layer: DecoderLayer, index: int, h: Tensor, rope: Rope | None, causal: Tensor, start: int, end: int
+        self, layer: DecoderLayer, index: int, rope: Rope | None, causal: Tensor, start: int, end: int, h: Tensor
     ) -> Tensor:
+        """What positions start .. end, whose states are h [b, p, d], read of all so far: [b, p, d]."""
         q, k, v = layer.attention.project(h, rope)  # (b, p, heads, size)
         if index == len(self._keys):
             for kept in (self._keys, self._values):

@@ -24,6 +24,7 @@ from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
 from retro.config.checks import doubts
 from retro.config.schema import Config
+from retro.config.workflow import Workflow
 from retro.planning import counts, estimates
 from retro.planning.estimates import compare
 from retro.training.samples import FEW, MANY
@@ -245,6 +246,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     settings = open_config(options)
+    Workflow(settings)  # refuses a model to begin with that is not there
     for line in doubts(settings, settings.models()):
         print(f"warning: {line}", file=sys.stderr)
     plan = estimates.make(settings, count(settings, options), options.fsdp, options.gpu_memory * 1e9)
