@@ -205,13 +205,12 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             yield f"{key}: found {lists[key]}, wanted numbers from 0 on"
 
 
-def contradicted(config: Any, own: Mapping[str, Any]) -> Iterator[str]:
+def contradicted(config: Any, begun: Mapping[str, tuple[str, Any]], own: Mapping[str, Any]) -> Iterator[str]:
     """A line for each key of a model that the folder it begins with decides otherwise.
 
-    `own` is the model section as the config file itself has it, which is for all runs: it may not contradict a folder
-    that all of them begin with.
+    `begun` has of each run the file that decides, and what. `own` is the model section as the config file itself has
+    it, which is for all runs: it may not contradict a folder that all of them begin with.
     """
-    begun = {name: config.decoder_of(name) for name in config.runs}
     for name, (start, decoder) in begun.items():
         given = {f"runs.{name}.model": config.runs[name].model}
         given |= {"model": own} if all(other == start for other, _ in begun.values()) else {}

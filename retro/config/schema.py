@@ -197,6 +197,8 @@ class Config(Settings):
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})
+    # Of each run the config.json of Hugging Face's that it begins with, directly or not, and the decoder it describes.
+    _begun: dict[str, tuple[str, dict[str, Any]]] = PrivateAttr({})
 
     @model_validator(mode="after")
     def _retrievals(self) -> Self:
@@ -236,13 +238,10 @@ class Config(Settings):
 
     def model_of(self, name: str) -> dict[str, Any]:
         """A run's model as written: the section, what the run overrides, and the decoder of a folder it begins with."""
-        return merged(merged(self._model, self.runs[name].model), self.decoder_of(name)[1])
+        return merged(merged(self._model, self.runs[name].model), self._begun[name][1])
 
-    def decoder_of(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The config.json of Hugging Face's that a run, or the run it begins with, begins with, and its settings.
-
-        Nothing for every other beginning.
-        """
+    def _decoder(self, name: str) -> tuple[str, dict[str, Any]]:
+        """What `_begun` has of a run; nothing where it begins with anything else."""
         at: str | None = name
         while at in self.runs:
             at = self.runs[at].start
@@ -277,6 +276,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     except ValidationError as error:
         raise UserError(explain(suggesting(error), Config, where)) from None
     config._model = raw.get("model") or {}
+    config._begun = {name: config._decoder(name) for name in config.runs}
     for name, run in config.runs.items():
         for key, kind, values in (
             ("model", ModelSettings, config.model_of(name)),
@@ -287,7 +287,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
             except ValidationError as error:
                 raise UserError(explain(suggesting(error), kind, where, ("runs", name, key))) from None
     wrong = [*wrong_names(config), *contradictions(config, config.models()), *braces(config.paths())]
-    wrong += contradicted(config, own if isinstance(own, dict) else {})
+    wrong += contradicted(config, config._begun, own if isinstance(own, dict) else {})
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))
     return config

@@ -6,11 +6,13 @@
     AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 
 A GPT is written as a stock architecture where one computes the same (Llama, Arcee, GPT-NeoX, GPT-2), and then needs no
-trust_remote_code. Every other model brings the modules that compute it.
+trust_remote_code. Every other model brings the modules that compute it. Of one that was fitted to a folder of Hugging
+Face's the base lies beside the retrieval half, the bytes that it was.
 """
 
 import argparse
 import re
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from retro.base.stage import UserError, whole
 from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.named import run_folder
 from retro.interop.sentencepieces import to_tokenizers
-from retro.interop.states import State, Writer, open_file
-from retro.model.exchange import to_theirs
+from retro.interop.states import State, Writer, open_file, open_files
+from retro.model.exchange import CUT, found_as, from_theirs, to_theirs
 from retro.model.families import CLASSES, stock, stock_config, why_not
 from retro.model.settings import ModelSettings
+from retro.training import foreign
 from retro.training.settings import ImportedModel, TrainedRun, described
+from retro.training.weights import retrieves
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,8 +72,11 @@ def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: i
         config |= {"architecture": architecture, "model": settings.model_dump(mode="json"), **lengths}
         config |= {"tie_word_embeddings": False, "use_cache": False}
         copy_modules(output)
+        if begun := unchanged(model, weights):
+            config["base"] = write_apart(output, weights, *begun)
     ends = {"eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id, "bos_token_id": None}
-    write_weights(output, weights, kind, settings, shard_size)
+    if "base" not in config:
+        write_weights(output, weights, kind, settings, shard_size)
     words.save_pretrained(str(output))
     write_json(output / "generation_config.json", {**ends, "use_cache": bool(kind)})
     write_json(output / "config.json", {**config, **ends, "dtype": "float32"})
@@ -77,6 +84,53 @@ def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: i
         return f"{architecture}, as {CLASSES[kind]}"
     why = f" ({why_not(settings)})" if architecture == "gpt" else ""
     return f"{architecture}, with its modules{why}: load it with trust_remote_code=True"
+
+
+def unchanged(model: TrainedRun | ImportedModel, weights: State) -> tuple[Path, str] | None:
+    """The config.json of Hugging Face's that a model was fitted to, directly or not, with its model_type.
+
+    None where it was not, or where the folder no longer holds what lies in the model, bit for bit.
+    """
+    while isinstance(model, TrainedRun) and model.start and model.freeze == "base":
+        start = Path(model.start)
+        if not start.is_file():
+            return None
+        if foreign.is_foreign(model.start):
+            kind, state = foreign.facts(start)["model_type"], open_files(foreign.files(start)[1:])
+            return (start, kind) if _same(weights, state, kind, model.model) else None
+        model = described(read_manifest(start, "model").settings, str(start))
+    return None
+
+
+def _same(weights: State, theirs: State, kind: str, settings: ModelSettings) -> bool:
+    def read(name: str) -> Tensor:
+        return theirs[found_as(kind, name, theirs) or name].float()
+
+    for name in (name for name in weights if not retrieves(name)):
+        found = from_theirs(kind, name, read, settings)
+        ours = weights[name]
+        if not torch.equal(found[: len(ours)] if name in CUT else found, ours):
+            return False
+    return True
+
+
+def write_apart(output: Path, weights: State, start: Path, kind: str) -> dict[str, Any]:
+    """The base as it lay, in a folder of its own that transformers loads alone, and the retrieval half beside it.
+
+    Returns what config.json says of the base.
+    """
+    files = foreign.files(start)
+    (output / "base").mkdir()
+    for path in files:
+        shutil.copyfile(path, output / "base" / path.name)
+    shapes = {name: shape for name, shape in weights.shapes.items() if retrieves(name)}
+    with (
+        replacing(output / "retrieval.safetensors") as temporary,
+        Writer(temporary, shapes, {"format": "pt"}) as writer,
+    ):
+        for name in shapes:
+            writer.put(name, weights[name])
+    return {"model_type": kind, "files": [path.name for path in files if path.suffix == ".safetensors"]}
 
 
 def write_weights(output: Path, weights: State, kind: str | None, settings: ModelSettings, shard_size: int) -> None:

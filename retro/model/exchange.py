@@ -5,7 +5,7 @@ Llama and its like keep queries, keys and values, gate and up apart; GPT-NeoX gr
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,6 +55,8 @@ OWN = {
 # What files hold that is no parameter: causal masks, frequencies of rope.
 BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq)")
 
+CUT = ("embedding.tokens.weight", "head.weight", "embedding.positions.weight")  # of which the first rows may be enough
+
 
 class Place(NamedTuple):
     """Where one of our parameters lies: the names of its parts, one after the other, and how their rows are laid."""
@@ -90,6 +92,12 @@ def from_theirs(kind: str, name: str, read: Callable[[str], Tensor], s: ModelSet
     if found.layout == "by head":
         return tensor.unflatten(0, (s.heads, 3, -1)).transpose(0, 1).flatten(0, 2)  # (3 h size, ..)
     return tensor
+
+
+def found_as(kind: str, name: str, names: Container[str]) -> str | None:
+    """Which of `names` is their tensor `name`: some files hold a model without its head, and leave its root out."""
+    bare = name.removeprefix(f"{ROOTS.get(kind, 'model')}.")
+    return next((each for each in (name, bare) if each in names), None)
 
 
 def to_theirs(kind: str, name: str, tensor: Tensor, s: ModelSettings) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from retro.base.artifacts import Manifest, canonical, read_json, read_manifest, 
 from retro.base.log import say
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
-from retro.model.exchange import BUFFERS, ROOTS, from_theirs
+from retro.model.exchange import BUFFERS, CUT, found_as, from_theirs
 from retro.model.families import vocabulary
 from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
@@ -78,9 +78,6 @@ def _from_ours(model: LanguageModel, start: Path, dataset: Dataset) -> tuple[str
     return f"{manifest.path}: {base.architecture}", manifest.facts["files"]["model.safetensors"]["sha256"]
 
 
-CUT = ("embedding.tokens.weight", "head.weight", "embedding.positions.weight")  # whose last rows may be left out
-
-
 def _from_folder(model: LanguageModel, start: Path, dataset: Dataset) -> tuple[str, str]:
     """The decoder's weights of a folder of Hugging Face's, in whatever precision they are; what it is, and a digest.
 
@@ -102,11 +99,10 @@ def _from_folder(model: LanguageModel, start: Path, dataset: Dataset) -> tuple[s
         if path.suffix == ".safetensors":
             places |= dict.fromkeys((file := _opened(path)).keys(), file)
     used: set[str] = set()
-    root = ROOTS.get(facts["model_type"], "model")
 
     def read(name: str) -> Tensor:
-        there = name if name in places else name.removeprefix(f"{root}.")  # some hold the model without its head
-        if there not in places:
+        there = found_as(facts["model_type"], name, places)
+        if there is None:
             raise UserError(f"{start.parent}: lacks {name}, which config.json asks for. Fetch the folder again.")
         used.add(there)
         return places[there].get_tensor(there)
