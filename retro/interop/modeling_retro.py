@@ -76,7 +76,7 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         if config.base is None:
             return super().from_pretrained(folder, *args, config=config, **kwargs)
         hub = {key: value for key, value in kwargs.items() if key in HUB}
-        kind, places = config.base["model_type"], {}
+        kind, places = config.base["model_type"], dict[str, Any]()
         for name in ("retrieval.safetensors", *(f"base/{name}" for name in config.base["files"])):
             file = safe_open(cached_file(folder, name, **hub), framework="pt")
             places |= dict.fromkeys(file.keys(), file)

@@ -127,7 +127,8 @@ def _from_folder(model: LanguageModel, start: Path, dataset: Dataset) -> tuple[s
             "with another model."
         )
     digest = hashlib.sha256(canonical({path.name: sha256(path) for path in files}).encode()).hexdigest()
-    return f"{start.parent}: {facts['model_type']}", digest
+    shape = f"{ours.layers} layers x {ours.width} x {ours.heads} heads, {dataset.vocab_size:,} of {rows:,} token rows"
+    return f"{start.parent}: {facts['model_type']}, {shape}", digest
 
 
 def _opened(path: Path) -> Any:
@@ -142,12 +143,15 @@ OWN_TOKENIZER = (
 )
 
 
+SPEAKS = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # what of tokenizer.json decides a text's ids
+
+
 def _same_tokenizer(start: Path, dataset: Dataset) -> None:
-    """Refuse a folder whose tokenizer.json is not the dataset's."""
-    ours, path = tokenizer_files(dataset).get(foreign.TOKENIZER), start.with_name(foreign.TOKENIZER)
-    if ours is None or not path.is_file():
+    """Refuse a folder whose tokenizer.json gives other ids than the dataset's, as far as their texts tell."""
+    ours, path = dataset.folder / "tokenizer" / foreign.TOKENIZER, start.with_name(foreign.TOKENIZER)
+    if not ours.is_file() or not path.is_file():
         say(f"from       {path}: not there, or the dataset has none; the tokenizers are not compared")
-    elif ours != sha256(path):
+    elif [foreign.facts(ours).get(key) for key in SPEAKS] != [foreign.facts(path).get(key) for key in SPEAKS]:
         raise UserError(f"{path}: is another tokenizer than that of {dataset.path}. {OWN_TOKENIZER}")
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
+from retro.interop.huggingface import export
 from retro.model.build import build_model
 from retro.model.families import decoder
 from retro.model.settings import ModelSettings
@@ -99,6 +100,23 @@ def test_fitted_from_a_folder_only_what_retrieves_moves_and_the_base_is_measured
     counts = read_manifest(tmp_path / "gpt/model.json", "model").counts
     assert (counts["samples"], counts["steps"]) == (0, 0)
     assert "nothing of this model is trained" in stage.log and "warmup" not in stage.log
+
+
+@pytest.mark.slow
+def test_a_model_trained_here_goes_there_and_is_fitted_when_it_comes_back(config, dataset, tmp_path):
+    text = run_json("gpt", model={"activation": "swiglu", "kv_heads": 1})
+    gpt = Stage(config, text, tmp_path / "gpt")
+    assert gpt.run() == 0, gpt.log
+    export(tmp_path / "gpt", tmp_path / "there", dataset.folder / "tokenizer/manifest.json")
+    fitted = Stage(config, run(tmp_path / "there"), tmp_path / "fitted")
+    assert fitted.run() == 0, fitted.log
+    lines = [json.loads(line) for line in (tmp_path / "fitted/metrics.jsonl").read_text().splitlines()]
+    losses = {mode: [line["loss"] for line in lines if line.get("retrieval") == mode] for mode in ("on", "off")}
+    assert set(losses["off"]) == {read_manifest(gpt.output).counts["losses"]["valid/none"]}, "not its base"
+    assert losses["on"][-1] < losses["on"][0]
+    export(tmp_path / "fitted", tmp_path / "back", dataset.folder / "tokenizer/manifest.json")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "back/base" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
 def spoil(folder, dataset, what):
