@@ -8,7 +8,7 @@ out    {D}/tokenizer, {D}/tokens/<source>, {D}/duplicates
 
 LEARNED_FROM, READ = WORKFLOW.learned_from(), WORKFLOW.read()
 LEARNED_FILES = [file for name in SOURCES if name in LEARNED_FROM for file in FILES_OF[name]]
-GIVEN_FILES = [path for path in [DATASET.tokenizer.path, DATASET.tokenizer.merges] if path]
+GIVEN_FILES = DATASET.tokenizer.given
 
 
 rule train_tokenizer:

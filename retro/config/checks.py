@@ -205,6 +205,23 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             yield f"{key}: found {lists[key]}, wanted numbers from 0 on"
 
 
+def contradicted(config: Any, begun: Mapping[str, tuple[str, Any]], own: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each key of a model that the folder it begins with decides otherwise.
+
+    `begun` has of each run the file that decides, and what. `own` is the model section as the config file itself has
+    it, which is for all runs: it may not contradict a folder that all of them begin with.
+    """
+    for name, (start, decoder) in begun.items():
+        given = {f"runs.{name}.model": config.runs[name].model}
+        given |= {"model": own} if all(other == start for other, _ in begun.values()) else {}
+        usual = {"kv_heads": decoder.get("heads"), "qkv_bias": decoder.get("bias")}
+        for place, model in given.items():
+            for key in [key for key in decoder if key in model]:
+                here, there = ((usual.get(key) if value is None else value) for value in (model[key], decoder[key]))
+                if here != there:
+                    yield f"{place}.{key}: found {model[key]!r}, but {start} decides it: {there!r}; leave it out"
+
+
 def doubts(config: Any, runs: dict[str, Run]) -> Iterator[str]:
     """A line for each thing that is allowed and hardly meant, as `contradictions` has them."""
     fixed = config.dataset.samples
@@ -236,10 +253,8 @@ def check_runs(runs: dict[str, Any]) -> None:
                     f"run {name!r}: twin {run.twin!r} is not a gpt run of this config; name one ({listed(known)}), or "
                     f"leave it out{did_you_mean(run.twin, known)}"
                 )
-        if run.freeze and (run.architecture != "retro" or run.start is None):
-            raise ValueError(
-                f"run {name!r}: freeze: base is for a retro run that has `from`; leave it out, or add that"
-            )
+        if run.freeze and run.start is None:
+            raise ValueError(f"run {name!r}: freeze: base is for a run that has `from`; leave it out, or add that")
         seen, at = [name], run.start
         while at in runs:
             if at in seen:

@@ -5,7 +5,7 @@ so that a changed key reruns what read it and nothing else.
 """
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -13,7 +13,16 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from retro.base import names
 from retro.base.names import NAME, seeded
 from retro.base.stage import Names, Overrides, Settings, UserError, explain
-from retro.config.checks import braces, check_runs, contradictions, named, refuse_truth, refuse_unusable, wrong_names
+from retro.config.checks import (
+    braces,
+    check_runs,
+    contradicted,
+    contradictions,
+    named,
+    refuse_truth,
+    refuse_unusable,
+    wrong_names,
+)
 from retro.config.layers import (
     PRESETS,
     RetrievalSettings,
@@ -34,6 +43,7 @@ from retro.experiments.settings import ExperimentSettings
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
 from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
+from retro.training import foreign
 from retro.training.settings import Run, TrainSettings
 
 
@@ -112,12 +122,13 @@ class RunSettings(Settings):
         None,
         alias="from",
         description="Begin with trained weights: another run of this config (its model of the same seed), or the path "
-        "of a model.json or of its folder. A RETRO that begins with a GPT gets a new encoder and cross-attention.",
+        "of a model.json or of its folder, or of a folder of Hugging Face's, whose config.json then says what the "
+        "decoder is. A RETRO that begins with a GPT gets a new encoder and cross-attention.",
     )
     freeze: Literal["base"] | None = Field(
         None,
         description="base: train the encoder and chunked cross-attention only. With retrieval off the model is then "
-        "the one it began with, bit for bit.",
+        "the one it began with, bit for bit. Of a gpt nothing is trained: it is evaluated as it is.",
     )
 
 
@@ -186,6 +197,8 @@ class Config(Settings):
     resources: ResourceSettings = Field(ResourceSettings(), description="Threads and GPUs of the stages.")
     # As written, before a flavour filled in defaults: a run that changes the flavour must not inherit those.
     _model: dict[str, Any] = PrivateAttr({})
+    # Of each run the config.json of Hugging Face's that it begins with, directly or not, and the decoder it describes.
+    _begun: dict[str, tuple[str, dict[str, Any]]] = PrivateAttr({})
 
     @model_validator(mode="after")
     def _retrievals(self) -> Self:
@@ -202,7 +215,7 @@ class Config(Settings):
         """Every model to train, by its name, `<run>-s<seed>`."""
         found = {}
         for name, run in self.runs.items():
-            model = ModelSettings(**merged(self._model, run.model))
+            model = ModelSettings(**self.model_of(name))
             train = TrainSettings(**merged(self.train.facts(), run.train))
             for seed in self.seeds:
                 found[seeded(name, seed)] = Run(
@@ -221,9 +234,21 @@ class Config(Settings):
         """The model.json that a run begins with."""
         if start in self.runs:
             return f"{self.results}/{self.dataset.name}/{names.RUN}/model.json".format(run=seeded(start, seed))
-        if start is None:
-            return None
-        return PurePosixPath(start if start.endswith(".json") else f"{start}/model.json").as_posix()
+        return None if start is None else foreign.named(start)
+
+    def model_of(self, name: str) -> dict[str, Any]:
+        """A run's model as written: the section, what the run overrides, and the decoder of a folder it begins with."""
+        return merged(merged(self._model, self.runs[name].model), self._begun[name][1])
+
+    def _decoder(self, name: str) -> tuple[str, dict[str, Any]]:
+        """What `_begun` has of a run; nothing where it begins with anything else."""
+        at: str | None = name
+        while at in self.runs:
+            at = self.runs[at].start
+        start = None if at is None else foreign.named(at)
+        if start is None or not foreign.is_foreign(start) or not Path(start).is_file():
+            return "", {}
+        return start, foreign.decoder(start, self.dataset.samples.seq_length)
 
     def paths(self) -> dict[str, str]:
         """Files and folders that Snakemake is told of, by their keys; those of the sources: `files_of`."""
@@ -238,6 +263,7 @@ def load(path: str | Path) -> Config:
 
 def parse(raw: dict[str, Any], where: str = "config") -> Config:
     """Validate a config mapping, its preset merged underneath."""
+    own = raw.get("model")  # without presets, which cannot know of a folder that a run begins with
     try:
         raw = with_presets(raw, where)
         refuse_unusable(raw, where)
@@ -250,16 +276,18 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     except ValidationError as error:
         raise UserError(explain(suggesting(error), Config, where)) from None
     config._model = raw.get("model") or {}
+    config._begun = {name: config._decoder(name) for name in config.runs}
     for name, run in config.runs.items():
-        for key, kind, under in (
-            ("model", ModelSettings, config._model),
-            ("train", TrainSettings, config.train.facts()),
+        for key, kind, values in (
+            ("model", ModelSettings, config.model_of(name)),
+            ("train", TrainSettings, merged(config.train.facts(), run.train)),
         ):
             try:
-                kind(**merged(under, getattr(run, key)))
+                kind(**values)
             except ValidationError as error:
                 raise UserError(explain(suggesting(error), kind, where, ("runs", name, key))) from None
     wrong = [*wrong_names(config), *contradictions(config, config.models()), *braces(config.paths())]
+    wrong += contradicted(config, config._begun, own if isinstance(own, dict) else {})
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong))
     return config

@@ -34,6 +34,7 @@ from retro.config.preprocessing import Preprocessing
 from retro.config.schema import Config
 from retro.evaluation.conditions import NONE, OFF, ON, Condition, usual
 from retro.experiments.catalogue import CATALOGUE, Offered
+from retro.training import foreign
 
 DRAWN = ("loss", "bpb", "sections", "cost", "neighbours")
 TABLED = ("loss", "cost", "neighbours")  # those whose values no table of the evaluation has
@@ -49,6 +50,9 @@ class Workflow(Preprocessing):
         self.retro_runs = [name for name, run in self.runs.items() if run.retro]
         # The run that the report is about: the first RETRO run that has a twin.
         self.first = next((name for name in self.retro_runs if self.runs[name].twin), None)
+        for name in self.runs:
+            if begun := self.begun(name)[1]:
+                foreign.refuse_absent(begun[0], f"runs.{unseeded(name)}.from")
 
     # Models and their evaluation
 
@@ -96,7 +100,8 @@ class Workflow(Preprocessing):
     def begun(self, run: str) -> tuple[str | None, list[str]]:
         """The model.json that a run begins with if it is trained here; else that model's files, made elsewhere.
 
-        Those are its model.json and what that lists beside it, so that other weights are another beginning.
+        Those are its model.json and what that lists beside it, or config.json and the weights of a folder of Hugging
+        Face's, so that other weights are another beginning.
         """
         start = self.runs[run].start
         if start is None:
@@ -105,6 +110,8 @@ class Workflow(Preprocessing):
         if (made := here.get(os.path.abspath(start))) is not None:
             return made, []
         try:
+            if foreign.is_foreign(start):
+                return None, [str(path) for path in foreign.files(start)]
             files = list(read_manifest(start, "model").facts["files"])
         except UserError:  # the training says what is wrong with it
             files = []

@@ -1,6 +1,7 @@
 """Config sections of the corpus stages."""
 
-from typing import Annotated, Literal, Self
+import os
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -120,26 +121,34 @@ class DuplicateSettings(Settings):
 TOKENIZER_FILES = {
     "bpe": ("tokenizer.json",),
     "tokenizer.json": ("tokenizer.json",),
+    "huggingface": ("tokenizer.json",),
     "gpt2": ("vocab.json", "merges.txt"),
     "sentencepiece": ("tokenizer.model",),
 }  # what a tokenizer of each type is kept in
+# Where a folder of Hugging Face's names its end of text, in the order that they are asked.
+END_OF_TEXT = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class TokenizerSettings(Settings):
     """The language model's tokenizer: trained here, or given."""
 
-    type: Literal["bpe", "tokenizer.json", "gpt2", "sentencepiece"] = Field(
+    type: Literal["bpe", "tokenizer.json", "huggingface", "gpt2", "sentencepiece"] = Field(
         "bpe",
         description="bpe: byte-level BPE trained on the train split. tokenizer.json: Hugging Face's file. "
+        "huggingface: the folder of a model, with that file and those that name its end of text. "
         "gpt2: vocab.json + merges.txt. sentencepiece: a .model file.",
     )
     vocab_size: int | None = Field(4096, ge=258, description="Size to train (bpe). Given tokenizers bring theirs.")
     train_bytes: int = Field(100_000_000, gt=0, description="Train on at most this much text (bytes of UTF-8).")
     path: Annotated[str | None, Names("file")] = Field(
-        None, description="tokenizer.json, vocab.json or .model of a given tokenizer."
+        None, description="tokenizer.json, vocab.json, .model or (huggingface) the folder of a given tokenizer."
     )
     merges: Annotated[str | None, Names("file")] = Field(None, description="merges.txt of a given GPT-2 tokenizer.")
-    eod: str = Field("<|endoftext|>", description="The special token that ends a document; also pads.")
+    eod: str = Field(
+        "<|endoftext|>",
+        description="The special token that ends a document; also pads. With huggingface the default is the folder's "
+        "own: its eos_token.",
+    )
 
     lossy: Literal["refuse", "allow"] = Field(
         "refuse",
@@ -148,6 +157,21 @@ class TokenizerSettings(Settings):
         "normalized to other text). refuse: stop and show it. allow: go on, count such documents, and measure bits per "
         "byte of the text as it is given back; the report says so.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_end(cls, values: Any) -> Any:
+        """An empty `eod` stands for the folder's own."""
+        own = isinstance(values, dict) and values.get("type") == "huggingface"
+        return {"eod": "", **values} if own else values
+
+    @property
+    def given(self) -> list[str]:
+        """The files of a given tokenizer; those that must be there first."""
+        if self.type == "huggingface":
+            more = [f"{self.path}/{name}" for name in END_OF_TEXT]
+            return [f"{self.path}/tokenizer.json", *(path for path in more if os.path.isfile(path))]
+        return [path for path in (self.path, self.merges) if path is not None]
 
     @model_validator(mode="after")
     def _files(self) -> Self:

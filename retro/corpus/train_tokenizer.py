@@ -220,16 +220,38 @@ def hashes_of(readers: list[Reader]) -> dict[str, str]:
 def copy_given(settings: TokenizerSettings, folder: Path) -> dict[str, str]:
     """Copy the given files under the names this package uses; returns their paths and the sha256 of what was read."""
     hashes = {}
-    named = [settings.path, settings.merges] if settings.type == "gpt2" else [settings.path]
-    given = [path for path in named if path is not None]
-    for path, name in zip(given, TOKENIZER_FILES[settings.type], strict=True):
+    for number, path in enumerate(settings.given):
         if not Path(path).is_file():
             raise UserError(f"dataset.tokenizer: no such file: {path} (working folder {Path.cwd()}). Correct the path.")
         data = Path(path).read_bytes()
         hashes[path] = hashlib.sha256(data).hexdigest()
-        with artifacts.replacing(folder / name) as temporary:
-            temporary.write_bytes(data)
+        if number < len(TOKENIZER_FILES[settings.type]):  # others only name the end of text
+            with artifacts.replacing(folder / TOKENIZER_FILES[settings.type][number]) as temporary:
+                temporary.write_bytes(data)
     return hashes
+
+
+def with_end(settings: TokenizerSettings) -> TokenizerSettings:
+    """The settings of a given tokenizer with the token that ends a document, which its folder may have to name.
+
+    Raises UserError for a folder that names none.
+    """
+    if settings.eod:
+        return settings
+    path, *others = settings.given
+    added = artifacts.read_json(path).get("added_tokens") or []
+    tokens = {token["id"]: token["content"] for token in added}
+    for other in others:
+        facts = artifacts.read_json(other)
+        found = facts.get("eos_token", facts.get("eos_token_id"))
+        found = found[0] if isinstance(found, list) and found else found
+        found = found.get("content") if isinstance(found, dict) else tokens.get(found, found)
+        if isinstance(found, str):
+            return settings.model_copy(update={"eod": found})
+    raise UserError(
+        f"{settings.path}: names no token that ends a text (eos_token_id of config.json, eos_token of "
+        "tokenizer_config.json); name one in dataset.tokenizer.eod."
+    )
 
 
 def main() -> None:
@@ -252,6 +274,8 @@ def main() -> None:
         hashes = hashes_of(readers)
     else:
         hashes = copy_given(wanted, folder)
+        wanted = with_end(wanted)
+        settings = settings.model_copy(update={"tokenizer": wanted})
     tokenizer = Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
     if tokenizer.chance:
         print(f"tokenizer: {tokenizer.chance} of the given file is switched off", file=sys.stderr)

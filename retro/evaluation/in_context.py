@@ -62,18 +62,18 @@ def in_gpt(batcher: Shown, low: int, high: int, length: int, room: int) -> Batch
 
 
 def first_in_retro(batcher: Shown, low: int, high: int, length: int) -> Batch:
-    """The windows of chunks low … high of a split, of `length` tokens: whole chunks, so that they face their neighbours.
+    """The windows of chunks low … high of a split, of `length` tokens: whole chunks, which face their neighbours.
 
     The first neighbour of the chunk before the last takes the first r tokens, padded where it is shorter, and the
-    encoder does not see it there; of what is not there, the beginning of a split, there is padding. Targets are those of
-    the last chunk, −1 elsewhere. Raises `UserError` where that leaves no room for a chunk before the last.
+    encoder does not see it there; before a split begins there is padding. Targets are those of the last chunk, −1
+    elsewhere. Raises `UserError` where that leaves no room for a chunk before the last.
     """
     store, m, brought = batcher.store, batcher.store.length, batcher.retrieved
     text = length // m - brought  # chunks
     if text < 2:
         raise UserError(
-            f"a window of {length} tokens has no room for a neighbour of {brought * m} and two chunks of {m}: condition "
-            f"first-in-context. Raise dataset.samples.seq_length, or lower evaluate.retrieved_chunks."
+            f"condition first-in-context: a window of {length} tokens has no room for a neighbour of {brought * m} and "
+            f"two chunks of {m}. Raise dataset.samples.seq_length, or lower evaluate.retrieved_chunks."
         )
     chunks = np.arange(low, high)
     positions = np.maximum(chunks[:, None] + np.arange(1 - text, 2), -1)  # the one after is for the batcher alone
@@ -99,8 +99,7 @@ def score(
     size: int,
     what: str,
 ) -> None:
-    """Fill `losses`, float32 [C, m], with the nats of every token of a split that is `real`, bool [C, m]; the rest stays
-    NaN.
+    """Fill `losses`, float32 [C, m], with the nats of every token of a split that is `real`, bool [C, m]; else NaN.
 
     `windows` gives those of some chunks, first and end, in order; `size` of them a forward pass.
     """

@@ -294,8 +294,8 @@ CATALOGUE = {
         "readers",
         "What does a model of its own add to cheaper ways of reading neighbours?",
         "Bits per byte by the number of neighbours: the GPT with a copier, with neighbours in its own window and as a "
-        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone, with the first neighbour in its window "
-        "(RETRO++) and with a copier.",
+        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone, with the first neighbour in its "
+        "window (RETRO++) and with a copier.",
         _copying,
         _readings,
         one_run=True,

@@ -9,17 +9,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import cached_file
 
 from retro.model.cca import ChunkGrid
+from retro.model.exchange import CUT, found_as, from_theirs
 from retro.model.language_model import LanguageModel
 from retro.model.settings import ModelSettings
 
+HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # how a hub is asked
+
 
 class RetroConfig(PreTrainedConfig):
-    """Settings of the model (`model`), its architecture (gpt or retro) and the lengths it was built for."""
+    """Settings of the model (`model`), its architecture (gpt or retro) and the lengths it was built for.
+
+    `base` is of a model that was fitted to another: that one's model_type and, in the folder `base`, its files.
+    """
 
     model_type = "retro"
 
@@ -31,11 +39,13 @@ class RetroConfig(PreTrainedConfig):
         seq_length: int = 512,
         chunk_length: int = 64,
         retrieved_length: int = 128,
+        base: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.model, self.architecture = model or {}, architecture
         self.vocab_size, self.seq_length = vocab_size, seq_length
         self.chunk_length, self.retrieved_length = chunk_length, retrieved_length
+        self.base = base
         super().__init__(**kwargs)
 
 
@@ -57,6 +67,45 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
             retrieved_length=config.retrieved_length,
         )
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Any, *args: Any, config: RetroConfig | None = None, **kwargs: Any
+    ) -> "RetroForCausalLM":
+        """The model in a folder, or of a hub. Of a fitted one the base is read from the files in `base`."""
+        if config is None:
+            config = RetroConfig.from_pretrained(folder)
+        if config.base is None:
+            return super().from_pretrained(folder, *args, config=config, **kwargs)
+        hub = {key: value for key, value in kwargs.items() if key in HUB}
+        kind, places = config.base["model_type"], dict[str, Any]()
+        for name in ("retrieval.safetensors", *(f"base/{name}" for name in config.base["files"])):
+            file = safe_open(cached_file(folder, name, **hub), framework="pt")
+            places |= dict.fromkeys(file.keys(), file)
+
+        def read(name: str) -> Tensor:
+            there = found_as(kind, name, places)
+            if there is None:
+                raise ValueError(f"{folder}: base lacks {name}; copy the folder again")
+            return places[there].get_tensor(there)
+
+        model = cls(config)
+        with torch.no_grad():
+            for name, parameter in model.retro.named_parameters():
+                if name in places:
+                    parameter.copy_(read(name))
+                    continue
+                found = from_theirs(kind, name, read, model.retro.settings)  # (rows, ..)
+                parameter.copy_(found[: len(parameter)] if name in CUT else found)
+        config.base = None  # save_pretrained writes one model, under our names
+        model.generation_config = GenerationConfig.from_pretrained(folder, **hub)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        where = kwargs.get("device_map")
+        if where is not None and not isinstance(where, str | int | torch.device):
+            raise ValueError(f"device_map is {where!r}, wanted one device: the model is not cut over several")
+        return model.to(device=None if where == "auto" else where, dtype=dtype).eval()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing: every weight is in the file."""

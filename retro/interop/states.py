@@ -93,6 +93,11 @@ def open_file(path: Path) -> State:
     return state.renamed(bare(state))
 
 
+def open_files(files: Sequence[Path]) -> State:
+    """The tensors in several .safetensors files, under the names that they have there; others are passed over."""
+    return _safetensors(files[0], [path for path in files if path.suffix == ".safetensors"])
+
+
 def bare(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
     """Each name without what is wrapped around all of them (`module.`, `model.`); `_extra_state` left out."""
     found = {name: name for name in names if not name.endswith("_extra_state")}

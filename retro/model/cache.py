@@ -1,5 +1,7 @@
 """Decoding token by token: keys and values are kept, and a chunk's neighbours are encoded once, when it fills."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -198,24 +200,31 @@ class DecodingCache:
         rope = None if self._rope is None else (at.of(self._rope[0]), at.of(self._rope[1]))
         for index, layer in enumerate(model.decoder.layers):
             assert isinstance(layer, DecoderLayer)
-            q, k, v = layer.attention.project(layer.attention_norm(x), rope)  # (b, p, heads, size)
-            k, v = (
-                at.put(self._row(name, index, new, self.capacity, *new.shape[2:]), new)
-                for name, new in (("keys", k), ("values", v))
-            )  # (b, end, g, size)
-            x = x + layer.attention.out(attend(q, k, v, mask=at.mask(x), causal=at.causal))  # (b, p, d)
+            attention = partial(self._attention, layer, index, rope, at)
+            y = x + layer.branch(layer.attention_norm, attention, x)  # (b, p, d)
             if layer.cca is not None:
-                h = layer.cca.norm(x)  # (b, p, d)
+                h = layer.cca.norm(y)  # (b, p, d)
                 if index + 1 == model.settings.cca_at[0]:
                     self._remember(h, at, given, found)
                     encoded = self._faced(at)
                 if encoded is not None and encoded.alive is not None:
                     k, v = (self._rows[name, index][at.rows] for name in ("read keys", "read values"))
-                    x = x + layer.cca.read(h, k, v, encoded, at.place) * encoded.alive  # (b, p, d)
-            x = x + layer.mlp(layer.mlp_norm(x))  # (b, p, d)
+                    y = y + layer.cca.read(h, k, v, encoded, at.place) * encoded.alive  # (b, p, d)
+            x = y + layer.branch(layer.mlp_norm, layer.mlp, x if layer.parallel else y)  # (b, p, d)
         for row in range(at.rows.start, at.rows.stop):
             self.lengths[row] += tokens.shape[1]
         return x if model.decoder.norm is None else model.decoder.norm(x), encoded  # (b, p, d)
+
+    def _attention(
+        self, layer: DecoderLayer, index: int, rope: Rope | None, at: "Together | Apart", h: Tensor
+    ) -> Tensor:
+        """What tokens that stand `at`, whose states are h [b, p, d], read of all so far: [b, p, d]."""
+        q, k, v = layer.attention.project(h, rope)  # (b, p, heads, size)
+        k, v = (
+            at.put(self._row(name, index, new, self.capacity, *new.shape[2:]), new)
+            for name, new in (("keys", k), ("values", v))
+        )  # (b, end, g, size)
+        return layer.attention.out(attend(q, k, v, mask=at.mask(h), causal=at.causal))  # (b, p, d)
 
     def _logits(self, x: Tensor, encoded: Encoded | None) -> Tensor:
         """Logits [b, p, V] of the last tokens of a piece, whose states are x [b, p, d]."""

@@ -69,8 +69,11 @@ def parameters(
     total = vocab_size * d * (1 if s.tied else 2) + (_norm(s, d) if s.final_norm else 0)
     if s.positions == "learned":
         total += d * (max(seq_length, retrieved_length) if s.shared_embeddings else seq_length)
-    qkv = _linear((s.heads + 2 * s.kv_head_count) * s.head_size, d, s.bias)
-    total += s.layers * (2 * _norm(s, d) + qkv + _linear(d, d, s.bias) + _mlp(s, d, s.ffn_dim))
+    attention = _linear((s.heads + 2 * s.kv_head_count) * s.head_size, d, s.has_qkv_bias)
+    attention += _linear(d, s.heads * s.head_size, s.bias)
+    if s.qk_norm != "none":
+        attention += s.head_size * (2 if s.qk_norm == "head" else s.heads + s.kv_head_count)
+    total += s.layers * (2 * _norm(s, d) + attention + _mlp(s, d, s.ffn_dim))
     if architecture == "retro":
         total += _encoder(s, vocab_size, retrieved_length)
         total += len(s.cca_at) * _cca(s, chunk_length + retrieved_length - 1)
@@ -96,9 +99,10 @@ def flops_per_token(
     """
     s, d, e = settings, settings.width, settings.encoder_dim
     fc = 3 if s.activation == "swiglu" else 2
+    inner = s.heads * s.head_size
     qkv = (s.heads + 2 * s.kv_head_count) * s.head_size * d
     # Multiply-adds, forward.
-    total: float = s.layers * (qkv + d * d + fc * d * s.ffn_dim + seq_length * d) + vocab_size * d
+    total: float = s.layers * (qkv + inner * d + fc * d * s.ffn_dim + seq_length * inner) + vocab_size * d
     if architecture == "retro" and neighbours:
         read = neighbours * retrieved_length  # keys of a chunk
         per_token = read / chunk_length  # neighbour tokens for each decoder token

@@ -4,6 +4,7 @@ The decoder is one layer stack for both. RETRO's layers may carry chunked cross-
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,29 @@ from retro.model.settings import ModelSettings
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm: self-attention, chunked cross-attention where there is one, MLP."""
+    """Self-attention, chunked cross-attention where there is one, MLP.
+
+    Each reads normalised states. With `norm_position: after` self-attention and MLP read the states as they are, and
+    what they put out is normalised. With `parallel_residual` the MLP reads the states that self-attention reads.
+    """
 
     def __init__(self, settings: ModelSettings, cca: ChunkedCrossAttention | None) -> None:
         super().__init__()
         s = settings
         self.attention_norm = make_norm(s.norm, s.width, s.norm_eps)
-        self.attention = SelfAttention(s.width, s.heads, s.kv_head_count, s.bias, s.attention_dropout)
+        heads, groups, size = s.heads, s.kv_head_count, s.head_size
+        self.attention = SelfAttention(
+            s.width,
+            heads,
+            groups,
+            s.bias,
+            s.attention_dropout,
+            size=size,
+            qkv_bias=s.has_qkv_bias,
+            normed={"none": None, "head": (size, size), "whole": (heads * size, groups * size)}[s.qk_norm],
+            eps=s.norm_eps,
+        )
+        self.norm_after, self.parallel = s.norm_position == "after", s.parallel_residual
         self.cca = cca
         self.mlp_norm = make_norm(s.norm, s.width, s.norm_eps)
         self.mlp = MLP(s.width, s.ffn_dim, s.activation, s.bias)
@@ -41,14 +58,18 @@ class DecoderLayer(nn.Module):
         The first layer with chunked cross-attention calls `encode` on its normalised states; later layers are
         given the result. Without `grid` retrieval is off.
         """
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope=rope, causal=True))  # (b, n, d)
+        y = x + self.branch(self.attention_norm, partial(self.attention, rope=rope, causal=True), x)  # (b, n, d)
         if self.cca is not None and grid is not None:
-            h = self.cca.norm(x)  # (b, n, d)
+            h = self.cca.norm(y)  # (b, n, d)
             if encoded is None:
                 assert encode is not None
                 encoded = encode(h)
-            x = x + self.dropout(self.cca(h, encoded, grid))  # (b, n, d)
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), encoded  # (b, n, d)
+            y = y + self.dropout(self.cca(h, encoded, grid))  # (b, n, d)
+        return y + self.branch(self.mlp_norm, self.mlp, x if self.parallel else y), encoded  # (b, n, d)
+
+    def branch(self, norm: nn.Module, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What self-attention or the MLP (`work`) adds to the states x [b, n, d]: [b, n, d]."""
+        return self.dropout(norm(work(x)) if self.norm_after else work(norm(x)))  # (b, n, d)
 
 
 class Decoder(nn.Module):
@@ -191,7 +212,8 @@ class LanguageModel(nn.Module):
         s = self.settings
         if s.positions != "rope":
             return None
-        return rope_table(positions, 2 * (int(s.head_size * s.rope_fraction) // 2), s.rope_base)
+        rotated = 2 * (int(s.head_size * s.rope_fraction) // 2)
+        return rope_table(positions, rotated, s.rope_base, s.rope_scaling)
 
     def encode(self, neighbours: Tensor, mask: Tensor | None, chunks: Tensor, short: int = 0) -> Encoded:
         """Encode neighbours [b, l, k, r] for chunks whose normalised states are `chunks` [b * l, m, d].

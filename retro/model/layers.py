@@ -4,13 +4,14 @@ Norms, MLP, rotary positions, attention, and the head's loss. The encoder is bid
 that retrieved (Algorithm 1). Weights are made without values: `retro.model.build` gives them.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro.model.settings import ModelSettings
+from retro.model.settings import ModelSettings, RopeScaling
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines, each [(b,) positions, rotated] fp32
 
@@ -80,15 +81,47 @@ class MLP(nn.Module):
         return self.down(y)  # (.., d)
 
 
-def rope_table(positions: Tensor, rotated: int, base: float) -> Rope:
+def rope_table(positions: Tensor, rotated: int, base: float, scaling: RopeScaling | None = None) -> Rope:
     """Cosines and signed sines for integer `positions` [.., n]: [.., n, rotated] fp32 each (Su et al. 2021).
 
     Feature i and i + rotated / 2 are one pair.
     """
-    steps = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)  # (rotated/2,)
-    angles = positions.float()[..., None] * base ** (-steps / rotated)  # (.., n, rotated/2)
+    angles = positions.float()[..., None] * frequencies(rotated, base, scaling, positions.device)  # (.., n, rotated/2)
     cos, sin = angles.cos(), angles.sin()  # (.., n, rotated/2)
+    if scaling is not None and scaling.amplitude != 1:
+        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude  # (.., n, rotated/2)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (.., n, rotated) each
+
+
+def frequencies(rotated: int, base: float, scaling: RopeScaling | None, device: torch.device | None = None) -> Tensor:
+    """The angles of one step, [rotated / 2] fp32: base^(−2i / rotated), stretched as `scaling` says."""
+    steps = torch.arange(0, rotated, 2, device=device, dtype=torch.float32)  # (rotated/2,)
+    found = base ** (-steps / rotated)  # (rotated/2,)
+    return found if scaling is None else _stretched(found, base, scaling)
+
+
+def _stretched(frequencies: Tensor, base: float, scaling: RopeScaling) -> Tensor:
+    """Frequencies [f] as `scaling` has them: those that turn at least `high` times within the length it was
+    trained to stay, those that turn `low` times or less are divided by the factor, and between them is a ramp.
+
+    Llama 3's is linear in the turns, YaRN's (Peng et al. 2023, section 3.2) in the number of the pair.
+    """
+    if scaling.type == "linear":
+        return frequencies / scaling.factor  # (f,)
+    if scaling.type == "llama3":
+        turns = scaling.length * frequencies / (2 * math.pi)  # (f,)
+        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)  # (f,)
+    else:
+        count = len(frequencies)
+        ends = [
+            count * math.log(scaling.length / (turns * 2 * math.pi)) / math.log(base)
+            for turns in (scaling.high, scaling.low)
+        ]  # numbers of the pairs that turn so often
+        first, last = (math.floor(ends[0]), math.ceil(ends[1])) if scaling.whole_pairs else ends
+        first, last = max(first, 0), min(last, 2 * count - 1)
+        pairs = torch.arange(count, device=frequencies.device, dtype=torch.float32)  # (f,)
+        kept = 1 - ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # (f,)
+    return frequencies * kept + frequencies / scaling.factor * (1 - kept)  # (f,)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -127,18 +160,41 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention. Rows of `qkv`: all query heads, then key heads, then value heads."""
+    """Multi-head self-attention. Rows of `qkv`: all query heads, then key heads, then value heads.
 
-    def __init__(self, width: int, heads: int, kv_heads: int, bias: bool, dropout: float) -> None:
+    `size` is a head's width, where it is not width / heads; `qkv_bias`, where it is not `bias`. `normed` and `eps`:
+    over how many features queries and keys are normalised (of one head, or of all of them), None: not at all.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        bias: bool,
+        dropout: float,
+        *,
+        size: int | None = None,
+        qkv_bias: bool | None = None,
+        normed: tuple[int, int] | None = None,
+        eps: float = 0.0,
+    ) -> None:
         super().__init__()
+        size = size or width // heads
         self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * (width // heads), bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * size, bias=bias if qkv_bias is None else qkv_bias)
+        self.q_norm = self.k_norm = None
+        if normed is not None:
+            self.q_norm, self.k_norm = (make_norm("rmsnorm", features, eps) for features in normed)
+        self.out = nn.Linear(heads * size, width, bias=bias)
 
     def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """[b, n, d] -> queries [b, n, h, size], keys and values [b, n, g, size], rotated by position."""
         qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))  # (b, n, h + 2g, size)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split([self.heads, self.kv_heads], dim=2)
+            qk = torch.cat([_normed_heads(self.q_norm, q), _normed_heads(self.k_norm, k)], dim=2)  # (b, n, h + g, size)
         if rope is not None:
             qk = rotate(qk, rope)  # (b, n, h + g, size)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
@@ -151,6 +207,12 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x, rope)
         dropout = self.dropout if self.training else 0.0
         return self.out(attend(q, k, v, mask=mask, causal=causal, dropout=dropout))  # (b, n, d)
+
+
+def _normed_heads(norm: nn.Module, x: Tensor) -> Tensor:
+    """Heads x [b, n, h, size] -> the same, normalised one by one or all as one: as many features as the norm has."""
+    features = norm.get_parameter("weight").shape[0]
+    return norm(x.flatten(2).unflatten(-1, (-1, features))).view_as(x)  # (b, n, h, size)
 
 
 class CrossAttention(nn.Module):

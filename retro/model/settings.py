@@ -67,6 +67,38 @@ def paper_cca_layers(layers: int) -> tuple[int, ...]:
     return tuple(range(6 if layers <= 15 else 9, layers + 1, 3))
 
 
+class RopeScaling(BaseModel):
+    """How rope reaches further than it was first trained to: the frequencies of Hugging Face's `rope_type`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["linear", "llama3", "yarn"] = Field(
+        description="linear: all frequencies divided by `factor`; llama3, yarn: the low ones only."
+    )
+    factor: float = Field(gt=0, description="how many times further")
+    length: int = Field(8192, ge=1, description="positions it was first trained to (llama3, yarn)")
+    low: float = Field(1.0, gt=0, description="turns within `length` up to which the whole factor divides")
+    high: float = Field(4.0, gt=0, description="turns within `length` from which on nothing does")
+    whole_pairs: bool = Field(True, description="yarn: `low` and `high` are rounded to a pair of features")
+    amplitude: float = Field(1.0, gt=0, description="yarn: what rotated queries and keys are multiplied by")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "RopeScaling":
+        if self.low >= self.high:
+            raise ValueError(
+                f"low is {self.low}, which must be below high, {self.high}; lower the one or raise the other"
+            )
+        return self
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_false(value: object) -> bool:
+    return value is False
+
+
 class ModelSettings(BaseModel):
     """What a model is made of. Vocabulary, sequence and chunk lengths come from the recorded config."""
 
@@ -80,18 +112,47 @@ class ModelSettings(BaseModel):
     kv_heads: int | None = Field(
         None, ge=1, description="key/value heads of decoder self-attention (grouped queries); none: as heads"
     )
+    head_dim: int | None = Field(
+        None,
+        ge=2,
+        exclude_if=_is_none,
+        description="width of a head of decoder self-attention; none: width / heads",
+    )
     ffn: int | None = Field(
         None, ge=1, description="hidden width of the MLP; none: 4 width, with swiglu 8/3 width in steps of 64"
     )
     positions: Literal["rope", "learned"] = Field("rope", description="positions of the decoder")
     rope_fraction: float = Field(1.0, gt=0, le=1, description="share of each head that rope rotates")
     rope_base: float = Field(10000.0, gt=1, description="rope's longest wavelength is 2 pi times this")
+    rope_scaling: RopeScaling | None = Field(
+        None, exclude_if=_is_none, description="how rope of the decoder was stretched; none: not at all"
+    )
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation before each branch")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in a normalisation")
+    norm_position: Literal["before", "after"] = Field(
+        "before",
+        exclude_if=lambda value: value == "before",
+        description="after: the decoder normalises what self-attention and MLP put out, not what they read (OLMo 2)",
+    )
+    parallel_residual: bool = Field(
+        False,
+        exclude_if=_is_false,
+        description="a decoder layer's MLP reads what its self-attention reads (GPT-NeoX)",
+    )
+    qk_norm: Literal["none", "head", "whole"] = Field(
+        "none",
+        exclude_if=lambda value: value == "none",
+        description="RMSNorm of the decoder's queries and keys: of each head (Qwen 3), or of all heads as one (OLMo 2)",
+    )
     activation: Literal["gelu", "gelu_tanh", "squared_relu", "swiglu"] = Field(
         "gelu", description="activation of the MLPs"
     )
     bias: bool = Field(False, description="biases on every linear but the head")
+    qkv_bias: bool | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="biases on the decoder's queries, keys and values (Qwen 2); none: as bias",
+    )
     tied: bool = Field(True, description="the head shares the token table")
     final_norm: bool = Field(True, description="normalise the residual stream before the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and decoder branches")
@@ -167,7 +228,7 @@ class ModelSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "ModelSettings":
         for name, whole, part in (
-            ("heads", ("width", self.width), self.heads),
+            ("heads", ("width", self.width), self.heads if self.head_dim is None else 1),
             ("kv_heads", ("heads", self.heads), self.kv_heads or self.heads),
             ("cca_heads", ("width", self.width), self.cca_heads or self.heads),
             ("cca_kv_heads", ("cca_heads", self.cca_heads or self.heads), self.cca_kv_heads or 1),
@@ -208,7 +269,12 @@ class ModelSettings(BaseModel):
     @property
     def head_size(self) -> int:
         """Width of one decoder head."""
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values of the decoder have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def kv_head_count(self) -> int:

@@ -13,7 +13,7 @@ from retro.corpus.megatron import filled, open_reader
 from retro.corpus.readers import Reader
 from retro.corpus.settings import TokenizerSettings
 from retro.corpus.tokenizers import Tokenizer
-from retro.corpus.train_tokenizer import TrainTokenizerSettings, copy_given, train
+from retro.corpus.train_tokenizer import TrainTokenizerSettings, copy_given, train, with_end
 
 SAMPLE = 20_000_000  # bytes of text read of each source
 TRAINED = 2_000_000  # bytes of text that the sample's tokenizer is trained on
@@ -104,6 +104,7 @@ def _tokenizer(config: Config, folder: Path) -> Tokenizer:
     dataset, wanted = config.dataset, config.dataset.tokenizer
     if wanted.type != "bpe":
         copy_given(wanted, folder)
+        wanted = with_end(wanted)
         return Tokenizer.open(folder, wanted.type, wanted.eod, wanted.lossy == "allow")
     sample = TokenizerSettings(**{**wanted.facts(), "train_bytes": min(wanted.train_bytes, TRAINED)})
     sources = {name: source for name, source in dataset.sources.items() if source.train}

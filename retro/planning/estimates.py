@@ -167,7 +167,7 @@ def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: 
             for recompute in ("none", "layers")
         ]
         fixed = dataset.samples.resolved(counts.splits["train"], m).of(train.samples_share)
-        samples = fixed.train_samples
+        samples = fixed.train_samples if run.retro or not frozen else 0  # of a frozen GPT nothing is trained
         kept = min(KEPT, math.ceil(samples / batch / fixed.interval(train.checkpoint_interval)))
         memory = BASE["train"] * 1e6 + alone.total
         plan.models.append(Model(name, count, flops, samples * dataset.samples.seq_length, memory, kept, fits))

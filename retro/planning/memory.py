@@ -198,9 +198,10 @@ def _hidden(activation: str, hidden: int) -> int:
 
 def _attention(s: ModelSettings, work: Work) -> float:
     """What a decoder layer's self-attention keeps, the residual stream before it in fp32."""
-    c, d, keys = work.compute, s.width, s.kv_head_count * s.head_size
-    turned = d + keys if s.positions == "rope" else 0  # rotated queries and keys, beside those in qkv
-    each = 4 * d + c * (d + (d + 2 * keys) + turned + d) + 4 * s.heads
+    c, d, asked, keys = work.compute, s.width, s.heads * s.head_size, s.kv_head_count * s.head_size
+    turned = asked + keys if s.positions == "rope" else 0  # rotated queries and keys, beside those in qkv
+    turned += asked + keys if s.qk_norm != "none" else 0
+    each = 4 * d + c * (d + (asked + 2 * keys) + turned + asked) + 4 * s.heads
     return work.tokens * (each + (d if s.dropout else 0))  # which features were dropped
 
 

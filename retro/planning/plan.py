@@ -25,6 +25,7 @@ from retro.base.stage import UserError, above, natural, whole
 from retro.config import schema
 from retro.config.checks import doubts
 from retro.config.schema import Config
+from retro.config.workflow import Workflow
 from retro.planning import counts, estimates
 from retro.planning.estimates import compare
 from retro.training.samples import FEW, MANY
@@ -293,6 +294,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     settings = open_config(options)
+    Workflow(settings)  # refuses a model to begin with that is not there
     for line in doubts(settings, settings.models()):
         print(f"warning: {line}", file=sys.stderr)
     if options.measured and options.measured.small:

@@ -27,6 +27,8 @@ from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import Named, items, named
 from retro.config.layers import read, with_presets
+from retro.corpus.settings import END_OF_TEXT
+from retro.training import foreign
 
 
 def gather(path: Path, folder: Path, corpora: bool = True) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -93,19 +95,29 @@ def _given(each: Named, folder: Path) -> Path:
             "would lack it: put it back, or correct the path."
         )
     target = Path("given", ".".join(each.key), Path(os.path.abspath(each.value)).name)
+    if each.key == ("dataset", "tokenizer", "path") and Path(each.value).is_dir():  # a model's: without its weights
+        for name in ("tokenizer.json", *END_OF_TEXT):
+            if Path(each.value, name).is_file():
+                _copy(f"{each.value}/{name}", folder / target / name)
+        return target
     _copy(each.value, folder / target)
     return target
 
 
 def _model(each: Named, settings: schema.Config, folder: Path) -> str:
     """Where the model that a run begins with lies in the archive: made again there, or copied with all it needs."""
-    start = Path(each.value if each.value.endswith(".json") else f"{each.value}/model.json")
+    start = Path(foreign.named(each.value))
     made = Path(settings.results, settings.dataset.name, "runs")
     for run in settings.models():
         if os.path.abspath(start) == os.path.abspath(made / run / "model.json"):
             return f"results/{settings.dataset.name}/runs/{run}/model.json"
-    manifest = read_manifest(start, "model")
     below = Path("given", ".".join(each.key))
+    if foreign.is_foreign(str(start)):
+        beside = [start.with_name(name) for name in ("tokenizer.json", *END_OF_TEXT)]
+        for file in {*foreign.files(start), *(path for path in beside if path.is_file())}:
+            _copy(str(file), folder / below / start.absolute().parent.name / file.name)
+        return str(below / start.absolute().parent.name)
+    manifest = read_manifest(start, "model")
     target = below / "runs/model" / start.name
     for file in (start, *map(manifest.file, manifest.facts["files"])):
         _copy(str(file), folder / target.parent / os.path.relpath(file, start.parent))

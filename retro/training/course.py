@@ -80,6 +80,7 @@ class Pretraining:
     validation: Validation
     seed: int
     section: str = "train"
+    frozen: bool = False  # nothing of the model is trained
 
     @classmethod
     def open(cls, dataset: Dataset, run: Run, fixed: RecordedSamples) -> "Pretraining":
@@ -106,11 +107,12 @@ class Pretraining:
         # Of both seeds: twins (one run seed) read the same samples in the same order, other seeds another order.
         data_seed = hashing.derive(dataset.facts["seed"], hashing.DATA, run.seed)
         read = batcher("train", "stored" if run.retrieves else "none")
-        return cls(dataset, train, fixed, open_samples(dataset, data_seed), read, validation, run.seed)
+        stream, frozen = open_samples(dataset, data_seed), run.freeze == "base" and not run.retro
+        return cls(dataset, train, fixed, stream, read, validation, run.seed, frozen=frozen)
 
     @property
     def samples(self) -> int:
-        return self.fixed.train_samples
+        return 0 if self.frozen else self.fixed.train_samples
 
     @cached_property
     def reached(self) -> dict[str, Any]:
@@ -154,6 +156,8 @@ class Pretraining:
     def described(self) -> list[str]:
         """Samples and epochs, the blend if it is one, neighbours, validation."""
         fixed, train, stream = self.fixed, self.train, self.stream
+        if self.frozen:
+            return ["samples    none: nothing of this model is trained"]
         read = self.reached
         lines = [
             f"samples    {fixed.train_samples:,} of {self.dataset.seq_length} tokens: reads {read['documents_read']:,} "

@@ -55,6 +55,11 @@ def layers_of(model: LanguageModel) -> list[nn.Module]:
 
 def cut_tensors(model: LanguageModel, parts: Parts) -> None:
     """Tensor parallel: heads, hidden units and vocabulary over the mesh's tensor ranks."""
+    if model.settings.qk_norm != "none":
+        raise UserError(
+            f"train.parallel.tensor is {parts.world.tensor}, which model.qk_norm {model.settings.qk_norm} does not go "
+            "with; leave it at 1 and set train.parallel.fsdp."
+        )
     for path, module in list(model.named_modules()):
         if isinstance(module, SelfAttention):
             blocks = module.heads, module.kv_heads, module.kv_heads

@@ -262,7 +262,7 @@ def doubt(reached: dict[str, Any]) -> str | None:
             f"reads its corpus {epochs:.1f} times, and what is read more than {MANY} times is learnt by heart: lower "
             f"dataset.samples.train_samples or epochs, leave both out, or add text."
         )
-    if epochs < FEW:
+    if 0 < epochs < FEW:
         return (
             f"reads {epochs:.2f} of an epoch, {read:,} of {documents:,} documents: set "
             f"dataset.samples.epochs to what may be read, or take a smaller corpus, which is quicker to prepare."

@@ -20,16 +20,18 @@ from retro.dataset.dataset import Dataset
 from retro.dataset.settings import RecordedSamples
 from retro.model.build import build_model
 from retro.model.count import flops_per_token
+from retro.training import foreign
 from retro.training.checkpoints import Checkpoints, run_facts
 from retro.training.course import Pretraining
 from retro.training.distribution import World, own_rank
+from retro.training.initial import start_from
 from retro.training.loop import fit
 from retro.training.metrics import Metrics
 from retro.training.optimizer import learning_rate
 from retro.training.samples import doubt
 from retro.training.session import Session
 from retro.training.settings import Run, TrainedRun
-from retro.training.weights import start_from, tokenizer_files, write_tensors
+from retro.training.weights import tokenizer_files, write_tensors
 
 
 def begin(session: Session, board: Path, checked: str = "") -> None:
@@ -58,7 +60,7 @@ def describe(session: Session, checked: str, resumed: str | None, stale: list[st
     if parts.spread or train.recompute != "none":
         cut = f"FSDP over {session.world.data}" if parts.fsdp else f"{session.world.data} whole copies"
         say(f"parallel   {cut}, tensor parallel over {session.world.tensor}, recomputed: {train.recompute}")
-    if train.warmup_samples > session.course.samples:
+    if train.warmup_samples > session.course.samples > 0:
         section, samples = session.course.section, session.course.samples
         ends = learning_rate(train, samples, samples)
         warn(
@@ -199,12 +201,15 @@ def finish(session: Session, weights: dict[str, torch.Tensor], config: Path, out
         "train_samples": course.fixed.train_samples,
         "vocab_size": dataset.vocab_size,
     }
+    begun = [Path(run.start)] if run.start else []
+    if run.start and foreign.is_foreign(run.start):
+        begun = foreign.files(run.start)
     write_model(
         session,
         weights,
         output,
         stage=STAGE,
-        inputs=[config, *([Path(run.start)] if run.start else [])],
+        inputs=[config, *begun],
         run=TrainedRun.of({**run.facts(), "recorded": recorded}, run.name),
         counts={
             "flops_per_token": session.flops_per_token,

@@ -163,8 +163,8 @@ def retro(dataset):
 
 
 def naive_plus_plus(dataset, model, k, split="test"):
-    """Nats of each token of RETRO++, by loops: a window of chunks, the first of them the first neighbour of the last but
-    one, each with its own neighbours, but for that one.
+    """Nats of each token of RETRO++, by loops: a window of chunks, each with its neighbours, begins with the first of
+    the last chunk but one, which has the others.
     """
     rows, pad = dataset.rows(split), dataset.store.pad_id
     tokens, real = dataset.store.tokens(rows)
@@ -213,7 +213,7 @@ def test_the_stage_measures_retro_plus_plus(dataset, retro, tmp_path):
 def test_only_a_retro_has_the_first_neighbour_in_its_window_and_only_where_there_is_room(dataset, tmp_path):
     with pytest.raises(UserError, match="first-in-context"):
         measured(dataset, "first-in-context", tmp_path, {})
-    with pytest.raises(UserError, match="no room for a neighbour of .* and two chunks"):
+    with pytest.raises(UserError, match=r"no room for a neighbour of .* and two chunks"):
         first_in_retro(shown(dataset, "first-in-context"), 0, 1, 3 * M)
     with pytest.raises(UserError, match="of no neighbours none is the first"):
         Condition.parse("first-in-context+k0")

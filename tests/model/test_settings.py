@@ -18,14 +18,20 @@ CHANGES = {
     "width": ({}, 24),
     "heads": ({}, 2),
     "kv_heads": ({}, 2),
+    "head_dim": ({}, 6),
     "ffn": ({}, 20),
     "positions": ({}, "learned"),
     "rope_fraction": ({}, 0.5),
     "rope_base": ({}, 50.0),
+    "rope_scaling": ({}, {"type": "linear", "factor": 2.0}),
     "norm": ({}, "layernorm"),
     "norm_eps": ({}, 0.1),
+    "norm_position": ({}, "after"),
+    "parallel_residual": ({}, True),
+    "qk_norm": ({}, "head"),
     "activation": ({}, "gelu_tanh"),
     "bias": ({}, True),
+    "qkv_bias": ({}, True),
     "tied": ({}, False),
     "final_norm": ({}, False),
     "dropout": ({}, 0.5),
@@ -67,7 +73,7 @@ def test_every_field_changes_what_is_computed(field):
     start, value = CHANGES[field]
     before, names = observe(start)
     after, others = observe(start | {field: value})
-    assert not torch.equal(before, after) or (field == "bias" and names != others)  # biases start at zero
+    assert not torch.equal(before, after) or (field.endswith("bias") and names != others)  # biases start at zero
 
 
 @pytest.mark.parametrize("value", ["gelu", "gelu_tanh", "squared_relu", "swiglu"])

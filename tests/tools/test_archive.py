@@ -14,6 +14,7 @@ from retro.base.stage import Names, Overrides, UserError, settings_in
 from retro.config import schema
 from retro.config.checks import named
 from retro.tools.archive import expected, gather
+from tests.model.families import LLAMA
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
@@ -32,6 +33,8 @@ NO_PATH = {
 }
 OTHERS_RUN = "results/open-book/tokenizer/tokenizer.json"  # what config/swap-book.yaml takes from another run
 
+HUB = ("models/SmolLM2-135M", "models/pythia-160m")  # what config/retrofit-*.yaml begin with
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
@@ -41,6 +44,10 @@ def work(tmp_path, monkeypatch):
     for name in ("config", "data"):
         (folder / name).symlink_to(ROOT / name)
     write(folder / OTHERS_RUN, "{}")
+    for name in HUB:
+        write(folder / name / "config.json", json.dumps(LLAMA | {"max_position_embeddings": 512}))
+        write(folder / name / "tokenizer.json", "{}")
+        write(folder / name / "model.safetensors", "weights")
     monkeypatch.chdir(folder)
     return folder
 
@@ -90,7 +97,8 @@ def read_by_stages(settings: schema.Config) -> list[str]:
     found = [file for name, source in settings.dataset.sources.items() for file in schema.files_of(name, source)]
     for path in named(settings):
         if path.what in ("file", "folder") or (path.what == "model" and path.value not in settings.runs):
-            found.append(path.value)
+            beside = (f"{path.value}/{name}" for name in ("config.json", "tokenizer.json"))  # of a model's folder
+            found += [name for name in beside if Path(path.value).is_dir()] or [path.value]
     return found
 
 
@@ -193,6 +201,19 @@ def test_a_model_that_the_archive_makes_itself_is_not_copied(work, monkeypatch):
     starts = {name: run.start for name, run in after.models().items()}
     assert starts["gpt-s1"] == starts["next-s1"] == "results/d/runs/base-s1/model.json"
     assert Path(starts["old-s1"]).exists()  # lies in this dataset's folder too, but no run of this config makes it
+
+
+def test_a_folder_of_hugging_face_s_comes_along_once_with_its_weights(work, monkeypatch):
+    folder = work / HUB[0]
+    write(folder / "README.md", "a card")
+    tokenizer = {"type": "huggingface", "path": HUB[0]}
+    runs = {"gpt": {"architecture": "gpt", "from": f"{HUB[0]}/"}}
+    _, after = given(monkeypatch, work, dataset={"tokenizer": tokenizer}, runs=runs)
+    shutil.rmtree(work)
+    assert after.models()["gpt-s1"].model.layers == LLAMA["num_hidden_layers"]
+    start, beside = Path(after.models()["gpt-s1"].start), Path(after.dataset.tokenizer.path)
+    assert {path.name for path in start.parent.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in beside.iterdir()} == {"config.json", "tokenizer.json"}
 
 
 @pytest.mark.parametrize("absolute", [False, True])

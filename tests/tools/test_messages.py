@@ -123,7 +123,7 @@ def test_recommendations_are_found_in_whatever_form_they_are_written():
     wanted = {("dataset.tokenizer.type", "tokenizer.json"), ("dataset.on_error", "skip"), ("type", "transformers")}
     wanted |= {("dataset.tokenizer.lossy", "allow"), ("dataset.encoder.gpu_dtype", "float32"), ("train", "true")}
     assert wanted <= {(key, value) for text in SAID for key, value, _ in recommended(text)}
-    assert recommended("use tokenizer.type: huggingface")[0][1] not in recommended("tokenizer.type: bpe")[0][2]
+    assert recommended("use tokenizer.type: wordpiece")[0][1] not in recommended("tokenizer.type: bpe")[0][2]
 
 
 FILES = {

@@ -9,8 +9,9 @@ from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
 from retro.model.build import build_model
 from retro.model.settings import ModelSettings
+from retro.training.initial import start_from
 from retro.training.settings import Run
-from retro.training.weights import load_model, retrieves, start_from
+from retro.training.weights import load_model, retrieves
 from tests.training.stage import Stage
 from tests.training.toy import run_json
 

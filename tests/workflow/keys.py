@@ -81,7 +81,24 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "model.width": 64,
     "model.heads": 4,
     "model.kv_heads": 1,
+    "model.head_dim": 8,
     "model.ffn": 64,
+    "model.rope_scaling.type": {"model": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+    **{
+        f"model.rope_scaling.{key}": {"model": {"rope_scaling": {"type": "yarn", "factor": 2.0, key: value}}}
+        for key, value in {
+            "factor": 4.0,
+            "length": 64,
+            "low": 0.5,
+            "high": 2.0,
+            "whole_pairs": False,
+            "amplitude": 1.1,
+        }.items()
+    },
+    "model.norm_position": "after",
+    "model.parallel_residual": True,
+    "model.qk_norm": "head",
+    "model.qkv_bias": True,
     "model.init_std": 0.02,
     "model.cca_layers": [2],
     "model.cca_heads": 1,

@@ -8,6 +8,7 @@ import pytest
 
 from retro.base.artifacts import write_json
 from retro.config.layers import merged
+from tests.model.families import LLAMA
 from tests.workflow.conftest import Project
 from tests.workflow.keys import BASE, FOREIGN, TARGETS, prepare
 from tests.workflow.plan import Plan
@@ -30,6 +31,11 @@ NAMED = {
     "data/others.jsonl": ({"qa": {"instructions": ["data/others.jsonl"]}}, {"finetune"}),
     "data/begun/model.json": (BEGUN, {"train"}),
     "data/begun/model.safetensors": (BEGUN, {"train"}),
+    "data/hub/model.safetensors": ({"runs": {"retro": {"from": "data/hub"}}}, {"train"}),
+    "data/hub/tokenizer.json": (
+        {"dataset": {"tokenizer": {"type": "huggingface", "path": "data/hub"}}},
+        {"train_tokenizer"},
+    ),
 }
 
 
@@ -39,7 +45,8 @@ def folder(tmp_path_factory):
     project = Project.create(tmp_path_factory.mktemp("elsewhere") / "project")
     prepare(project.folder)
     data = project.folder / "data"
-    for name in ("bert/model.safetensors", "bert/1_Pooling/config.json", "begun/model.safetensors"):
+    hub = ("hub/model.safetensors", "hub/tokenizer.json", "hub/config.json")
+    for name in ("bert/model.safetensors", "bert/1_Pooling/config.json", "begun/model.safetensors", *hub):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text("{}", encoding="utf-8")
     facts = {
@@ -51,6 +58,7 @@ def folder(tmp_path_factory):
         "counts": {},
     }
     write_json(data / "begun/model.json", facts)
+    write_json(data / "hub/config.json", LLAMA)
     for file in data.rglob("*"):
         os.utime(file, (1.5e9, 1.5e9))
     return project.folder
