@@ -121,6 +121,11 @@ def write_source(folder: Path, name: str, count: int, generator: np.random.Gener
         kind="tokens",
         stage=STAGE,
         files=[home / each for each in ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl")],
+        settings={
+            "source": {"path": f"{name}.jsonl", "train": True, "database": True},
+            "split": {"by": "document", "valid": 0.125, "test": 0.125},
+        },
+        counts={"documents": count, "tokens": position, "by_split": {}},
     )
     table = np.array(table, CHUNK)
     write_array(chunks / "chunks.npy", table)
