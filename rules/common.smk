@@ -30,6 +30,7 @@ from retro.evaluation.conditions import usual
 from retro.experiments.catalogue import CATALOGUE
 from retro.report import started
 from retro.tools.run import present
+from retro.training.settings import refuse_absent
 
 try:
     CONFIG = from_snakemake(config, workflow.configfiles)
@@ -38,6 +39,11 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
+if workflow.is_main_process and not workflow.deployment_settings.deployment_method:  # else they are in there
+    try:
+        refuse_absent(name for run in WORKFLOW.runs.values() for name in run.train.trackers)
+    except UserError as error:
+        raise WorkflowError(str(error))
 if workflow.is_main_process:
     present(Path.cwd())  # who holds Snakemake's lock: `make run` wants to know
     for line in doubts(CONFIG, WORKFLOW.runs):

@@ -34,7 +34,8 @@ rule train:
         runtime="24h",
         nodes=RESOURCES.nodes,
         gpu=RESOURCES.processes if RESOURCES.gpus and RESOURCES.nodes == 1 else 0,
-        launch=launch(),  # not a param: what is trained does not depend on it
+        launch=launch(),  # not a param: what is trained does not depend on it, nor on trackers
+        trackers=lambda wildcards: ",".join(RUNS[wildcards.run].train.trackers) or "none",
         mpi="srun" if RESOURCES.nodes > 1 else None,
         tasks=RESOURCES.nodes if RESOURCES.nodes > 1 else None,
         slurm_extra=f"--gpus-per-node={RESOURCES.processes}" if RESOURCES.gpus and RESOURCES.nodes > 1 else None,
@@ -49,6 +50,7 @@ rule train:
         " --run {params.run:q}"
         " --checkpoints {params.checkpoints:q}"
         " --output {output.model:q}"
+        " --trackers {resources.trackers:q}"
         " 2>&1 | tee {log:q}"
 
 

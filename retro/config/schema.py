@@ -216,7 +216,7 @@ class Config(Settings):
         found = {}
         for name, run in self.runs.items():
             model = ModelSettings(**self.model_of(name))
-            train = TrainSettings(**merged(self.train.facts(), run.train))
+            train = TrainSettings(**merged({**self.train.facts(), "trackers": self.train.trackers}, run.train))
             for seed in self.seeds:
                 found[seeded(name, seed)] = Run(
                     name=seeded(name, seed),

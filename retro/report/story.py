@@ -55,7 +55,7 @@ def advice(reach: Reach) -> tuple[str, str] | None:
     found.append(
         "As it is, this text can be a book: in the database of models that are trained on more (train: false, as in "
         "config/config.yaml; config/swap-book.yaml for models that are trained already), or searched by "
-        "retro.retrieval.search."
+        "`retro show`."
     )
     what = "This is too little text" if short else f"Too few {reach.unit}s are held out"
     return f"{what} to tell what retrieval buys.", " ".join(found)

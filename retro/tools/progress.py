@@ -72,7 +72,7 @@ class Job:
         values = [retrieval(value) if name == "retrieval" else value for name, value in self.wildcards.items()]
         if self.rule in TRAINING:
             return " ".join(values)
-        return " ".join(filter(None, [self.rule.replace("_", " "), *values]))
+        return " ".join(filter(None, [self.rule.replace("_", " "), *(value.lstrip("-") for value in values)]))
 
     def lines(self) -> list[str]:
         """The last lines of its log, none of an earlier attempt."""

@@ -1,4 +1,4 @@
-"""What a training tells of itself: metrics.jsonl, TensorBoard, and the loss on the validation split.
+"""What a training tells of itself: metrics.jsonl, trackers, and the loss on the validation split.
 
 metrics.jsonl has one line a logged step or validation, and is cut back to where a run resumes. Validation reads the
 same first samples of the validation split each time, with retrieval on and off.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from retro.base import hashing
 from retro.base.artifacts import canonical, write_text
@@ -23,12 +22,11 @@ from retro.dataset.dataset import Dataset
 from retro.training.batches import Batcher
 from retro.training.distribution import World
 from retro.training.samples import Samples, documents_of, prefetch
-
-EVENTS = "events.out.tfevents*"
+from retro.training.trackers import Trackers
 
 
 class Metrics:
-    """A growing metrics.jsonl, and the same numbers as TensorBoard events.
+    """A growing metrics.jsonl, and the same numbers to trackers.
 
     Training lines: step, samples, tokens, loss (nats a target, mean since the line before), lr, grad_norm,
     seconds (of training, all attempts), tokens_per_s, mfu and, with `train.log_norms`, zeros (entries of the clipped
@@ -36,9 +34,9 @@ class Metrics:
     on, off), loss, bits_per_byte.
     """
 
-    def __init__(self, path: Path, board: Path, step: int):
+    def __init__(self, path: Path, trackers: Trackers, step: int):
         """Keep the lines up to `step`, forget later ones: they will be written again."""
-        self.path, self.lines = path, []
+        self.path, self.trackers, self.lines = path, trackers, []
         if step and path.exists():
             for text in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -49,21 +47,15 @@ class Metrics:
                     self.lines.append(line)
         write_text(path, "".join(canonical(line) + "\n" for line in self.lines))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        if not step and board.is_dir():
-            for old in board.glob(EVENTS):  # curves of a run that this one replaces
-                old.unlink()
-        self.board = SummaryWriter(board, purge_step=step + 1 if step else None)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         """Append lines, all or none of them."""
         self.file.write("".join(canonical(line) + "\n" for line in lines))
         self.file.flush()
-        self.lines += lines
         for line in lines:
+            self.lines.append(line)
             kind = f"{line['split']}-{line['retrieval']}" if "split" in line else "train"
-            for key, value in line.items():
-                if isinstance(value, int | float) and key not in ("step", "samples", "tokens"):
-                    self.board.add_scalar(f"{kind}/{key}", value, line["step"])
+            self.trackers.send(len(self.lines), kind, line)
 
     def validated(self, step: int) -> bool:
         """Whether the validation of a step has been written."""
@@ -81,12 +73,12 @@ class Metrics:
         """Make what was written durable: a checkpoint must not be ahead of its metrics."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.board.flush()
+        self.trackers.flush()
 
     def close(self) -> None:
-        """Close both."""
+        """Close all of them."""
         self.file.close()
-        self.board.close()
+        self.trackers.close()
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,40 @@ manifests.
 """
 
 import json
-from typing import Any, Literal, Self
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from retro.base.names import unseeded
 from retro.base.stage import Settings, UserError, explain
 from retro.model.settings import ModelSettings
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+PACKAGES = {"wandb": ["wandb"], "trackio": ["trackio"], "mlflow": ["mlflow", "mlflow-skinny"]}  # one of them will do
+
+
+def refuse_absent(trackers: Iterable[str]) -> None:
+    """Raise UserError for trackers that are not known, or whose package is not installed here."""
+    for name in trackers:
+        if name not in get_args(TrackerName):
+            raise UserError(
+                f"train.trackers: {name!r} is none of {', '.join(get_args(TrackerName))}. Correct its name."
+            )
+        if name in PACKAGES and not any(map(_installed, PACKAGES[name])):
+            raise UserError(
+                f"train.trackers: {name} is not installed. `pip install {PACKAGES[name][0]}` in the environment that "
+                f"trains ({sys.prefix}), or take it out of train.trackers."
+            )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 class ParallelSettings(Settings):
@@ -97,6 +124,11 @@ class TrainSettings(Settings):
     exit_before: float = Field(3.0, ge=0, description="Minutes before a SLURM job's end at which it does so.")
     log_interval: int = Field(10, gt=0, description="Steps between progress lines.")
     log_norms: bool = Field(False, description="Also log the parameters' norm and the zeros in the gradient.")
+    trackers: list[TrackerName] = Field(
+        ["tensorboard"],
+        exclude=True,  # no part of a run: nothing that is made depends on it
+        description="Where metrics are shown as they are logged, beside metrics.jsonl. Reruns nothing.",
+    )
 
 
 class Described(Settings):

@@ -5,6 +5,7 @@ was read.
 """
 
 import argparse
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,26 @@ from retro.training.metrics import Metrics
 from retro.training.optimizer import learning_rate
 from retro.training.samples import doubt
 from retro.training.session import Session
-from retro.training.settings import Run, TrainedRun
+from retro.training.settings import Run, TrainedRun, refuse_absent
+from retro.training.trackers import NOTE, Trackers
 from retro.training.weights import tokenizer_files, write_tensors
 
 
-def begin(session: Session, board: Path, checked: str = "") -> None:
-    """Go on from the newest checkpoint if there is one, and open the metrics; `checked`: what of the dataset was."""
+def begin(session: Session, board: Path, checked: str = "", trackers: Sequence[str] = ("tensorboard",)) -> None:
+    """Go on from the newest checkpoint if there is one, and open the metrics; `checked`: what of the dataset was.
+
+    board: the folder of TensorBoard.
+    """
     world = session.world
     stale = session.checkpoints.stale() if world.first else []
     resumed = world.first_alone(session.resume)  # it sets broken checkpoints aside
     if world.first:
         session.checkpoints.open()
-        session.metrics = Metrics(session.checkpoints.folder / "metrics.jsonl", board, session.step)
+        folder, run = session.checkpoints.folder, session.run
+        opened = Trackers(
+            trackers, board, folder / NOTE, session.step, session.dataset.path.parent.name, run.name, run.facts()
+        )
+        session.metrics = Metrics(folder / "metrics.jsonl", opened, session.step)
         describe(session, checked, resumed, stale)
 
 
@@ -90,17 +99,18 @@ def write_model(
     metrics.sync()
     with replacing(folder / "metrics.jsonl") as temporary:
         temporary.write_bytes(metrics.path.read_bytes())
-    write_manifest(
-        output,
-        kind="model",
-        stage=stage,
-        files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
-        inputs=inputs,
-        settings=run.facts(),
-        counts=counts,
-        seed=run.seed,
-        threads=session.train.threads,
-    )
+    with metrics.trackers.unseen():
+        write_manifest(
+            output,
+            kind="model",
+            stage=stage,
+            files=[folder / "model.safetensors"],  # metrics.jsonl holds times, which differ from run to run
+            inputs=inputs,
+            settings=run.facts(),
+            counts=counts,
+            seed=run.seed,
+            threads=session.train.threads,
+        )
 
 
 def read_artifacts(dataset: Dataset, retrieves: bool) -> list[str]:
@@ -132,7 +142,9 @@ def suited(run: Run, fixed: RecordedSamples) -> tuple[Run, list[str]]:
     return run.model_copy(update={"train": run.train.model_copy(update=less)}), told
 
 
-def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Session:
+def setup(
+    config: Path, run_text: str, checkpoints: Path, board: Path, trackers: Sequence[str] = ("tensorboard",)
+) -> Session:
     """Open, check and build everything, and resume. Raises UserError for whatever does not fit."""
     run = Run.parse(run_text, "--run")
     dataset = Dataset.open(config)
@@ -174,7 +186,7 @@ def setup(config: Path, run_text: str, checkpoints: Path, board: Path) -> Sessio
         flops_per_token(run.model, neighbours=neighbours, **shape),
     )
     size = f"{course.stream.count:,} chunks of {dataset.chunk_length}"
-    begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked")
+    begin(session, board, f"{size}, {checked / 1e6:,.1f} MB checked", trackers)
     for line in shorter if world.first else ():
         say(line)
     if world.first and (doubtful := doubt(course.reached)):
@@ -232,9 +244,15 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="the run: name, architecture, seed, model, train, as JSON")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder of checkpoints, kept between attempts")
     parser.add_argument("--output", required=True, type=Path, help="model.json to write")
+    parser.add_argument(
+        "--trackers", default="tensorboard", help="train.trackers, with commas; none: metrics.jsonl alone"
+    )
     options = parser.parse_args()
+    trackers = [name for name in options.trackers.split(",") if name != "none"]
+    refuse_absent(trackers)
     with locked(options.checkpoints) if own_rank() == 0 else nullcontext():
-        session = setup(options.config, options.run, options.checkpoints, options.output.parent / "tensorboard")
+        board = options.output.parent / "tensorboard"
+        session = setup(options.config, options.run, options.checkpoints, board, trackers)
         try:
             fit(session)
             weights = session.weights()

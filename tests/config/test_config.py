@@ -48,6 +48,14 @@ def test_every_preset_makes_a_valid_config(path):
         (merged(experiments={"of": "x"}), ["experiments.of: found 'x'", "of this config: retro"]),
         (merged(experiments={"k": [30]}), ["experiments.k: found 30, but dataset.neighbours.saved is 20"]),
         (merged(train={"lr": 1e-4}), ["train.min_lr 0.0003 is above train.lr 0.0001"]),
+        (
+            merged(train={"optimizer": "muon", "parallel": {"fsdp": True}}, resources={"processes": 2}),
+            ["runs.gpt: train.optimizer muon needs whole matrices", "over 2 processes"],
+        ),
+        (
+            merged(train={"optimizer": "muon", "parallel": {"tensor": 2}}, resources={"nodes": 2}),
+            ["train.optimizer muon needs whole matrices"],
+        ),
         (merged(dataset={"tokenizer": {"path": "t.json"}}), ["tokenizer.path: found 't.json', but type bpe"]),
         (merged(dataset={"tokenizer": {"merges": "m"}}), ["tokenizer.merges: found 'm', but type bpe has none"]),
         (merged(dataset={"encoder": {"path": "e"}}), ["encoder.path: found 'e', but type minilm has none"]),

@@ -64,7 +64,7 @@ def test_little_text_is_advised_on():
     first, then = story.advice(replace(ENOUGH, read=12_345))
     assert first == "This is too little text to tell what retrieval buys."
     assert "12,345 different tokens" in then and "about 180 kB of text like this" in then
-    assert "swap-book" in then and "retro.retrieval.search" in then
+    assert "swap-book" in then and "`retro show`" in then
 
 
 def test_a_short_training_on_much_text_is_advised_on():

@@ -16,10 +16,10 @@ ONE = "config/one.yaml"
 LAUNCHER = "retro.training.launch"
 WEIGHTS = "runs/retro-s1/model.safetensors"
 TARGET = f"results/tiny/{WEIGHTS}"
-# tiny.yaml for twenty steps; a node has two fake GPUs.
+# tiny.yaml for twenty steps, without muon, which FSDP does not go with; a node has two fake GPUs.
 ONE_CONFIG = """preset: config/tiny.yaml
 dataset: {samples: {train_samples: 80}}
-train: {log_interval: 1, parallel: {fsdp: true}}
+train: {log_interval: 1, optimizer: adamw, lr: 1.0e-3, parallel: {fsdp: true}}
 """
 NODES_CONFIG = f"{ONE_CONFIG}resources: {{nodes: 2, processes: 2, gpus: 2}}\n"
 LONG = NODES_CONFIG.replace("train_samples: 80", "train_samples: 4000")

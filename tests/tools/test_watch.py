@@ -91,6 +91,7 @@ def test_the_log_of_an_earlier_attempt_tells_nothing(run):
         ("neighbours", {"retrieval": "", "split": "test"}, "neighbours test"),
         ("neighbours", {"retrieval": "retrievals/bm25/", "split": "test"}, "neighbours bm25 test"),
         ("train_tokenizer", {}, "train tokenizer"),
+        ("record", {"cut": "-gpt"}, "record gpt"),
     ],
 )
 def test_a_training_is_called_by_its_run_and_others_by_rule_and_wildcards(run, rule, wildcards, label):

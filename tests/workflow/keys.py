@@ -115,6 +115,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "train.curriculum.always_until": {"train": {"curriculum": {"always_until": 0.5}}},
     "train.curriculum.gone_by": {"train": {"curriculum": {"gone_by": 0.8}}},
     "train.micro_batch_size": 2,
+    "train.trackers": [],
     "train.exit_minutes": 60,
     "runs.*.architecture": {
         "runs": {"retro": {"architecture": "gpt", "twin": None}, "alone": {"architecture": "retro", "twin": "gpt"}}

@@ -91,6 +91,7 @@ CHANGES = {
     "retrievals.*.neighbours": "retrieval_neighbours",
     "model": "train gpt_train",
     "train": "train gpt_train",
+    "train.trackers": "",
     "train.neighbours_used": "train gpt_train overlap",
     "train.retrieved_chunks": "train gpt_train overlap",
     "runs": "train",

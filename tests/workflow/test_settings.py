@@ -6,6 +6,7 @@ import re
 import pytest
 
 from retro.config.layers import merged
+from retro.training.settings import PACKAGES, _installed
 from tests.workflow.conftest import ROOT
 from tests.workflow.keys import BASE
 from tests.workflow.plan import Plan
@@ -54,3 +55,10 @@ def test_what_a_config_hardly_means_is_said_when_it_is_read(finished):
     done = finished.snakemake("--dry-run", "--config", "train={warmup_samples: 900}")
     assert "warning: runs.retro: train.warmup_samples 900 is more than the 48 samples" in done.stdout
     assert "warning: " not in finished.snakemake("--dry-run").stdout
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(finished):
+    if any(map(_installed, PACKAGES["wandb"])):
+        pytest.skip("wandb is installed here")
+    done = finished.snakemake("--dry-run", "--config", "train={trackers: [wandb]}")
+    assert done.returncode == 1 and "train.trackers: wandb is not installed. `pip install wandb`" in done.stdout
