@@ -42,6 +42,13 @@ class DecodingCache:
         before = self.length - self._first
         return (before + count) // self.chunk_length - before // self.chunk_length
 
+    def begins(self, tokens: Tensor) -> bool:
+        """Whether tokens [b, n] begin with all that was read, and go on."""
+        if self._tokens is None:
+            return True
+        read = self._tokens[:, : self.length]  # (b, length)
+        return tokens.shape[1] > self.length and torch.equal(tokens[:, : self.length], read)
+
     @torch.no_grad()
     def extend(
         self,
