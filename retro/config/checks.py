@@ -178,8 +178,8 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
         processes = config.resources.nodes * config.resources.processes
         if train.optimizer == "muon" and processes > 1 and (train.parallel.fsdp or train.parallel.tensor > 1):
             yield (
-                f"runs.{name}: train.optimizer muon needs whole matrices, and train.parallel cuts them over {processes} "
-                "processes (fsdp, or tensor above 1); take adamw and a lr for it, or leave the model whole"
+                f"runs.{name}: train.optimizer muon needs whole matrices, and train.parallel cuts them over "
+                f"{processes} processes (fsdp, or tensor above 1); take adamw and a lr for it, or leave the model whole"
             )
     given, encoder = dataset.tokenizer, dataset.encoder
     if given.type == "bpe" and given.path is not None:

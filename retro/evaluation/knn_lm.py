@@ -56,8 +56,8 @@ def read_states(model: LanguageModel, batcher: Batcher, settings: dict) -> np.nd
     windows = plan(len(batcher.rows), m, length, settings["stride"])
     device, seen = next(model.parameters()).device, []
     states = np.empty((windows.chunks * m, model.settings.width), np.float32)
-    layer = model.decoder.layers[-1].get_submodule("mlp_norm")
-    hook = layer.register_forward_hook(lambda module, given, found: seen.append(found))
+    layer = model.decoder.layers[-1].get_submodule("mlp")
+    hook = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     with bar(len(windows) * length, "states", "tok") as shown, torch.inference_mode():
         for low in range(0, len(windows), settings["batch_size"]):
             numbers = np.arange(low, min(low + settings["batch_size"], len(windows)))

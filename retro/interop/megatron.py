@@ -255,10 +255,10 @@ def save(folder: Path, state_path: Path, spec: Spec, layernorm_1p: bool = False)
 
 
 def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
-    """Refuse a model that neither Megatron-core nor its legacy form has."""
-    if architecture != "retro":
-        return
-    theirs = {
+    """Refuse a model that neither Megatron-core nor its legacy form has, or that its export here does not know."""
+    decoder = ("head_dim", "rope_scaling", "norm_position", "parallel_residual", "qk_norm", "qkv_bias")
+    theirs: dict[str, Any] = {name: ModelSettings.model_fields[name].default for name in decoder}
+    retrieval = {
         "cca": "standard",
         "cca_positions": "none",
         "cca_null": False,
@@ -268,11 +268,13 @@ def _expressible(s: ModelSettings, architecture: str, folder: Path) -> None:
         "encoder_cross_attention": (1,),
         "mask_padding": False,
     }
+    theirs |= retrieval if architecture == "retro" else {}
     differing = [f"{name} is {getattr(s, name)!r}" for name, value in theirs.items() if getattr(s, name) != value]
-    if s.encoder_dim != s.width or s.encoder_ffn_dim != s.ffn_dim or s.encoder_head_count != s.heads:
-        differing.append("the encoder has another shape than the decoder")
-    if s.cca_head_count != s.heads or s.cca_kv_head_count != s.heads:
-        differing.append("chunked cross-attention has other heads than self-attention")
+    if architecture == "retro":
+        if s.encoder_dim != s.width or s.encoder_ffn_dim != s.ffn_dim or s.encoder_head_count != s.heads:
+            differing.append("the encoder has another shape than the decoder")
+        if s.cca_head_count != s.heads or s.cca_kv_head_count != s.heads:
+            differing.append("chunked cross-attention has other heads than self-attention")
     if differing:
         raise UserError(
             f"{folder}: Megatron-core has no such model: {'; '.join(differing)}. Only flavour megatron can be exported."

@@ -5,6 +5,7 @@ modules that it imports, so that the folder needs torch, transformers and pydant
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import cached_file
 
+from retro.model.cache import DecodingCache
 from retro.model.cca import ChunkGrid
 from retro.model.exchange import CUT, found_as, from_theirs
 from retro.model.language_model import LanguageModel
@@ -49,6 +51,36 @@ class RetroConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+Lookup = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class _Written:
+    """A text, or several of one length, while it is written: what was computed of it, and what was looked up."""
+
+    def __init__(self, model: LanguageModel, lookup: Lookup | None) -> None:
+        self.model, self.lookup = model, lookup
+        self.cache: DecodingCache | None = None
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """Logits [b, 1, V] of what follows tokens [b, n]: of all that follow the last ones asked for only the new are
+        computed; others, as a beam's that goes on from another one, are computed anew.
+        """
+        n, cache = tokens.shape[1], self.cache
+        if cache is None or n > cache.capacity or not cache.begins(tokens):
+            room = max(2 * n, self.model.seq_length)
+            table = self.model.embedding.positions
+            room = room if table is None else table.num_embeddings
+            cache = self.cache = DecodingCache(self.model, room)
+        m, new = self.model.chunk_length, tokens[:, cache.length :]
+        chunks = [tokens[:, i * m : (i + 1) * m] for i in range(cache.length // m, n // m)]
+        if self.lookup is None or not chunks:
+            return cache.extend(new, last=True).clone()  # transformers would not take a tensor of inference mode
+        found = [self.lookup(chunk) for chunk in chunks]
+        neighbours = torch.stack([each for each, _ in found], 1)  # (b, l, k, r)
+        real = [torch.ones_like(each, dtype=torch.bool) if mask is None else mask for each, mask in found]
+        return cache.extend(new, neighbours, torch.stack(real, 1), last=True).clone()
+
+
 class RetroForCausalLM(PreTrainedModel, GenerationMixin):
     """The model with transformers' interface; made by `from_pretrained`, as weights come from a file only."""
 
@@ -66,6 +98,7 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
             chunk_length=config.chunk_length,
             retrieved_length=config.retrieved_length,
         )
+        self._written: _Written | None = None  # while it writes
         self.post_init()
 
     @classmethod
@@ -132,6 +165,8 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
             raise ValueError("padding at the beginning moves the chunks; pad at the end (padding_side='right')")
+        if self._written is not None:
+            return CausalLMOutput(logits=self._written.next(input_ids))
         if neighbours is not None:
             neighbours, neighbour_mask = self._for_every_chunk(input_ids, neighbours, neighbour_mask)
         logits = self.retro(input_ids, neighbours, neighbour_mask)  # (b, n, V)
@@ -148,18 +183,33 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         padding = (0, 0, 0, 0, 0, count - neighbours.shape[1])  # below 0: cut off
         return F.pad(neighbours, padding), F.pad(mask, padding)  # (b, l, k, r) each
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in transformers; a RETRO that is given no neighbours says so, once."""
-        if self.config.architecture == "retro" and kwargs.get("neighbours") is None and not self.told:
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, lookup: Lookup | None = None, **kwargs: Any) -> Any:
+        """As transformers' `generate`, with keys and values kept from step to step. A RETRO without neighbours says so.
+
+        `lookup` is asked for the neighbours of each chunk, int64 [b, m], when it is full, from the beginning of the
+        text on: int64 [b, k, r], and which of their tokens are real, bool, or None for all. With `neighbours`, which
+        are of the whole text, and for chunks that move with the end of the text, nothing is kept.
+        """
+        closed = lookup is None and kwargs.get("neighbours") is None
+        if self.config.architecture == "retro" and closed and not self.told:
             self.told = True
             warnings.warn(
-                "this RETRO writes with its book closed, for which it was not made: give generate() `neighbours` and "
-                "`neighbour_mask`, as README.md beside its weights shows",
-                stacklevel=2,
+                "this RETRO writes with its book closed, for which it was not made: give generate() a `lookup`, or "
+                "`neighbours` and `neighbour_mask`, as README.md beside its weights shows",
+                stacklevel=3,
             )
-        return super().generate(*args, **kwargs)
+        if "neighbours" in kwargs or self.retro.settings.chunk_alignment == "end":
+            if lookup is not None:
+                raise ValueError("lookup is for chunks that stand still, and instead of neighbours; leave one out")
+            return super().generate(inputs, *args, **kwargs)
+        self._written = _Written(self.retro, lookup)
+        try:
+            return super().generate(inputs, *args, **kwargs)
+        finally:
+            self._written = None
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """The whole text at every step: there is no cache of keys and values here."""
+        """The whole text at every step: what was computed before is found by it (`_Written`)."""
         names = ("attention_mask", "neighbours", "neighbour_mask")
         return {"input_ids": input_ids, **{name: kwargs[name] for name in names if kwargs.get(name) is not None}}

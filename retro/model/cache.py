@@ -56,6 +56,13 @@ class DecodingCache:
         """How many chunks the next `count` tokens complete, of the first row."""
         return self._completes(0, count) if self.lengths else count // self.chunk_length
 
+    def begins(self, tokens: Tensor) -> bool:
+        """Whether tokens [b, n] begin with all that the first rows read, and go on."""
+        if not self._rows:
+            return True
+        read = self._rows["text", 0][: len(tokens), : self.length]  # (b, length)
+        return tokens.shape[1] > self.length and torch.equal(tokens[:, : self.length], read)
+
     @torch.inference_mode()
     def clear(self, row: int) -> None:
         """Begin a row again."""

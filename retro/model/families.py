@@ -40,12 +40,6 @@ KEYS = {  # theirs, and ours; of GPT-2 and of the others
 }
 
 
-def theirs(facts: Mapping[str, Any], field: str) -> str:
-    """What a config.json calls one of our settings; our own name where it has none."""
-    known = {ours: key for key, ours in KEYS["gpt2" if facts.get("model_type") == "gpt2" else ""].items()}
-    return known.get(field, field)
-
-
 def decoder(facts: Mapping[str, Any], seq_length: int | None = None) -> dict[str, Any]:
     """The decoder's settings, all of them, of a config.json, for texts of `seq_length` tokens (None: of any length).
 
@@ -57,6 +51,7 @@ def decoder(facts: Mapping[str, Any], seq_length: int | None = None) -> dict[str
         raise ValueError(f"model_type is {kind!r}, wanted one of {', '.join(CLASSES)}")
     _only(facts, "quantization_config", None)
     _only(facts, "add_cross_attention", False)
+    _only(facts, "rope_interleaved", False)
     found = _common(kind, facts)
     if kind == "gpt2":
         _only(facts, "scale_attn_weights", True)
@@ -79,7 +74,7 @@ def decoder(facts: Mapping[str, Any], seq_length: int | None = None) -> dict[str
 def _common(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All but rope's settings."""
     old = kind == "gpt2"
-    found: dict[str, Any] = {ours: facts.get(key) for key, ours in KEYS["gpt2" if old else ""].items()}
+    found: dict[str, Any] = {}
     for key, ours in KEYS["gpt2" if old else ""].items():
         optional = ours in ("head_dim", "kv_heads") or (old and ours == "ffn")
         found[ours] = facts.get(key) if optional else _needed(facts, key)
@@ -108,7 +103,8 @@ def _common(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "gpt_neox":
         _only(facts, "attention_bias", True)
     elif kind in ("llama", "arcee") and facts.get("mlp_bias"):
-        _only(facts, "attention_bias", True, None)
+        if not facts.get("attention_bias"):
+            raise ValueError("mlp_bias is True and attention_bias is not, wanted both or none")
         found["bias"] = True
     else:
         _only(facts, "attention_bias", False)

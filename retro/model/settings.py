@@ -73,9 +73,9 @@ class RopeScaling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["linear", "llama3", "yarn"] = Field(
-        description="linear: all frequencies divided by `factor`; llama3, yarn: the low ones only."
+        "linear", description="linear: all frequencies are divided by `factor`; llama3, yarn: the low ones only"
     )
-    factor: float = Field(gt=0, description="how many times further")
+    factor: float = Field(1.0, gt=0, description="how many times further")
     length: int = Field(8192, ge=1, description="positions it was first trained to (llama3, yarn)")
     low: float = Field(1.0, gt=0, description="turns within `length` up to which the whole factor divides")
     high: float = Field(4.0, gt=0, description="turns within `length` from which on nothing does")

@@ -25,23 +25,12 @@ from retro.training.weights import read_tensors, retrieves, tokenizer_files, wei
 
 # What the decoder computes, as settings give it: equal, or the weights mean something else.
 DECODER: tuple[str, ...] = ("layers", "width", "heads", "kv_head_count", "ffn_dim", "positions", "rope_fraction")
-DECODER += (
-    "rope_base",
-    "rope_scaling",
-    "norm",
-    "norm_eps",
-    "norm_position",
-    "parallel_residual",
-    "qk_norm",
-    "head_size",
-)
-DECODER += ("activation", "bias", "has_qkv_bias", "tied", "final_norm")
+DECODER += ("rope_base", "rope_scaling", "norm", "norm_eps", "norm_position", "parallel_residual", "qk_norm")
+DECODER += ("activation", "bias", "has_qkv_bias", "head_size", "tied", "final_norm")
 RETRIEVAL: tuple[str, ...] = ("chunk_alignment", "mask_padding", "cca_at", "cca", "cca_head_count", "cca_kv_head_count")
 RETRIEVAL += ("cca_positions", "cca_null", "cca_gate", "match_length", "copy_output", "encoder_layers", "encoder_dim")
 RETRIEVAL += ("encoder_head_count", "encoder_ffn_dim", "encoder_positions", "encoder_cross_attention")
 RETRIEVAL += ("encoder_residual", "encoder_final_norm", "shared_embeddings")
-
-
 KEYS = {"kv_head_count": "kv_heads", "ffn_dim": "ffn", "cca_at": "cca_layers", "head_size": "head_dim"}
 KEYS |= {"has_qkv_bias": "qkv_bias"}
 

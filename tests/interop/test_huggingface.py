@@ -142,6 +142,34 @@ def test_it_writes_as_ours_does(tmp_path):
         theirs(input_ids=tokens(), attention_mask=torch.arange(22).expand(2, 22) > 2)
 
 
+@pytest.mark.parametrize("fields", [{}, {"flavour": "copy-ready"}, LAYERNORM])
+def test_it_looks_things_up_while_it_writes_and_keeps_what_it_computed(fields, tmp_path):
+    run, _ = make(tmp_path, "retro", **fields)
+    export(run, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    asked = []
+
+    def lookup(chunk):
+        """Two neighbours that depend on the chunk alone; the second is short."""
+        asked.append(chunk)
+        neighbours = (chunk.repeat(1, 2)[:, None] * torch.tensor([3, 5])[:, None] + 1) % VOCAB  # (b, 2, 8)
+        return neighbours, (torch.arange(8) < torch.tensor([[8], [5]])).expand_as(neighbours)
+
+    start = tokens(2, 9)
+    written = theirs.generate(start, max_new_tokens=10, do_sample=False, eos_token_id=None, lookup=lookup)
+    assert torch.equal(torch.stack(asked, 1), written[:, :16].unflatten(1, (4, 4))), "each chunk once, when it is full"
+    expected = start
+    for _ in range(10):
+        found = [lookup(chunk) for chunk in expected[:, : expected.shape[1] // 4 * 4].split(4, dim=1)]
+        neighbours, mask = (torch.stack(each, 1) for each in zip(*found, strict=True))
+        logits = theirs(input_ids=expected, neighbours=neighbours, neighbour_mask=mask).logits
+        expected = torch.cat([expected, logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, expected)
+    assert not torch.equal(written, theirs.generate(start, max_new_tokens=10, do_sample=False, eos_token_id=None))
+    beams = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    assert theirs.generate(start, lookup=lookup, **beams).shape == (2, 15)
+
+
 def test_the_tokenizer_is_ours(tmp_path):
     run, _ = make(tmp_path, "retro")
     export(run, tmp_path / "out")

@@ -162,6 +162,10 @@ def test_models_that_megatron_lacks_are_not_exported(tmp_path):
     manifest.write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"no such model: cca_null is True; mask_padding is True"):
         save(tmp_path / "model", tmp_path / "t.safetensors", "te")
+    facts["settings"] |= {"architecture": "gpt", "model": facts["settings"]["model"] | {"parallel_residual": True}}
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"no such model: parallel_residual is True\."):
+        save(tmp_path / "model", tmp_path / "t.safetensors", "te")
 
 
 def test_torch_files_are_read_without_running_them(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 from retro.model.build import build_model
 from retro.model.cache import DecodingCache
 from retro.model.exchange import BUFFERS, from_theirs, to_theirs
-from retro.model.families import decoder, stock, stock_config, theirs
+from retro.model.families import decoder, stock, stock_config
 from retro.model.layers import frequencies
 from retro.model.settings import ModelSettings
 from tests.model.families import FAMILIES, make, saved
@@ -120,6 +120,8 @@ def test_configs_of_before_transformers_5_are_read():
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, "rope_scaling.rope_type is 'su'"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu', wanted one of silu, swish"),
         ("llama", {"attention_bias": True}, "attention_bias is True, wanted False"),
+        ("llama", {"mlp_bias": True}, "mlp_bias is True and attention_bias is not"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved is True, wanted False"),
         ("llama", {"rms_norm_eps": None}, "lacks rms_norm_eps"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, wanted None"),
         ("mistral", {"sliding_window": 16}, "sliding_window is 16, which texts of 32 tokens outgrow"),
@@ -132,8 +134,3 @@ def test_configs_of_before_transformers_5_are_read():
 def test_what_our_decoder_does_not_compute_is_refused_by_its_key(name, fields, message):
     with pytest.raises(ValueError, match=message):
         decoder(make(name).config.to_dict() | fields, 32)
-
-
-def test_a_setting_is_called_what_the_file_calls_it():
-    assert theirs({"model_type": "llama"}, "layers") == "num_hidden_layers"
-    assert theirs({"model_type": "gpt2"}, "layers") == "n_layer" and theirs({"model_type": "gpt2"}, "tied") == "tied"
