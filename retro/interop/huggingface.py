@@ -85,7 +85,8 @@ def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: i
     if kind:
         return f"{architecture}, as {CLASSES[kind]}"
     why = f" ({why_not(settings)})" if architecture == "gpt" else ""
-    return f"{architecture}, with its modules{why}: load it with trust_remote_code=True"
+    apart = ", and its base as it came in base" if "base" in config else ""
+    return f"{architecture}, with its modules{why}{apart}: load it with trust_remote_code=True"
 
 
 def unchanged(model: TrainedRun | ImportedModel, weights: State) -> tuple[Path, str] | None:

@@ -106,10 +106,9 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         cls, folder: Any, *args: Any, config: RetroConfig | None = None, **kwargs: Any
     ) -> "RetroForCausalLM":
         """The model in a folder, or of a hub. Of a fitted one the base is read from the files in `base`."""
-        if config is None:
-            config = RetroConfig.from_pretrained(folder)
+        given, config = config, config or RetroConfig.from_pretrained(folder)
         if config.base is None:
-            return super().from_pretrained(folder, *args, config=config, **kwargs)
+            return super().from_pretrained(folder, *args, config=given, **kwargs)
         hub = {key: value for key, value in kwargs.items() if key in HUB}
         kind, places = config.base["model_type"], dict[str, Any]()
         for name in ("retrieval.safetensors", *(f"base/{name}" for name in config.base["files"])):
