@@ -27,7 +27,7 @@ from retro.base import command, provenance
 from retro.base.artifacts import write_text
 from retro.base.log import say
 from retro.base.machine import gemm_rate
-from retro.base.stage import UserError, whole
+from retro.base.stage import UserError, above, whole
 from retro.bench.preprocessing import clustered
 from retro.database.engines import open_engine
 from retro.model.build import Architecture, build_model
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="toy sizes: whether it works, not how fast it is")
-    parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing that would end later (7)")
+    parser.add_argument("--minutes", type=above, default=7.0, help="begin nothing that would end later (7)")
     parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="JSON to write (gpu.json)")
     options = parser.parse_args()

@@ -78,7 +78,7 @@ class Measured:
                 rates = [row[key] / share for row in facts[kind] if row["name"].startswith(wanted)]
                 best |= dict.fromkeys(works, max(rates)) if rates else {}
             return cls(path, facts["device"], facts["name"], facts["small"], best)
-        except (OSError, UserError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(
                 f"--measured {path}: not what `make bench-gpu` writes ({type(error).__name__}: {error}). Give its JSON."
             ) from None

@@ -30,13 +30,13 @@ MODULES = [
     if path.name != "cli.py"
 ]  # but those that become the trainer, or any of these (tests/tools/test_cli.py), which have turns of their own
 SEVERAL = {  # modules of several commands, which their first word names
-    "retro.bench.beside_peer": ("step", "index"),
+    "retro.bench.beside_peer": ("step", "write", "index"),
     "retro.bench.model": ("step", "write"),
     "retro.bench.preprocessing": ("embed", "search"),
 }
 COMMANDS = [f"{name} {word}".strip() for name in MODULES for word in SEVERAL.get(name, ("",))]
 # Commands that can be run without naming a file.
-NAMELESS = {"retro.tools.audit", "retro.bench.corpus", "retro.validate.recompute"}
+NAMELESS = {"retro.tools.audit", "retro.bench.corpus", "retro.bench.device", "retro.validate.recompute"}
 NAMELESS |= {f"{name} {word}" for name, words in SEVERAL.items() for word in words} - {"retro.bench.model write"}
 FACTS = ("files", "counts", "inputs")
 MANIFESTS = (  # kinds of artifacts
