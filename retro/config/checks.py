@@ -175,6 +175,15 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
                 f"runs.{name}: train.min_lr {train.min_lr} is above train.lr {train.lr}; lower the one or "
                 "raise the other"
             )
+    rules = {"dataset": dataset.neighbours.exclude}
+    rules |= {f"retrievals.{name}": each.neighbours.get("exclude", ()) for name, each in config.retrievals.items()}
+    undated = [name for name, source in dataset.sources.items() if source.fields.date is None]
+    for key, excluded in rules.items():
+        if "later" in excluded and undated:
+            yield (
+                f"{key}.neighbours.exclude: later compares dates, but source {undated[0]} has none; name the field in "
+                f"dataset.sources.{undated[0]}.fields.date, or leave later out"
+            )
     given, encoder = dataset.tokenizer, dataset.encoder
     if given.type == "bpe" and given.path is not None:
         yield (

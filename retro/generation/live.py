@@ -11,27 +11,36 @@ from pathlib import Path
 import numpy as np
 
 from retro.base.artifacts import read_text
+from retro.base.names import dates_of
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.generation.decoding import Found
+from retro.retrieval.exclusion import LATER
 from retro.retrieval.search import Searcher
 
 
 class LiveLookup:
     """Decodes, embeds and searches; `k` neighbours a chunk.
 
-    `excluded`: (source, document number) pairs that are never found.
+    `excluded`: (source, document number) pairs that are never found; `until`: as for `Searcher.search`.
     """
 
-    def __init__(self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[tuple[str, int]] = ()):
-        self.dataset, self.k, self.excluded = dataset, k, excluded
+    def __init__(
+        self,
+        dataset: Dataset,
+        k: int,
+        threads: int = 1,
+        excluded: Sequence[tuple[str, int]] = (),
+        until: int | None = None,
+    ):
+        self.dataset, self.k, self.excluded, self.until = dataset, k, excluded, until
         self.searcher = Searcher(dataset, threads)
 
     def __call__(self, tokens: np.ndarray) -> Found:
         text = self.dataset.tokenizer.decode(tokens)
         if not text.strip():  # nothing to look up
             return Found(np.full(self.k, -1, np.int64), np.full(self.k, -np.inf))
-        ids, scores = self.searcher.search([text], self.k, self.excluded)
+        ids, scores = self.searcher.search([text], self.k, self.excluded, self.until)
         return Found(self.dataset.neighbour_rows(ids[0]), scores[0])
 
     def describe(self, found: Found) -> list[dict]:
@@ -143,6 +152,14 @@ def excluded_documents(dataset: Dataset, row: int) -> list[tuple[str, int]]:
             table = dataset.store.tables[number]
             found += [(name, int(each)) for each in np.unique(table["document"][table["group"] == group])]
     return found
+
+
+def seen_until(dataset: Dataset, row: int) -> int | None:
+    """Up to what date the dataset's rules let the document of a global row see; None where they name no dates."""
+    if LATER not in dataset.facts["neighbours"]["exclude"]:
+        return None
+    number = int(dataset.store.source(np.array(row)))
+    return int(dates_of(dataset.store.tables[number][row - dataset.store.offsets[number]]))
 
 
 def open_book(path: Path, trained: Dataset) -> Dataset:

@@ -21,7 +21,7 @@ from retro.evaluation.bits_per_byte import group_documents, section
 from retro.evaluation.conditions import OFF, ON
 from retro.evaluation.settings import GenerationSettings
 from retro.generation.decoding import Decoder, Sampler
-from retro.generation.live import LiveLookup, excluded_documents
+from retro.generation.live import LiveLookup, excluded_documents, seen_until
 from retro.training.weights import load_model
 
 STAGE = "retro.generation.sample"
@@ -105,8 +105,8 @@ def main() -> None:
     samples = []
     with bar(2 * len(rows) * settings.new_tokens, f"sample {run.name}", "tok") as shown:
         for number, row in enumerate(rows):
-            excluded = excluded_documents(dataset, row)
-            lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded)
+            excluded, until = excluded_documents(dataset, row), seen_until(dataset, row)
+            lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded, until)
             tokens = document_tokens(dataset, row, settings.prompt_tokens + settings.new_tokens)
             prompt = tokens[: settings.prompt_tokens]
             sample = {

@@ -169,7 +169,7 @@ class Search:
 def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, inputs: list[Path]) -> None:
     """Write the arrays and the manifest, recall against exact search included."""
     folder, rows, seed = options.output.parent, search.rows, options.settings["seed"]
-    counts = collect(blocks, folder, (len(rows), search.k), len(search.database))
+    counts = collect(blocks, folder, (len(rows), search.k), len(search.database)) | search.exclusion.counts(rows)
     size = min(search.settings.recall_sample, len(rows))
     sample = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
     ids = open_array(folder / "ids.npy")

@@ -20,6 +20,7 @@ from retro.base.artifacts import Manifest, read_manifest
 from retro.base.names import LISTED
 from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
+from retro.corpus.dates import date_argument
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
@@ -28,7 +29,7 @@ from retro.dataset.store import Vectors
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
 from retro.retrieval.exact import ExactSearch
-from retro.retrieval.exclusion import Barred, Rule, read_keys
+from retro.retrieval.exclusion import NEVER, Barred, Rule, as_neighbours, read_dates, read_keys
 from retro.retrieval.settings import IndexSettings
 
 
@@ -43,33 +44,53 @@ class Searcher:
         self.dataset, self.threads, self._neighbours = dataset, threads, neighbours
 
     def search(
-        self, texts: list[str], k: int, exclude_documents: Iterable[tuple[str, int]] = ()
+        self,
+        texts: list[str],
+        k: int,
+        exclude_documents: Iterable[tuple[str, int]] = (),
+        until: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Database ids int64 and scores float64 [n, k] of each text's neighbours, best first.
 
         Chunks of `exclude_documents`, pairs of a source's name and the number of one of its documents, are
-        left out. Ids are −1 and scores −∞ where the database has fewer than k others.
-        `Dataset.neighbour_rows` turns ids into global rows. Candidates come from the index; their scores
-        are exact.
+        left out. With `until`, a date of `retro.corpus.dates`, so is what is later or has no date; without it all
+        dates are found, whatever the dataset excludes: a text has no date of its own. Ids are −1 and scores −∞ where
+        the database has fewer than k others. `Dataset.neighbour_rows` turns ids into global rows. Candidates come
+        from the index; their scores are exact.
         """
         if self._lexical:
-            return self._words.search(list(texts), k, self._barred(len(texts), exclude_documents))
-        return self.search_vectors(self.encoder.encode(list(texts)), k, exclude_documents)
+            return self._words.search(list(texts), k, self._barred(len(texts), exclude_documents, until))
+        return self.search_vectors(self.encoder.encode(list(texts)), k, exclude_documents, until)
 
     def search_vectors(
-        self, vectors: np.ndarray, k: int, exclude_documents: Iterable[tuple[str, int]] = ()
+        self,
+        vectors: np.ndarray,
+        k: int,
+        exclude_documents: Iterable[tuple[str, int]] = (),
+        until: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for unit vectors float32 [n, d]; always dense."""
-        return self._search.search(vectors, k, self._barred(len(vectors), exclude_documents))
+        return self._search.search(vectors, k, self._barred(len(vectors), exclude_documents, until))
 
-    def _barred(self, count: int, documents: Iterable[tuple[str, int]]) -> Barred:
-        """The chunks of `documents`, for each of `count` queries."""
+    def _barred(self, count: int, documents: Iterable[tuple[str, int]], until: int | None) -> Barred:
+        """The chunks of `documents`, and what is later, for each of `count` queries."""
         parts = []
         for source, document in documents:
             key = (self.dataset.sources.index(source) << 32) + document
             rank = self._documents.look_up(np.array([key], np.uint64))
             parts.append((self._documents, np.repeat(rank, count)))
-        return Barred(parts)
+        return Barred(parts, [] if until is None else [(self._dates, np.full(count, until))])
+
+    @cached_property
+    def _dates(self) -> np.ndarray:
+        """int64 [N]: date of each database position, NEVER where it has none."""
+        dates = as_neighbours(read_dates(self._paths("chunks")), self.dataset.database)
+        if len(dates) and dates.min() == NEVER:
+            raise UserError(
+                f"{self.dataset.path}: a date was given, but no document of this database has one. Name "
+                f"dataset.sources.<name>.fields.date in its config, or give no date."
+            )
+        return dates
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -207,7 +228,8 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
     shower = Shower(dataset)
     if options.text is not None:
         named = neighbours_of(dataset, options.retrieval, options.split) if options.retrieval else None
-        ids, scores = Searcher(dataset, options.threads, named).search([options.text], options.k)
+        searcher = Searcher(dataset, options.threads, named)
+        ids, scores = searcher.search([options.text], options.k, until=options.date)
         yield f"text: {options.text}"
         yield from shower.neighbours(ids[0], scores[0])
         return
@@ -239,6 +261,7 @@ def main() -> None:
     chosen.add_argument("--chunk", type=natural, help="position of a chunk in the split")
     chosen.add_argument("--document", help="id of a document: all its chunks in the split")
     chosen.add_argument("--text", help="any text: search for it now")
+    parser.add_argument("--date", type=date_argument, help="with --text: nothing later than this, such as 2015-03")
     parser.add_argument("--retrieval", help="a name under retrievals in the config; default: the dataset's own")
     parser.add_argument("--k", type=whole, default=5, help="neighbours to show")
     parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")

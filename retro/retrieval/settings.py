@@ -32,9 +32,10 @@ class NeighbourSettings(Settings):
     """Which database chunks are kept as a chunk's neighbours."""
 
     saved: int = Field(20, gt=0, le=1000, description="Neighbours stored for each chunk (K); training uses k <= K.")
-    exclude: list[Literal["document", "group", "group_of_any_source", "text"]] = Field(
+    exclude: list[Literal["document", "group", "group_of_any_source", "text", "later"]] = Field(
         ["document"],
         description="A neighbour never shares these with its chunk: document, group (of the same source), "
-        "group whatever the source, exact text (tokens). The document is always excluded.",
+        "group whatever the source, exact text (tokens). The document is always excluded. later: besides, a neighbour "
+        "is never of a later date than its chunk; every source then names fields.date.",
     )
     recall_sample: int = Field(1000, ge=0, description="Chunks whose neighbours are compared with exact search.")

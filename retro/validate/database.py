@@ -15,13 +15,12 @@ import numpy as np
 
 from retro.base import log
 from retro.base.artifacts import Manifest, read_manifest
-from retro.base.names import CHUNK
 from retro.base.shards import bounds
 from retro.base.stage import UserError, read_section
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.assemble import LISTS, by_chunk, select
-from retro.database.chunk import cut, document_blocks, offsets_of
+from retro.database.chunk import columns, cut, document_blocks, offsets_of
 from retro.database.embed import BLOCK, texts_of
 from retro.database.encoders import open_encoder
 from retro.database.settings import EncoderSettings
@@ -50,7 +49,7 @@ def chunk_differences(manifest: Manifest, sample: Sample, threads: int) -> Itera
     blocks = {(int(offsets[first]), int(offsets[end])): (first, end) for first, end in document_blocks(offsets)}
     for start, stop in sample.choose(list(blocks), "chunk"):
         first, end = blocks[start, stop]
-        some, made = Some(store.tokens, store.offsets[first : end + 1]), np.empty(stop - start, CHUNK)
+        some, made = Some(store.tokens, store.offsets[first : end + 1]), np.empty(stop - start, columns(documents))
         cut(some, documents[first:end], tokenizer.token_bytes, length, made)
         made["document"] += first
         yield compare(path, "chunk", start, table[start:stop], made)

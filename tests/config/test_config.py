@@ -47,6 +47,11 @@ def test_every_preset_makes_a_valid_config(path):
         (merged(train={"neighbours_used": 50}), ["neighbours_used: found 50, but dataset.neighbours.saved is 20"]),
         (merged(experiments={"of": "x"}), ["experiments.of: found 'x'", "of this config: retro"]),
         (merged(experiments={"k": [30]}), ["experiments.k: found 30, but dataset.neighbours.saved is 20"]),
+        (
+            merged(dataset={"neighbours": {"exclude": ["later"]}}),
+            ["dataset.neighbours.exclude: later", "source a has none", "dataset.sources.a.fields.date"],
+        ),
+        (merged(retrievals={"then": {"neighbours": {"exclude": ["later"]}}}), ["retrievals.then.neighbours.exclude"]),
         (merged(train={"lr": 1e-4}), ["train.min_lr 0.0003 is above train.lr 0.0001"]),
         (merged(dataset={"tokenizer": {"path": "t.json"}}), ["tokenizer.path: found 't.json', but type bpe"]),
         (merged(dataset={"tokenizer": {"merges": "m"}}), ["tokenizer.merges: found 'm', but type bpe has none"]),

@@ -54,7 +54,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.name": "other",
     "dataset.sources.*.type": {"dataset": {"sources": {"book": {"type": "megatron", "path": "data/given"}}, **FOREIGN}},
     "dataset.sources.*.path": "data/more.jsonl",
-    **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title"]},
+    **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title", "date"]},
     "dataset.sources.*.keep": {"source": ["x"]},
     "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
     "dataset.sources.*.cut": 4000,
