@@ -18,6 +18,7 @@ from retro.base.stage import Names, Overrides, UserError, plain, settings_in, ta
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
+from retro.retrieval.settings import FilterSettings
 from retro.training.settings import Run
 
 
@@ -175,6 +176,24 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
                 f"runs.{name}: train.min_lr {train.min_lr} is above train.lr {train.lr}; lower the one or "
                 "raise the other"
             )
+    filters = {"dataset": dataset.neighbours.filter}
+    for name, each in config.retrievals.items():
+        filters[f"retrievals.{name}"] = FilterSettings(**(each.neighbours.get("filter") or {}))
+    shown = {f"runs.{name}: train.retrieved_chunks": run.train.retrieved_chunks for name, run in _retro(config, runs)}
+    shown["evaluate.retrieved_chunks"] = evaluate.retrieved_chunks or 0
+    for place, kept in filters.items():
+        most = length * len(set(kept.against))
+        if (kept.run or 0) > most:
+            yield (
+                f"{place}.neighbours.filter.run: found {kept.run}, but the text that is compared has {most} tokens; "
+                "lower it, or compare with chunk and continuation (against)"
+            )
+        for key, number in shown.items():
+            if number > kept.chunks and not kept.off:
+                yield (
+                    f"{key}: found {number}, but {place}.neighbours.filter.chunks is {kept.chunks}, so that not all "
+                    "that is shown is compared; lower the one or raise the other"
+                )
     rules = {"dataset": dataset.neighbours.exclude}
     rules |= {f"retrievals.{name}": each.neighbours.get("exclude", ()) for name, each in config.retrievals.items()}
     undated = [name for name, source in dataset.sources.items() if source.fields.date is None]

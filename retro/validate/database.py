@@ -195,7 +195,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     so that the index is asked the same again.
     """
     given = inputs(manifest)
-    words = inputs(read_manifest(given["index"][0])) if manifest.settings["retriever"] == "bm25" else {}
+    cut = [inputs(read_manifest(path)) for path in given["chunks"]]
     search = Search(
         Namespace(
             settings=manifest.settings,
@@ -204,8 +204,8 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
             chunks=given["chunks"],
             embeddings=given["embeddings"],
             index=given["index"][0],
-            tokenizer=words.get("tokenizer", []),
-            tokens=words.get("tokens", []),
+            tokenizer=cut[0]["tokenizer"],
+            tokens=[each["tokens"][0] for each in cut],
             duplicates=given.get("duplicates", []),
             threads=threads,
         )
@@ -214,7 +214,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     chosen = sample.choose(bounds(len(search.rows), QUERIES), "chunk")
     with log.bar(sample.rows, f"validate {manifest.folder}", "chunk") as shown:
         for start, stop in chosen:
-            made = search.block(start, stop, shown.update)["id"]
+            made = search.block(start, stop, shown.update)["id"][:, : search.k]
             yield compare(path, "chunk", start, ids[start:stop], made.astype(ids.dtype))
     if len(ids) != len(search.rows):
         yield Difference(path, "chunks", str(len(ids)), str(len(search.rows)))

@@ -67,7 +67,7 @@ def test_blocks_change_nothing(monkeypatch):
     chunks, near = rng.integers(0, 4, (20, 16)), rng.integers(0, 4, (20, 3, 32))
     real, seen = rng.random(chunks.shape) < 0.9, rng.random(near.shape) < 0.9
     whole = common_run(chunks, real, near, seen)
-    monkeypatch.setattr("retro.evaluation.leakage.CELLS", 1)
+    monkeypatch.setattr("retro.retrieval.filter.CELLS", 1)
     assert np.array_equal(common_run(chunks, real, near, seen), whole)
 
 

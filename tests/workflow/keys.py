@@ -71,6 +71,12 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.encoder.path": {"dataset": {"encoder": {"type": "transformers", "path": "data"}}},
     "dataset.index.factory": "Flat",
     "dataset.neighbours.exclude": ["document", "text"],
+    "dataset.neighbours.filter.run": 13,
+    "dataset.neighbours.filter.jaccard": 0.8,
+    **{
+        f"dataset.neighbours.filter.{name}": {"dataset": {"neighbours": {"filter": {"run": 13, name: value}}}}
+        for name, value in {"against": ["chunk"], "chunks": 3, "splits": ["test"]}.items()
+    },
     "dataset.samples.seq_length": 64,
     "dataset.samples.epochs": {"dataset": {"samples": {"epochs": 2.0, "train_samples": None}}},
     "retrievals.*.retriever": "random",
