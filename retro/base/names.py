@@ -38,6 +38,20 @@ DOCUMENT = np.dtype(
         ("offset", "<i8"),  # byte offset of its line in documents.jsonl
     ]
 )
+UNDATED = int(np.iinfo(np.int64).min)
+
+
+def dated(table: np.dtype) -> np.dtype:
+    """The columns of CHUNK or DOCUMENT, and `date`, where a source's fields name one: the last second of the
+    document's, from 1970, UTC (`retro.corpus.dates`), or UNDATED.
+    """
+    return np.dtype([*table.descr, ("date", "<i8")])
+
+
+def dates_of(table: np.ndarray) -> np.ndarray:
+    """int64: the date of each row of a chunk table, or of documents.npy; UNDATED where there are none."""
+    dates = "date" in (table.dtype.names or ())
+    return np.array(table["date"]) if dates else np.full(table.shape, UNDATED, np.int64)
 
 
 ALL = "all"  # the source of rows over all sources; the seed of rows over all seeds

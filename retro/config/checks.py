@@ -18,6 +18,7 @@ from retro.base.stage import Names, Overrides, UserError, plain, settings_in, ta
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
+from retro.retrieval.settings import FilterSettings
 from retro.training.settings import Run
 
 
@@ -180,6 +181,33 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             yield (
                 f"runs.{name}: train.optimizer muon needs whole matrices, and train.parallel cuts them over "
                 f"{processes} processes (fsdp, or tensor above 1); take adamw and a lr for it, or leave the model whole"
+            )
+    filters = {"dataset": dataset.neighbours.filter}
+    for name, each in config.retrievals.items():
+        filters[f"retrievals.{name}"] = FilterSettings(**(each.neighbours.get("filter") or {}))
+    shown = {f"runs.{name}: train.retrieved_chunks": run.train.retrieved_chunks for name, run in _retro(config, runs)}
+    shown["evaluate.retrieved_chunks"] = evaluate.retrieved_chunks or 0
+    for place, kept in filters.items():
+        most = length * len(set(kept.against))
+        if (kept.run or 0) > most:
+            yield (
+                f"{place}.neighbours.filter.run: found {kept.run}, but the text that is compared has {most} tokens; "
+                "lower it, or compare with chunk and continuation (against)"
+            )
+        for key, number in shown.items():
+            if number > kept.chunks and not kept.off:
+                yield (
+                    f"{key}: found {number}, but {place}.neighbours.filter.chunks is {kept.chunks}, so that not all "
+                    "that is shown is compared; lower the one or raise the other"
+                )
+    rules = {"dataset": dataset.neighbours.exclude}
+    rules |= {f"retrievals.{name}": each.neighbours.get("exclude", ()) for name, each in config.retrievals.items()}
+    undated = [name for name, source in dataset.sources.items() if source.fields.date is None]
+    for key, excluded in rules.items():
+        if "later" in excluded and undated:
+            yield (
+                f"{key}.neighbours.exclude: later compares dates, but source {undated[0]} has none; name the field in "
+                f"dataset.sources.{undated[0]}.fields.date, or leave later out"
             )
     given, encoder = dataset.tokenizer, dataset.encoder
     if given.type == "bpe" and given.path is not None:

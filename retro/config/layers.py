@@ -285,6 +285,7 @@ class Retrievals:
         return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
 
     def words(self, sources: list[str], name: str = "") -> list[str]:
-        """Manifests of the tokenizer and the tokens, which BM25 reads; nothing for other retrievers."""
+        """Manifests of the tokenizer and the tokens, which BM25 and a filter read; nothing for others."""
         names = ["tokenizer", *(f"tokens/{source}" for source in sources)]
-        return [f"{self._folder}/{n}/manifest.json" for n in names] if self.kind_of_index(name) == "bm25" else []
+        read = self.kind_of_index(name) == "bm25" or "filter" in self.facts[name]["neighbours"]
+        return [f"{self._folder}/{n}/manifest.json" for n in names] if read else []

@@ -20,9 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from retro.base.artifacts import release
-from retro.base.names import BOOK, DOCUMENT, SPLITS, TEST, TRAIN, VALID
+from retro.base.names import BOOK, DOCUMENT, SPLITS, TEST, TRAIN, UNDATED, VALID, dated
 from retro.base.shards import read_notes
 from retro.base.stage import UserError
+from retro.corpus.dates import told
 from retro.corpus.mmididx import TokenStore, TokenWriter
 from retro.corpus.readers import Document
 from retro.corpus.settings import SplitSettings
@@ -56,29 +57,35 @@ def split_of(group: str, document: str, train: bool, settings: SplitSettings, se
 class Table:
     """Collects documents.npy and documents.jsonl; holds some forty bytes a document in memory."""
 
-    def __init__(self, lines: BinaryIO):
+    def __init__(self, lines: BinaryIO, dates: bool = False):
+        """`dates`: whether the documents have dates, some of them at least."""
         self.lines, self.offset = lines, 0
         self.columns = {"group": array("Q"), "bytes": array("q"), "split": array("B"), "offset": array("q")}
+        self.dtype = DOCUMENT
+        if dates:
+            self.columns["date"], self.dtype = array("q"), dated(DOCUMENT)
         self.ids, self.lengths = array("Q"), array("q")
 
     def add(self, document: Document, split: int, tokens: int) -> None:
         facts = {"id": document.id, "group": document.group, "title": document.title}
+        facts |= {} if document.date is None else {"date": told(document.date)}
         line = (json.dumps(facts, ensure_ascii=False) + "\n").encode()
         row = {
             "group": key_hash(document.group),
             "bytes": document.bytes,
             "split": split,
             "offset": self.offset,
+            "date": UNDATED if document.date is None else document.date,
         }
-        for name, value in row.items():
-            self.columns[name].append(value)
+        for name, values in self.columns.items():
+            values.append(row[name])
         self.ids.append(key_hash(document.id))
         self.lengths.append(tokens)
         self.lines.write(line)
         self.offset += len(line)
 
     def extend(self, rows: np.ndarray, ids: np.ndarray, lengths: np.ndarray, lines: bytes) -> None:
-        """Append rows (DOCUMENT) of another table, with their documents' hashed ids, tokens and lines."""
+        """Append rows (of the same columns) of another table, with their documents' hashed ids, tokens and lines."""
         for name, values in self.columns.items():
             column = rows[name] + (self.offset - rows[name][:1]) if name == "offset" else rows[name]
             values.frombytes(np.ascontiguousarray(column).tobytes())
@@ -88,8 +95,8 @@ class Table:
         self.offset += len(lines)
 
     def array(self) -> np.ndarray:
-        """The table, dtype DOCUMENT, one row a document."""
-        table = np.empty(len(self.ids), DOCUMENT)
+        """The table, dtype DOCUMENT, dated or not, one row a document."""
+        table = np.empty(len(self.ids), self.dtype)
         for name, values in self.columns.items():
             table[name] = values
         return table

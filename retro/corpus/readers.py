@@ -10,6 +10,7 @@ import numpy as np
 
 from retro.base.stage import UserError
 from retro.corpus import files
+from retro.corpus.dates import last_second
 from retro.corpus.files import Damaged, SourceFile
 from retro.corpus.readings import Reading, Readings
 from retro.corpus.records import (
@@ -18,6 +19,7 @@ from retro.corpus.records import (
     check_beginning,
     check_characters,
     find,
+    is_nothing,
     is_wide,
     kind,
     name_of,
@@ -36,7 +38,7 @@ BOM = b"\xef\xbb\xbf"
 class Document:
     """A document; `bytes` is the length of its text in UTF-8, `line` the line (or row) of `file`, from 1.
 
-    `ids`: its tokens, int64, where they are given instead of text.
+    `ids`: its tokens, int64, where they are given instead of text. `date`: as `retro.corpus.dates` has it, if known.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Document:
     file: str
     line: int
     ids: np.ndarray | None = None
+    date: int | None = None
 
 
 ENDS = ("\n\n", "\n", " ")  # where a text is cut, the best first
@@ -229,16 +232,25 @@ class Reader(Sharded):
             check_characters("".join(found.values()))
         except Damaged as error:
             raise Malformed(file, line, str(error)) from None
-        for what in found:
-            if f"fields.{what}" in self.fields.named:
-                self.fields.count(f"fields.{what}", find(record, getattr(fields, what)), record)
+        date = self._date(record, file, line)
+        for key, field in self.fields.named.items():
+            self.fields.count(key, find(record, field), record)
         size = len(text.encode())
-        return Document(found["id"], text, found["group"], found["title"], size, str(file.path), line)
+        return Document(found["id"], text, found["group"], found["title"], size, str(file.path), line, date=date)
 
     def _name(self, what: str, record: dict[str, Any], file: SourceFile, line: int) -> str:
         """A record's id, group or title, empty if it has none."""
         try:
             return name_of(record, getattr(self.source.fields, what))
+        except Damaged as error:
+            raise Malformed(file, line, str(error)) from None
+
+    def _date(self, record: dict[str, Any], file: SourceFile, line: int) -> int | None:
+        """A record's date, if the config names one and the record has it."""
+        field = self.source.fields.date
+        value = find(record, field) if field else MISSING
+        try:
+            return None if field is None or is_nothing(value) else last_second(value, field)
         except Damaged as error:
             raise Malformed(file, line, str(error)) from None
 
@@ -271,7 +283,7 @@ class Reader(Sharded):
         def advance(share: float) -> None:
             self.done = start + int(file.bytes * share)
 
-        wanted = [fields.text, fields.id, fields.group, fields.title, *self.source.keep]
+        wanted = [fields.text, fields.id, fields.group, fields.title, *filter(None, [fields.date]), *self.source.keep]
         for row, record in rows(file.path, reading, fields.text, wanted, self.fields.known, advance):
             yield row, Malformed(file, row, str(record)) if isinstance(record, Damaged) else record
 

@@ -125,19 +125,22 @@ THEN = {
     "id": "its number is its id",
     "group": "each is a group of its own",
     "title": "its id is its title",
+    "date": "it has no date",
 }  # what a document is given that lacks a field
 
 
 class NamedFields:
     """Counts the records that lack a field which `fields` or `keep` of a source names.
 
-    Fields that the config does not name may be absent: `id` is then `<source>-<number>`, group and title the id.
+    Fields that the config does not name may be absent: `id` is then `<source>-<number>`, group and title the id; there
+    is no date.
     """
 
     def __init__(self, source: SourceSettings, name: str):
         self.name = name
         given = source.fields.model_fields_set
-        self.named = {f"fields.{what}": getattr(source.fields, what) for what in THEN if what in given}
+        fields = {what: getattr(source.fields, what) for what in THEN if what in given}
+        self.named = {f"fields.{what}": field for what, field in fields.items() if field}
         self.wanted = {f"keep.{field}": field for field in source.keep}
         self.keep = source.keep
         keys = [*self.named, *self.wanted]
@@ -308,7 +311,11 @@ def _check(text: str, have: list[str], wanted: set[str], count: int) -> None:
 
 
 def _cells(column: Any) -> list[Any]:
-    """Python values of a column; a cell that is not valid UTF-8 is a `UnicodeError`."""
+    """Python values of a column; a cell that is not valid UTF-8 is a `UnicodeError`. Times are UTC, in microseconds."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(column.type):
+        column = column.cast(pyarrow.timestamp("us", column.type.tz and "UTC"), safe=False)
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

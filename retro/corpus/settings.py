@@ -15,11 +15,16 @@ class FieldNames(Settings):
     id: str = Field("id", description="An identifier; where absent, `<source>-<number>` is used.")
     group: str = Field("group", description="What belongs together (country, year, repository); default: the id.")
     title: str = Field("title", description="A title to show; default: the id.")
+    date: str | None = Field(
+        None,
+        description="When the document was written: a year, an ISO date, with a time and zone if need be, or seconds "
+        "since 1970. Read only where it is named; neighbours.exclude: [later] wants it.",
+    )
 
     @model_serializer(mode="wrap")
     def _as_named(self, plain: SerializerFunctionWrapHandler) -> dict[str, str]:
         """Only what the config names: a field that is named must be found."""
-        return {name: field for name, field in plain(self).items() if name in self.model_fields_set}
+        return {name: field for name, field in plain(self).items() if field and name in self.model_fields_set}
 
 
 class SourceSettings(Settings):

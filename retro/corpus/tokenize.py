@@ -108,7 +108,7 @@ def write(
         open(listed, "wb") as lines,
         TokenWriter(folder / "tokens", token_dtype(tokenizer.vocab_size)) as writer,
     ):
-        table, ledger = Table(lines), Ledger()
+        table, ledger = Table(lines, settings.source.fields.date is not None), Ledger()
         counts: dict[str, Any]
 
         def remark(facts: dict) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from retro.base import log, stage
 from retro.base.artifacts import Manifest, growing_array, read_manifest, release, write_manifest
 from retro.base.hashing import mix
-from retro.base.names import CHUNK, DOCUMENT, SPLITS
+from retro.base.names import CHUNK, DOCUMENT, SPLITS, dated
 from retro.base.stage import UserError, given
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
@@ -48,7 +48,7 @@ class Documents(Protocol):
 
 
 def cut(store: Documents, documents: np.ndarray, token_bytes: np.ndarray, length: int, table: np.ndarray) -> np.ndarray:
-    """Fill `table` (CHUNK, one row a chunk) with the chunks of `length` tokens of a store's documents; how many
+    """Fill `table` (`columns`, one row a chunk) with the chunks of `length` tokens of a store's documents; how many
     chunks each of `SPLITS` has.
     """
     offsets, splits = offsets_of(store, length), np.zeros(len(SPLITS), np.int64)
@@ -65,6 +65,11 @@ def cut(store: Documents, documents: np.ndarray, token_bytes: np.ndarray, length
             shown.update(len(part))
             release(table, documents)
     return splits
+
+
+def columns(documents: np.ndarray) -> np.dtype:
+    """Of the chunks of documents: CHUNK, with the date if those have it."""
+    return dated(CHUNK) if documents.dtype == dated(DOCUMENT) else CHUNK
 
 
 def document_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -89,9 +94,11 @@ def chunks(
     start = store.offsets[document] + (rows - offsets[document]) * length
     lengths = np.minimum(store.offsets[document + 1] - start, length)
     tokens = np.asarray(store.tokens[start[0] : start[-1] + lengths[-1]])
-    made = np.empty(len(rows), CHUNK)
+    made = np.empty(len(rows), columns(documents))
     made["start"], made["document"], made["length"] = start, document, lengths
     made["split"], made["group"] = documents["split"][document], documents["group"][document]
+    if made.dtype != CHUNK:
+        made["date"] = documents["date"][document]
     made["text"] = text_hashes(tokens, lengths)
     made["bytes"] = np.add.reduceat(token_bytes[tokens], start - start[0])
     return made
@@ -129,7 +136,7 @@ def correct_bytes(table: np.ndarray, chunk_offsets: np.ndarray, document_bytes: 
 def _check(manifest: Manifest, store: TokenStore, documents: np.ndarray, token_bytes: np.ndarray) -> None:
     """Refuse a token store and a document table that do not belong together, or foreign token ids."""
     table = manifest.folder / "documents.npy"
-    if documents.dtype != DOCUMENT:
+    if documents.dtype not in (DOCUMENT, dated(DOCUMENT)):
         raise UserError(f"{table}: columns {documents.dtype.names}, wanted {DOCUMENT.names}. Delete it, run snakemake.")
     if len(documents) != len(store.offsets) - 1:
         raise UserError(
@@ -163,7 +170,7 @@ def main() -> None:
     documents = manifest.array("documents.npy")
     _check(manifest, store, documents, tokenizer.token_bytes)
     path, count = options.output.parent / "chunks.npy", int(offsets_of(store, length)[-1])
-    with growing_array(path, (count,), CHUNK) as table:
+    with growing_array(path, (count,), columns(documents)) as table:
         splits = cut(store, documents, tokenizer.token_bytes, length, table)
     tokens = len(store.tokens)
     by_split: dict[str, int] = dict(zip(SPLITS, splits.tolist(), strict=True))

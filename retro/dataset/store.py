@@ -43,7 +43,8 @@ class ChunkStore:
         found, source = np.empty(rows.shape, CHUNK), self.source(rows)
         for number in np.unique(source):
             here = source == number
-            found[here] = self.tables[number][rows[here] - self.offsets[number]]
+            records = self.tables[number][rows[here] - self.offsets[number]]
+            found[here] = records if records.dtype == CHUNK else records[list(CHUNK.names or ())]
         return found
 
     def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,17 @@
 `up to` rows hold the chunks of ratio r ≤ alpha, so that alpha 1 is all of them; `bucket` rows those of ratio above
 `over` and up to alpha (Norlund et al. 2023). `overlap` says with what: the training data, or what is shown. A run that
 is shown more or fewer than the first RETRO run stands under `shown-<neighbours>x<chunks>`, and its twin there, too.
+
+Where documents have dates, `age` rows hold the chunks by the age of what was read while they were predicted: days from
+the dates of the neighbours shown, of the chunk before, to their own, on average; above `over` and up to `alpha`, empty
+where there is no bound. A chunk that begins a document has read nothing for it.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import numpy as np
 
 from retro.base import stage
 from retro.base.artifacts import Manifest, read_manifest, write_text
-from retro.base.names import ALL
+from retro.base.names import ALL, UNDATED, dates_of
 from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
 from retro.evaluation import tables
@@ -28,6 +33,7 @@ from retro.evaluation.summarise import measure
 
 STAGE = "retro.evaluation.filtered"
 ALPHAS = tuple(eighth / 8 for eighth in range(1, 9))
+AGES = (0.0, 30.0, 365.0, 1096.0, 3653.0)  # days
 COLUMNS = (
     "run", "twin", "model", "seed", "retrieval", "split", "overlap", "kind", "over", "alpha", "chunks", "bytes",
     "bits_per_byte", "bpb_low", "bpb_high", "difference_percent", "low", "high", "off_percent", "off_low", "off_high",
@@ -40,6 +46,32 @@ def slices(ratios: np.ndarray) -> Iterator[tuple[str, float | None, float, np.nd
         yield "up to", None, alpha, ratios <= alpha
     for over, alpha in zip((-1.0, *ALPHAS[:-1]), ALPHAS, strict=True):
         yield "bucket", max(over, 0.0), alpha, (ratios > over) & (ratios <= alpha)
+
+
+def ages(dataset: Dataset, split: str, count: int) -> np.ndarray | None:
+    """Age in days of the first `count` neighbours that each chunk's predecessor was shown, float64 [C]: NaN where none
+    of them, or not the chunk, has a date, and where a document begins. None where no chunk has one.
+    """
+    dates = np.concatenate([dates_of(table) for table in dataset.store.tables]).astype(np.float64)
+    dates[dates == UNDATED] = np.nan
+    rows = dataset.rows(split)
+    if np.isnan(dates[rows]).all():
+        return None
+    near = dataset.neighbour_rows(np.asarray(dataset.neighbour_ids(split)[:, :count]))
+    seen = np.where(near >= 0, dates[np.maximum(near, 0)], np.nan)
+    known = (~np.isnan(seen)).sum(axis=1)
+    mean = np.where(known > 0, np.nansum(seen, axis=1) / np.maximum(known, 1), np.nan)
+    goes_on = dataset.store.following(rows[:-1]) == rows[1:]
+    return np.append(np.nan, np.where(goes_on, dates[rows[1:]] - mean[:-1], np.nan)) / 86_400
+
+
+def aged(days: np.ndarray | None) -> Iterator[tuple[str, float | None, float | None, np.ndarray]]:
+    """As `slices`, by age."""
+    if days is None:
+        return
+    for over, alpha in pairwise((None, *AGES, None)):
+        low, high = -np.inf if over is None else over, np.inf if alpha is None else alpha
+        yield "age", over, alpha, (days > low) & (days <= high)
 
 
 def kept(documents: Documents, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -103,7 +135,9 @@ def rows(
     }
     for name, read in readers(losses, runs, overlap).items():
         ratios = ratio(overlap.array(f"{name}.npy"), records["length"])
-        for kind, over, alpha, chosen in slices(ratios):
+        shown = views(overlap.settings).get(name)  # none with the training data
+        days = ages(dataset, split, shown[0]) if shown else None
+        for kind, over, alpha, chosen in chain(slices(ratios), aged(days)):
             if not chosen.any():
                 continue
             size = kept(documents, records["bytes"].astype(np.int64), chosen)

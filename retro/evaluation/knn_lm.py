@@ -263,6 +263,8 @@ def main() -> None:
     kind = kind_of_index(int(real.sum()), len(targets.rows), run.model.width)
     states = read_states(model, unread(dataset, "database"), losses.settings)[real]
     memory = Memory.of(states, tokens[real], np.nonzero(real)[0], kind, dataset.facts["seed"])
+    if "filter" in dataset.facts["neighbours"]:
+        print("kNN-LM: dataset.neighbours.filter holds for neighbours; states vote unfiltered", file=sys.stderr)
     reader = Reader(memory, condition.k or NEAREST, exclusion(dataset))
     some = Targets.of(model, dataset, fitted)
     some = some[np.linspace(0, len(some.rows) - 1, min(len(some.rows), FITTED)).astype(np.int64)]

@@ -5,7 +5,7 @@ data and their continuations; what the weights may remember. shown.npy: the same
 retrieval shows; what can be copied. They differ where the database holds text that was not trained on. Where runs see
 different numbers of neighbours, or of their chunks, each has an array of its own: shown-<neighbours>x<chunks>.npy.
 
-Runs are found by dynamic programming over blocks of chunks (`common_run`).
+Runs are found by dynamic programming over blocks of chunks (`retro.retrieval.filter.common_runs`).
 """
 
 import argparse
@@ -23,28 +23,14 @@ from retro.dataset.dataset import Dataset
 from retro.dataset.store import Vectors
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
-
-CELLS = 1 << 22  # pairs of a chunk and a neighbour's token held at a time
+from retro.retrieval.filter import common_runs
 
 
 def common_run(chunks: np.ndarray, real: np.ndarray, neighbours: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Length of the longest run of tokens that each chunk shares with any one of its neighbours, int64 [c].
-
-    `chunks` [c, m] and `neighbours` [c, k, r] are tokens, `real` and `shown` bool of the same shapes: what is padding
-    equals nothing and ends a run. Time c·m·k·r, memory a constant (RETRO §2.6).
+    """Length of the longest run of tokens that each chunk shares with any one of its neighbours, int64 [c];
+    arguments as of `common_runs`.
     """
-    count, m = chunks.shape
-    found = np.zeros(count, np.int64)
-    step = max(1, CELLS // max(1, neighbours.shape[1] * neighbours.shape[2]))
-    for low in range(0, count, step):
-        here = slice(low, low + step)
-        there, seen = neighbours[here], shown[here]
-        run = np.zeros((*there.shape[:2], there.shape[2] + 1), np.int32)  # runs that end at each place, and before
-        for at in range(m):
-            equal = (there == chunks[here, at][:, None, None]) & seen & real[here, at][:, None, None]
-            run[..., 1:] = np.where(equal, run[..., :-1] + 1, 0)
-            np.maximum(found[here], run.max(axis=(1, 2), initial=0), out=found[here])
-    return found
+    return common_runs(chunks, real, neighbours, shown).max(axis=1, initial=0)
 
 
 def ratio(runs: np.ndarray, lengths: np.ndarray) -> np.ndarray:

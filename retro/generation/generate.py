@@ -22,6 +22,7 @@ from retro.base import command
 from retro.base.artifacts import write_text
 from retro.base.machine import best_device
 from retro.base.stage import UserError, finite, text_of, whole
+from retro.corpus.dates import date_argument
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Decoder, Prompt, Sampler, Step
@@ -51,8 +52,8 @@ class Unfolding:
 class Writer:
     """Writes with a run, D/runs/<run>, and looks things up in the dataset's database or in another.
 
-    `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval. Raises
-    `UserError` where the run cannot do what is wanted.
+    `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval; `until`: a date,
+    nothing later is looked up. Raises `UserError` where the run cannot do what is wanted.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Writer:
         given: Path | None = None,
         neighbours: int | None = None,
         step: int | None = None,
+        until: int | None = None,
         threads: int = 1,
     ):
         self.dataset = Dataset.open(Path(os.path.realpath(run)).parent.parent / "config.json")
@@ -80,7 +82,7 @@ class Writer:
         if given:
             self.lookup = GivenPassages.read(given, self.dataset, m * train.retrieved_chunks)
         elif self.run.retro and k:
-            self.lookup = LiveLookup(self.book, k, threads)
+            self.lookup = LiveLookup(self.book, k, threads, until=until)
 
     def write(
         self, prompt: str, count: int, sampler: Sampler, *, retrieval: bool = True, pad: bool = True
@@ -243,6 +245,7 @@ def parse() -> argparse.Namespace:
     sources.add_argument("--neighbours-from", type=Path, help="passages to read in place of what is found, a line each")
     sources.add_argument("--database", type=recorded_config, help="another dataset, to look things up there")
     parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
+    parser.add_argument("--date", type=date_argument, help="look up nothing later than this, such as 2015-03")
     parser.add_argument("--no-padding", action="store_true", help="do not pad a short prompt")
     parser.add_argument("--show", action="store_true", help="print what is looked up, on stderr")
     options = parser.parse_args()
@@ -272,6 +275,7 @@ def main() -> None:
         given=options.neighbours_from,
         neighbours=options.neighbours,
         step=options.retrieval_step,
+        until=options.date,
         threads=options.threads,
     )
     chosen = (options.temperature, options.top_p, options.seed, options.top_k)

@@ -11,22 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from retro.base.artifacts import read_text
+from retro.base.names import dates_of
 from retro.base.stage import UserError
 from retro.dataset.dataset import Dataset
 from retro.generation.decoding import Found, Query, given_passages
+from retro.retrieval.exclusion import LATER
 from retro.retrieval.search import Searcher
 
 
 class LiveLookup:
     """Decodes, embeds and searches, all queries at once; `k` neighbours a chunk.
 
-    `excluded`: (source, document number) pairs that are never found, of each text that asks.
+    `excluded`: (source, document number) pairs that are never found, of each text that asks; `until`: as for
+    `Searcher.search`, of all texts or of each.
     """
 
     def __init__(
-        self, dataset: Dataset, k: int, threads: int = 1, excluded: Sequence[Sequence[tuple[str, int]]] | None = None
+        self,
+        dataset: Dataset,
+        k: int,
+        threads: int = 1,
+        excluded: Sequence[Sequence[tuple[str, int]]] | None = None,
+        until: int | Sequence[int | None] | None = None,
     ):
-        self.dataset, self.k, self.excluded = dataset, k, excluded
+        self.dataset, self.k, self.excluded, self.until = dataset, k, excluded, until
         self.searcher = Searcher(dataset, threads)
 
     def __call__(self, queries: Sequence[Query]) -> list[Found]:
@@ -35,7 +43,11 @@ class LiveLookup:
         real = [number for number, text in enumerate(texts) if text.strip()]  # there is nothing to look up for others
         if real:
             excluded = None if self.excluded is None else [self.excluded[queries[number].text] for number in real]
-            ids, scores = self.searcher.search([texts[number] for number in real], self.k, exclude_each=excluded)
+            until = self.until
+            if isinstance(until, Sequence):
+                until = [until[queries[number].text] for number in real]
+            asked = [texts[number] for number in real]
+            ids, scores = self.searcher.search(asked, self.k, exclude_each=excluded, until=until)
             for number, *each in zip(real, self.dataset.neighbour_rows(ids), scores, strict=True):
                 found[number] = Found(*each)
         return found
@@ -148,6 +160,14 @@ def excluded_documents(dataset: Dataset, row: int) -> list[tuple[str, int]]:
             table = dataset.store.tables[number]
             found += [(name, int(each)) for each in np.unique(table["document"][table["group"] == group])]
     return found
+
+
+def seen_until(dataset: Dataset, row: int) -> int | None:
+    """Up to what date the dataset's rules let the document of a global row see; None where they name no dates."""
+    if LATER not in dataset.facts["neighbours"]["exclude"]:
+        return None
+    number = int(dataset.store.source(np.array(row)))
+    return int(dates_of(dataset.store.tables[number][row - dataset.store.offsets[number]]))
 
 
 def open_book(path: Path, trained: Dataset) -> Dataset:

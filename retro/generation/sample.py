@@ -21,7 +21,7 @@ from retro.evaluation.bits_per_byte import group_documents, section
 from retro.evaluation.conditions import OFF, ON
 from retro.evaluation.settings import GenerationSettings
 from retro.generation.decoding import Decoder, Prompt, Sampler
-from retro.generation.live import LiveLookup, excluded_documents
+from retro.generation.live import LiveLookup, excluded_documents, seen_until
 from retro.training.weights import load_model
 
 STAGE = "retro.generation.sample"
@@ -123,7 +123,8 @@ def main() -> None:
         for row, prompt, each in zip(rows, prompts, tokens, strict=True)
     ]
     with bar(2 * len(rows) * settings.new_tokens, f"sample {run.name}", "tok") as shown:
-        lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded)
+        until = [seen_until(dataset, row) for row in rows]
+        lookup = LiveLookup(dataset, train.neighbours_used, train.threads, excluded, until)
         for name, used in ((ON, lookup), (OFF, None)):
             decoder = Decoder(model, dataset.store, lookup=used, **shape)
             for sample, made in zip(samples, write(decoder, dataset, prompts, settings, seed, shown), strict=True):

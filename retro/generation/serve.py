@@ -26,6 +26,7 @@ from starlette.routing import Route
 from retro.base import command
 from retro.base.names import HELD_OUT
 from retro.base.stage import Settings, UserError, natural, reasons, whole
+from retro.corpus.dates import date_argument
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config, run_folder
 from retro.generation.decoding import Sampler
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--database", type=recorded_config, help="another dataset, to look things up there")
     parser.add_argument("--neighbours", type=natural, help="neighbours a chunk sees; default: as in training")
     parser.add_argument("--retrieval-step", type=whole, help="look up the last chunk's worth every so many tokens")
+    parser.add_argument("--date", type=date_argument, help="look up nothing later than this, such as 2015-03")
     parser.add_argument("--threads", type=whole, default=1, help="CPU threads (1)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=whole, default=8000, help="port (8000)")
@@ -152,6 +154,7 @@ def main() -> None:
         database=options.database,
         neighbours=options.neighbours,
         step=options.retrieval_step,
+        until=options.date,
         threads=options.threads,
     )
     hosts = LOCAL if options.host in LOCAL else ["*"]

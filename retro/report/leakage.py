@@ -28,6 +28,38 @@ HEAD = (
 )
 
 
+AGED = (
+    '<tr><th>older than the text by</th><th class="n">chunks</th><th class="n">bits per byte</th>'
+    '<th class="n">against the GPT</th><th class="n">95 % interval</th><th class="n">against retrieval off</th>'
+    '<th class="n">95 % interval</th></tr>'
+)
+
+
+def days(over: float | None, alpha: float | None) -> str:
+    """What ages a row is of."""
+    if alpha is None:
+        return f"more than {over:.0f} days"
+    return f"{over:.0f} … {alpha:.0f} days" if over is not None else "the same date, or later"
+
+
+def by_age(rows: list[Row]) -> Markup:
+    """The table by age of what was read, RETRO's rows; nothing where no document has a date."""
+    found = Markup("")
+    for row in where(rows, retrieval=ON, kind="age"):
+        cells = [days(row["over"], row["alpha"]), f"{row['chunks']:.0f}", f"{row['bits_per_byte']:.4f}"]
+        for value, low, high in (("difference_percent", "low", "high"), ("off_percent", "off_low", "off_high")):
+            known = row[value] is not None
+            cells += [percent(row[value]), interval({"low": row[low], "high": row[high]})] if known else ["", ""]
+        found += Markup("<tr><td>{}</td>" + '<td class="n">{}</td>' * 6 + "</tr>\n").format(*cells)
+    told = Markup(
+        "<details open><summary>By age of what was read</summary><p>How much older the neighbours were, on average, "
+        "that RETRO read while it predicted a chunk. Chunks without a date, or with none read, are left out.</p>"
+        '<div class="wide">'
+        "<table>{}{}</table></div></details>\n"
+    )
+    return told.format(Markup(AGED), found) if found else found
+
+
 def first(rows: list[Row]) -> list[Row]:
     """The rows of the first RETRO run that has a twin, and of that twin, in one split."""
     run = next((row for row in rows if row["retrieval"] == ON and row["twin"]), None)
@@ -104,11 +136,11 @@ def main() -> None:
         "<p>For each evaluated chunk, the longest run of tokens it shares with its 10 nearest chunks of the training "
         "data and their continuations (what the weights may remember), and with the neighbours retrieval shows "
         "(what can be copied), as a share of the chunk.</p>\n<p>{}</p>\n{}<details><summary>By overlap</summary>"
-        '<div class="wide"><table>{}{}</table></div></details>\n'
+        '<div class="wide"><table>{}{}</table></div></details>\n{}'
     )
     buckets = Markup("").join(line(row) for row in where(rows, kind="bucket"))
     drawn = figure_html(options.output_folder / "leakage.svg", CAPTION, table="leakage.csv")
-    write_text(options.part, told.format(sentence(rows), drawn, Markup(HEAD), buckets))
+    write_text(options.part, told.format(sentence(rows), drawn, Markup(HEAD), buckets, by_age(rows)))
     print(f"leakage → {options.output_folder}, {options.part}", file=sys.stderr)
 
 

@@ -284,5 +284,6 @@ def excluded(rules: list[str]) -> str:
         "group": "of the same group in the same source",
         "group_of_any_source": "of the same group in any source",
         "text": "of exactly the same text",
+        "later": "of a later date",
     }
     return ", ".join(words[rule] for rule in words if rule in {"document", *rules})

@@ -85,12 +85,14 @@ class Bm25Search:
         ids, scores = np.full((len(texts), k), -1, np.int64), np.full((len(texts), k), -np.inf)
 
         def work(start: int) -> int:
-            rows, positions = barred[start : start + QUERIES].within(0, len(self))
+            excluded = barred[start : start + QUERIES]
+            rows, positions = excluded.within(0, len(self))
             order = np.argsort(rows, kind="stable")
             rows, positions = rows[order], positions[order]
             for row, text in enumerate(texts[start : start + QUERIES]):
                 found = self.scores(text)
                 found[positions[slice(*np.searchsorted(rows, [row, row + 1]))]] = -np.inf
+                found[excluded.later(row)] = -np.inf
                 chosen = first(found, k)
                 ids[start + row, : len(chosen)], scores[start + row, : len(chosen)] = chosen, found[chosen]
             return min(QUERIES, len(texts) - start)

@@ -181,6 +181,11 @@ class ExactSearch:
             rows, columns = excluded[number % SPAN]
             if len(rows):
                 here[rows, columns] = -torch.inf
+            for dates, until in barred.late:
+                begin = start + number * width
+                there = torch.from_numpy(dates[begin : begin + len(part)]).to(self._device)
+                late = there > torch.from_numpy(until).to(self._device)[:, None]
+                here[:, : len(part)].masked_fill_(late, -torch.inf)
             torch.amax(grouped[number], 1, out=highest[:, number])
         return grouped, highest
 

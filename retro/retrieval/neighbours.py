@@ -24,7 +24,8 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import Vectors, open_store
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
-from retro.retrieval.retrievers import Retriever, open_retriever
+from retro.retrieval.filter import Filter, Filtered
+from retro.retrieval.retrievers import Dense, Retriever, open_retriever
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
 
 STAGE = "retro.retrieval.neighbours"
@@ -62,9 +63,11 @@ def quantiles(scores: np.ndarray) -> dict[str, float]:
 def collect(blocks: shards.Joined, folder: Path, shape: tuple[int, int], size: int) -> dict:
     """Write ids.npy and scores.npy [C, K] from the finished blocks; the counts for the manifest.
 
-    `size` is that of the database: ids are int32 as long as they fit.
+    `size` is that of the database: ids are int32 as long as they fit. Where neighbours were filtered, a last column of
+    the blocks has as its id how many were caught of each chunk.
     """
     holes = incomplete = 0
+    caught = {"neighbours": 0, "chunks": 0, "chunks_with_holes": 0}
     edges = np.empty((shape[0], 2), np.float16)  # first and last score of each chunk
     with (
         growing_array(folder / "ids.npy", shape, np.int32 if size < 2**31 else np.int64) as ids,
@@ -72,10 +75,14 @@ def collect(blocks: shards.Joined, folder: Path, shape: tuple[int, int], size: i
     ):
         for start, found in blocks:
             stop = start + len(found)
+            filtered, found = found[:, shape[1] :]["id"], found[:, : shape[1]]
             ids[start:stop], scores[start:stop] = found["id"], found["score"]
             edges[start:stop] = found["score"][:, [0, -1]]
             missing = found["id"] < 0
             holes, incomplete = holes + int(missing.sum()), incomplete + int(missing.any(axis=1).sum())
+            caught["neighbours"] += int(filtered.sum())
+            caught["chunks"] += int((filtered > 0).sum())
+            caught["chunks_with_holes"] += int(((filtered > 0) & missing.any(axis=1, keepdims=True)).sum())
             release(ids, scores)
     return {
         "chunks": shape[0],
@@ -83,6 +90,7 @@ def collect(blocks: shards.Joined, folder: Path, shape: tuple[int, int], size: i
         "chunks_with_holes": incomplete,
         "first_score_quantiles": quantiles(edges[:, 0]),
         "last_score_quantiles": quantiles(edges[:, 1]),
+        **({"filtered": caught} if blocks.row_shape[0] > shape[1] else {}),
     }
 
 
@@ -107,8 +115,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
-    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (retriever bm25)")
-    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (retriever bm25)")
+    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (bm25, filter)")
+    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (bm25, filter)")
     parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
@@ -147,6 +155,12 @@ class Search:
             seed=options.settings["seed"],
             threads=options.threads,
         )
+        self.judge: Retriever = Dense(self.exact, self.vectors, self.exclusion, self.rows)
+        self.filtering = not self.settings.filter.off and options.split in self.settings.filter.splits
+        if self.filtering:
+            assert words is not None
+            caught = Filter(self.settings.filter, words[0], self.rows, self.database)
+            self.retriever, self.judge = Filtered(self.retriever, caught), Filtered(self.judge, caught)
         print(
             f"neighbours of {options.split}: {len(self.rows)} chunks, {self.k} each, among {len(self.database)}, by "
             f"{self.index.settings['factory']}; excluded: same {', '.join(rules)}",
@@ -154,22 +168,30 @@ class Search:
         )
 
     def block(self, start: int, stop: int, advance: Callable[[int], object] | None = None) -> np.ndarray:
-        """Neighbours of the chunks at positions start .. stop of the split: FOUND [stop - start, K]."""
-        found = np.empty((stop - start, self.k), FOUND)
-        found["id"], found["score"] = self.retriever.find(np.arange(start, stop), self.k, advance)
+        """Neighbours of the chunks at positions start .. stop of the split: FOUND [stop - start, width]."""
+        found, positions = np.zeros((stop - start, self.width), FOUND), np.arange(start, stop)
+        ids, scores = found["id"], found["score"]
+        if isinstance(self.retriever, Filtered):
+            ids[:, :-1], scores[:, :-1], ids[:, -1] = self.retriever.find_and_count(positions, self.k, advance)
+        else:
+            ids[:], scores[:] = self.retriever.find(positions, self.k, advance)
         return found
+
+    @property
+    def width(self) -> int:
+        """Columns of a block: K, and one that says how many were caught, if neighbours are filtered."""
+        return self.k + self.filtering
 
     def truth(self, sample: np.ndarray) -> np.ndarray:
         """Exact ids [n, K] of the chunks at these positions."""
         print(f"neighbours: exact search of {len(sample)} chunks for recall", file=sys.stderr)
-        rows = self.rows[sample]
-        return self.exact.search(self.vectors.read(rows), self.k, self.exclusion.of(rows))[0]
+        return self.judge.find(sample, self.k)[0]
 
 
 def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, inputs: list[Path]) -> None:
     """Write the arrays and the manifest, recall against exact search included."""
     folder, rows, seed = options.output.parent, search.rows, options.settings["seed"]
-    counts = collect(blocks, folder, (len(rows), search.k), len(search.database))
+    counts = collect(blocks, folder, (len(rows), search.k), len(search.database)) | search.exclusion.counts(rows)
     size = min(search.settings.recall_sample, len(rows))
     sample = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
     ids = open_array(folder / "ids.npy")
@@ -210,7 +232,7 @@ def main() -> None:
     }
     wanted = shards.bounds(len(search.rows), options.block, options.shard)
     folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
-    with Blocks(folder, made_from, (search.k,), FOUND) as blocks:
+    with Blocks(folder, made_from, (search.width,), FOUND) as blocks:
         with log.bar(sum(b - a for a, b in wanted), f"neighbours {options.split}", "chunk") as shown:
             shards.compute(blocks, wanted, lambda start, stop: search.block(start, stop, shown.update), shown)
         if search.retriever.fallen_back:

@@ -48,8 +48,8 @@ def draw(positions: np.ndarray, barred: Barred, size: int, k: int, seed: int) ->
             found[row, : len(chosen)] = chosen
         open_ = open_[found[open_, -1] < 0]
     for row in open_:
-        excluded = barred[row : row + 1].within(0, size)[1]
-        allowed = np.setdiff1d(np.arange(size), excluded)
+        excluded = [barred[row : row + 1].within(0, size)[1], barred.later(int(row))]
+        allowed = np.setdiff1d(np.arange(size), np.concatenate(excluded))
         order = np.argsort(mix(streams[row] + mix(allowed.astype(np.uint64))), kind="stable")
         found[row] = -1
         found[row, : min(k, len(allowed))] = allowed[order[:k]]
@@ -70,7 +70,7 @@ def others(count: int, seed: int) -> np.ndarray:
 
 def both(first: Barred, second: Barred) -> Barred:
     """What either excludes."""
-    return Barred(first.parts + second.parts)
+    return Barred(first.parts + second.parts, [*first.late, *second.late])
 
 
 BM25_INDEX = BM25_FILES[0]

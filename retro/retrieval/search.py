@@ -21,6 +21,7 @@ from retro.base.artifacts import Manifest, read_manifest
 from retro.base.names import LISTED
 from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
+from retro.corpus.dates import date_argument
 from retro.database.encoders import Encoder, open_encoder
 from retro.database.settings import EncoderSettings
 from retro.dataset.dataset import Dataset
@@ -29,7 +30,7 @@ from retro.dataset.store import Vectors
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
 from retro.retrieval.exact import ExactSearch
-from retro.retrieval.exclusion import Barred, Rule, read_keys
+from retro.retrieval.exclusion import NEVER, Barred, Rule, as_neighbours, read_dates, read_keys
 from retro.retrieval.settings import IndexSettings
 
 
@@ -49,11 +50,14 @@ class Searcher:
         k: int,
         exclude_documents: Iterable[tuple[str, int]] = (),
         exclude_each: Sequence[Sequence[tuple[str, int]]] | None = None,
+        until: int | Sequence[int | None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Database ids int64 and scores float64 [n, k] of each text's neighbours, best first.
 
         Chunks of `exclude_documents`, pairs of a source's name and the number of one of its documents, are
-        left out, and for each text those of its own in `exclude_each`. Ids are −1 and scores −∞ where the
+        left out, and for each text those of its own in `exclude_each`. With `until`, a date of
+        `retro.corpus.dates` for all texts or one for each, so is what is later or has no date; without it all dates
+        are found, whatever the dataset excludes: a text has no date of its own. Ids are −1 and scores −∞ where the
         database has fewer than k others. `Dataset.neighbour_rows` turns ids into global rows. Candidates come
         from the index; their scores are exact.
         """
@@ -61,23 +65,42 @@ class Searcher:
         if exclude_each is not None:
             documents = [[*each, *own] for each, own in zip(documents, exclude_each, strict=True)]
         if self._lexical:
-            return self._words.search(list(texts), k, self._barred(documents))
-        return self._search.search(self.encoder.encode(list(texts)), k, self._barred(documents))
+            return self._words.search(list(texts), k, self._barred(documents, until))
+        return self._search.search(self.encoder.encode(list(texts)), k, self._barred(documents, until))
 
     def search_vectors(
-        self, vectors: np.ndarray, k: int, exclude_documents: Iterable[tuple[str, int]] = ()
+        self,
+        vectors: np.ndarray,
+        k: int,
+        exclude_documents: Iterable[tuple[str, int]] = (),
+        until: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for unit vectors float32 [n, d]; always dense."""
-        return self._search.search(vectors, k, self._barred([[*exclude_documents]] * len(vectors)))
+        return self._search.search(vectors, k, self._barred([[*exclude_documents]] * len(vectors), until))
 
-    def _barred(self, documents: list[list[tuple[str, int]]]) -> Barred:
-        """The chunks of each query's `documents`."""
+    def _barred(self, documents: list[list[tuple[str, int]]], until: int | Sequence[int | None] | None) -> Barred:
+        """The chunks of each query's `documents`, and what is later than its date."""
         parts = []
         for each in zip_longest(*documents):  # one more of every query that has so many
             keys = [0 if one is None else (self.dataset.sources.index(one[0]) << 32) + one[1] for one in each]
             ranks = self._documents.look_up(np.array(keys, np.uint64))
             parts.append((self._documents, np.where([one is None for one in each], -1, ranks)))
-        return Barred(parts)
+        given = until if isinstance(until, Sequence) else [until] * len(documents)
+        if all(date is None for date in given):
+            return Barred(parts)
+        dates = [NEVER if date is None else date for date in given]  # NEVER is later than all, so that none is later
+        return Barred(parts, [(self._dates, np.array(dates, np.int64))])
+
+    @cached_property
+    def _dates(self) -> np.ndarray:
+        """int64 [N]: date of each database position, NEVER where it has none."""
+        dates = as_neighbours(read_dates(self._paths("chunks")), self.dataset.database)
+        if len(dates) and dates.min() == NEVER:
+            raise UserError(
+                f"{self.dataset.path}: a date was given, but no document of this database has one. Name "
+                f"dataset.sources.<name>.fields.date in its config, or give no date."
+            )
+        return dates
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -215,7 +238,8 @@ def lines(dataset: Dataset, options: argparse.Namespace) -> Iterator[str]:
     shower = Shower(dataset)
     if options.text is not None:
         named = neighbours_of(dataset, options.retrieval, options.split) if options.retrieval else None
-        ids, scores = Searcher(dataset, options.threads, named).search([options.text], options.k)
+        searcher = Searcher(dataset, options.threads, named)
+        ids, scores = searcher.search([options.text], options.k, until=options.date)
         yield f"text: {options.text}"
         yield from shower.neighbours(ids[0], scores[0])
         return
@@ -247,6 +271,7 @@ def main() -> None:
     chosen.add_argument("--chunk", type=natural, help="position of a chunk in the split")
     chosen.add_argument("--document", help="id of a document: all its chunks in the split")
     chosen.add_argument("--text", help="any text: search for it now")
+    parser.add_argument("--date", type=date_argument, help="with --text: nothing later than this, such as 2015-03")
     parser.add_argument("--retrieval", help="a name under retrievals in the config; default: the dataset's own")
     parser.add_argument("--k", type=whole, default=5, help="neighbours to show")
     parser.add_argument("--threads", type=whole, default=1, help="CPU cores to use")

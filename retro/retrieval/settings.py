@@ -1,9 +1,10 @@
 """Config sections of the index and the neighbours."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from retro.base.names import Split
 from retro.base.stage import Settings
 
 Retriever = Literal["dense", "bm25", "random", "shuffled"]
@@ -28,13 +29,57 @@ class IndexSettings(Settings):
     bm25_b: float = Field(0.75, ge=0, le=1, description="BM25: how much longer chunks are discounted.")
 
 
+class FilterSettings(Settings):
+    """Neighbours that are not shown because they give away what is evaluated; the next ones replace them."""
+
+    run: int | None = Field(
+        None,
+        ge=2,
+        description="Not shown is a neighbour that has so many tokens in a row in common with the text that is "
+        "compared; 13 is usual. None: runs do not matter.",
+    )
+    jaccard: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Not shown is a neighbour of which a chunk has at least this Jaccard similarity, of the sets of "
+        "tokens, with a chunk that is compared. None: it does not matter.",
+    )
+    against: list[Literal["chunk", "continuation"]] = Field(
+        ["continuation"],
+        min_length=1,
+        description="What neighbours are compared with. continuation: the chunk after theirs, which is predicted while "
+        "they are read. chunk: the one that they are neighbours of, which has been read by then.",
+    )
+    chunks: int = Field(
+        2, ge=1, le=64, description="Chunks of a neighbour that are compared: as many as a run is shown, or more."
+    )
+    splits: list[Split] = Field(["valid", "test"], min_length=1, description="Splits whose neighbours are filtered.")
+
+    @property
+    def off(self) -> bool:
+        return self.run is None and self.jaccard is None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.off and self.model_fields_set - {"run", "jaccard"}:
+            raise ValueError("filter: names no bound; set run or jaccard, or leave filter out")
+        return self
+
+
 class NeighbourSettings(Settings):
     """Which database chunks are kept as a chunk's neighbours."""
 
     saved: int = Field(20, gt=0, le=1000, description="Neighbours stored for each chunk (K); training uses k <= K.")
-    exclude: list[Literal["document", "group", "group_of_any_source", "text"]] = Field(
+    exclude: list[Literal["document", "group", "group_of_any_source", "text", "later"]] = Field(
         ["document"],
         description="A neighbour never shares these with its chunk: document, group (of the same source), "
-        "group whatever the source, exact text (tokens). The document is always excluded.",
+        "group whatever the source, exact text (tokens). The document is always excluded. later: besides, a neighbour "
+        "is never of a later date than its chunk; every source then names fields.date.",
+    )
+    filter: FilterSettings = Field(
+        FilterSettings(),
+        exclude_if=lambda value: value.off,
+        description="Which neighbours are not shown to evaluated chunks, because they hold their text.",
     )
     recall_sample: int = Field(1000, ge=0, description="Chunks whose neighbours are compared with exact search.")

@@ -15,13 +15,12 @@ import numpy as np
 
 from retro.base import log
 from retro.base.artifacts import Manifest, read_manifest
-from retro.base.names import CHUNK
 from retro.base.shards import bounds
 from retro.base.stage import UserError, read_section
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
 from retro.database.assemble import LISTS, by_chunk, select
-from retro.database.chunk import cut, document_blocks, offsets_of
+from retro.database.chunk import columns, cut, document_blocks, offsets_of
 from retro.database.embed import BLOCK, texts_of
 from retro.database.encoders import open_encoder
 from retro.database.settings import EncoderSettings
@@ -50,7 +49,7 @@ def chunk_differences(manifest: Manifest, sample: Sample, threads: int) -> Itera
     blocks = {(int(offsets[first]), int(offsets[end])): (first, end) for first, end in document_blocks(offsets)}
     for start, stop in sample.choose(list(blocks), "chunk"):
         first, end = blocks[start, stop]
-        some, made = Some(store.tokens, store.offsets[first : end + 1]), np.empty(stop - start, CHUNK)
+        some, made = Some(store.tokens, store.offsets[first : end + 1]), np.empty(stop - start, columns(documents))
         cut(some, documents[first:end], tokenizer.token_bytes, length, made)
         made["document"] += first
         yield compare(path, "chunk", start, table[start:stop], made)
@@ -196,7 +195,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     so that the index is asked the same again.
     """
     given = inputs(manifest)
-    words = inputs(read_manifest(given["index"][0])) if manifest.settings["retriever"] == "bm25" else {}
+    cut = [inputs(read_manifest(path)) for path in given["chunks"]]
     search = Search(
         Namespace(
             settings=manifest.settings,
@@ -205,8 +204,8 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
             chunks=given["chunks"],
             embeddings=given["embeddings"],
             index=given["index"][0],
-            tokenizer=words.get("tokenizer", []),
-            tokens=words.get("tokens", []),
+            tokenizer=cut[0]["tokenizer"],
+            tokens=[each["tokens"][0] for each in cut],
             duplicates=given.get("duplicates", []),
             threads=threads,
         )
@@ -215,7 +214,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     chosen = sample.choose(bounds(len(search.rows), QUERIES), "chunk")
     with log.bar(sample.rows, f"validate {manifest.folder}", "chunk") as shown:
         for start, stop in chosen:
-            made = search.block(start, stop, shown.update)["id"]
+            made = search.block(start, stop, shown.update)["id"][:, : search.k]
             yield compare(path, "chunk", start, ids[start:stop], made.astype(ids.dtype))
     if len(ids) != len(search.rows):
         yield Difference(path, "chunks", str(len(ids)), str(len(search.rows)))

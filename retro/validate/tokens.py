@@ -113,7 +113,7 @@ def differences(manifest: Manifest, sample: Sample, threads: int) -> Iterator[Di
         remarks.write((json.dumps(facts, ensure_ascii=False) + "\n").encode())
 
     reader = Sampled(open_reader(settings.source, settings.name, settings.on_error, remark, tokenizer), chosen)
-    writer, table, done = Collected(), Table(lines), 0
+    writer, table, done = Collected(), Table(lines, settings.source.fields.date is not None), 0
     wanted = token_dtype(tokenizer.vocab_size)
     if stored.store.tokens.dtype != wanted:
         yield Difference(stored.store.index_path, "dtype", str(stored.store.tokens.dtype), str(wanted))

@@ -47,6 +47,20 @@ def test_every_preset_makes_a_valid_config(path):
         (merged(train={"neighbours_used": 50}), ["neighbours_used: found 50, but dataset.neighbours.saved is 20"]),
         (merged(experiments={"of": "x"}), ["experiments.of: found 'x'", "of this config: retro"]),
         (merged(experiments={"k": [30]}), ["experiments.k: found 30, but dataset.neighbours.saved is 20"]),
+        (
+            merged(dataset={"neighbours": {"exclude": ["later"]}}),
+            ["dataset.neighbours.exclude: later", "source a has none", "dataset.sources.a.fields.date"],
+        ),
+        (merged(dataset={"neighbours": {"filter": {"splits": ["test"]}}}), ["names no bound; set run or jaccard"]),
+        (merged(dataset={"neighbours": {"filter": {"run": 65}}}), ["filter.run: found 65", "has 64 tokens"]),
+        (
+            merged(
+                evaluate={"retrieved_chunks": 2},
+                retrievals={"clean": {"neighbours": {"filter": {"run": 13, "chunks": 1}}}},
+            ),
+            ["evaluate.retrieved_chunks: found 2, but retrievals.clean.neighbours.filter.chunks is 1"],
+        ),
+        (merged(retrievals={"then": {"neighbours": {"exclude": ["later"]}}}), ["retrievals.then.neighbours.exclude"]),
         (merged(train={"lr": 1e-4}), ["train.min_lr 0.0003 is above train.lr 0.0001"]),
         (
             merged(train={"optimizer": "muon", "parallel": {"fsdp": True}}, resources={"processes": 2}),

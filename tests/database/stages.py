@@ -45,6 +45,7 @@ def write_corpus(path: Path, documents: int, seed: int, longest: int = 120) -> N
             group = number % max(1, documents // 3)
             text = " ".join(rng.choices(words, k=rng.randint(1, longest)))
             facts = {"id": f"{path.stem}-{number}", "text": text, "group": f"g{group}", "title": f"Title {number}"}
+            facts |= {"date": 2000 + number % 7} if number % 5 else {}
             file.write(json.dumps(facts, ensure_ascii=False) + "\n")
 
 

@@ -276,6 +276,21 @@ def test_what_is_no_neighbour_of_a_chunk_does_not_vote_for_it(dataset, model, me
     assert (ids >= 0).any()
 
 
+def test_what_is_later_than_a_chunk_does_not_vote_for_it(dataset, model, measured, monkeypatch):
+    """Global rows serve as dates; without dates nothing votes."""
+    rules = {**dataset.facts["neighbours"], "exclude": ["later"]}
+    strict, m = replace(dataset, facts={**dataset.facts, "neighbours": rules}), dataset.chunk_length
+    tokens, _ = dataset.store.tokens(dataset.database)
+    states = np.random.default_rng(0).standard_normal((tokens.size, 4)).astype(np.float32)
+    memory = Memory.of(states, tokens.reshape(-1), np.arange(tokens.size) // m, "Flat", 0)
+    rows, queries = dataset.database[::3], memory.states[:: 3 * m]
+    assert (memory.nearest(queries, 40, exclusion(strict).of(rows))[0] < 0).all()
+    monkeypatch.setattr("retro.retrieval.exclusion.read_dates", lambda chunks: np.arange(len(dataset.store)))
+    ids, _ = memory.nearest(queries, 40, exclusion(strict).of(rows))
+    seen = dataset.database[memory.chunks[ids]]
+    assert (seen <= rows[:, None])[ids >= 0].all() and (ids[-1] >= 0).all()
+
+
 def test_clusters_of_duplicates_are_excluded_where_the_dataset_excludes_them(dataset, monkeypatch):
     given = []
     monkeypatch.setattr(knn_lm, "Exclusion", lambda rules, chunks, database, duplicates: given.append(duplicates))

@@ -67,7 +67,7 @@ def test_blocks_change_nothing(monkeypatch):
     chunks, near = rng.integers(0, 4, (20, 16)), rng.integers(0, 4, (20, 3, 32))
     real, seen = rng.random(chunks.shape) < 0.9, rng.random(near.shape) < 0.9
     whole = common_run(chunks, real, near, seen)
-    monkeypatch.setattr("retro.evaluation.leakage.CELLS", 1)
+    monkeypatch.setattr("retro.retrieval.filter.CELLS", 1)
     assert np.array_equal(common_run(chunks, real, near, seen), whole)
 
 
@@ -81,10 +81,13 @@ def overlap(dataset):
 
 @pytest.fixture(scope="module")
 def table(dataset, overlap):
+    return measured_table(dataset, overlap, dataset.folder / "leakage.csv")
+
+
+def measured_table(dataset, overlap, output):
     losses = measure(dataset)
     tables = summarise(dataset, losses)
     runs = {"gpt-s1": {"twin": None, "seed": 1}, "retro-s1": {"twin": "gpt-s1", "seed": 1}}
-    output = dataset.folder / "leakage.csv"
     given = ("--config", dataset.path, "--losses", *losses.values(), "--overlap", overlap.path)
     more = ("--runs", json.dumps(runs), "--settings", '{"bootstrap": 100, "bootstrap_unit": "group"}')
     stage("retro.evaluation.filtered", *given, *more, "--output", output)
@@ -130,6 +133,32 @@ def test_buckets_add_up_and_curves_grow(table):
         counts = [int(row["chunks"]) for row in mine if row["kind"] == "up to"]
         assert counts == sorted(counts)
         assert sum(int(row["chunks"]) for row in mine if row["kind"] == "bucket") == counts[-1]
+
+
+def test_chunks_are_told_apart_by_the_age_of_what_was_read(dataset, overlap, table, monkeypatch, tmp_path):
+    """Days that follow from the documents' numbers; a chunk that begins a document has none."""
+
+    def dates(chunks):
+        return (40 * chunks["document"].astype(np.int64) % 90 - 10) * 86_400
+
+    assert not [row for row in table[0] if row["kind"] == "age"]
+    monkeypatch.setattr("retro.evaluation.filtered.dates_of", dates)
+    rows = [row for row in measured_table(dataset, overlap, tmp_path / "leakage.csv")[0] if row["kind"] == "age"]
+    on = {(row["over"], row["alpha"]): row for row in rows if row["retrieval"] == "on"}
+    days, split = np.concatenate(list(map(dates, dataset.store.tables))) / 86_400, dataset.rows("test")
+    wanted = dict.fromkeys([("", "0.0"), ("0.0", "30.0"), ("30.0", "365.0")], 0)
+    near = dataset.neighbour_rows(np.array(dataset.neighbour_ids("test"))[:, :2])
+    for before, own, read in zip(split, split[1:], near, strict=False):
+        if dataset.store.following(np.array([before]))[0] == own and (read >= 0).any():
+            age = days[own] - days[read[read >= 0]].mean()
+            wanted[("", "0.0") if age <= 0 else ("0.0", "30.0") if age <= 30 else ("30.0", "365.0")] += 1
+    assert {key: int(row["chunks"]) for key, row in on.items()} == wanted and min(wanted.values()) > 0
+    assert {row["overlap"] for row in rows} == {"shown"}
+    part = tmp_path / "parts/leakage.html"
+    given = ("--table", tmp_path / "leakage.csv", "--output-folder", tmp_path / "figures", "--part", part)
+    stage("retro.report.leakage", *given)
+    text = part.read_text()
+    assert "By age of what was read" in text and "30 … 365 days" in text and text.count("the same date, or later") == 1
 
 
 def test_the_section_is_drawn_and_says_what_remains(dataset, table, tmp_path):

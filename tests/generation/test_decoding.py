@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from retro.base.names import UNDATED
 from retro.generation.decoding import NONE_FOUND, Decoder, Found, Prompt, Query, Sampler
-from retro.generation.live import LiveLookup, excluded_documents
+from retro.generation.live import LiveLookup, excluded_documents, seen_until
 from retro.generation.sample import choose, document_tokens
 from tests.evaluation.built import LENGTH, M, make_model
 
@@ -213,6 +214,13 @@ def test_group_rules_hold_for_live_lookups(dataset, monkeypatch, rules, barred):
     lookup = LiveLookup(dataset, len(dataset.database), 1, [excluded_documents(dataset, row)])
     groups = {each["document"]["group"] for each in lookup.describe(*lookup([Query(tokens)]))}
     assert (group not in groups) is barred
+
+
+def test_a_document_without_date_sees_nothing_where_what_is_later_is_excluded(dataset, monkeypatch):
+    row = choose(dataset, "test", 1, 1, seed=0)[0]
+    assert seen_until(dataset, row) is None
+    monkeypatch.setitem(dataset.facts["neighbours"], "exclude", ["later"])
+    assert seen_until(dataset, row) == UNDATED
 
 
 def test_prompts_are_spread_over_sections(dataset):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro.retrieval.exclusion import Barred, Rule
+from retro.base.names import UNDATED
+from retro.retrieval.exclusion import Barred, Rule, as_neighbours
 
 
 class Plain:
@@ -25,22 +26,30 @@ def units(random: np.random.Generator, count: int, width: int) -> np.ndarray:
 
 @dataclass
 class Case:
-    """A database, queries, and the keys of both under each rule."""
+    """A database, queries, the keys of both under each rule, and the dates of both, where what is later is excluded."""
 
     vectors: np.ndarray  # float32 [N, d]
     queries: np.ndarray  # float32 [q, d]
     database_keys: list[np.ndarray]
     query_keys: list[np.ndarray]
+    database_dates: np.ndarray | None = None  # int64 [N], UNDATED where there is none
+    query_dates: np.ndarray | None = None  # int64 [q]
 
     def barred(self) -> Barred:
         rules = [Rule(keys) for keys in self.database_keys]
-        return Barred([(rule, rule.look_up(keys)) for rule, keys in zip(rules, self.query_keys, strict=True)])
+        parts = [(rule, rule.look_up(keys)) for rule, keys in zip(rules, self.query_keys, strict=True)]
+        if self.database_dates is None:
+            return Barred(parts)
+        return Barred(parts, [(as_neighbours(self.database_dates, np.arange(len(self.vectors))), self.query_dates)])
 
     def admissible(self) -> np.ndarray:
         """bool [q, N]"""
         same = np.zeros((len(self.queries), len(self.vectors)), bool)
         for ours, theirs in zip(self.query_keys, self.database_keys, strict=True):
             same |= ours[:, None] == theirs[None, :]
+        if self.database_dates is not None:
+            theirs, ours = self.database_dates[None, :], self.query_dates[:, None]
+            same |= (theirs == UNDATED) | (ours == UNDATED) | (theirs > ours)
         return ~same
 
     def scores(self) -> np.ndarray:
@@ -57,10 +66,13 @@ class Case:
         return found
 
 
-def make_case(seed: int, size: int, queries: int, width: int, documents: int, distinct: int, groups: int) -> Case:
+def make_case(
+    seed: int, size: int, queries: int, width: int, documents: int, distinct: int, groups: int, dates: int = 0
+) -> Case:
     """`size` chunks of `documents` documents, with only `distinct` different vectors, hence many exact ties.
 
-    Half the queries are chunks of the database, half come from outside it.
+    Half the queries are chunks of the database, half come from outside it. Of so many different `dates`; 0: they have
+    none, and nothing is later. Some documents then have none.
     """
     random = np.random.default_rng(seed)
     base = units(random, distinct, width)
@@ -76,4 +88,12 @@ def make_case(seed: int, size: int, queries: int, width: int, documents: int, di
     query_keys = [
         np.concatenate([known[inside], new.astype(np.uint64)]) for known, new in zip(keys, fresh, strict=True)
     ]
-    return Case(vectors, query_vectors, keys, query_keys)
+    case = Case(vectors, query_vectors, keys, query_keys)
+    if dates:
+        known = random.integers(-dates, dates, documents)
+        known[random.random(documents) < 0.1] = UNDATED
+        case.database_dates = known[document.astype(np.int64)]
+        other = random.integers(-dates, dates, outside)
+        other[random.random(outside) < 0.1] = UNDATED
+        case.query_dates = np.concatenate([case.database_dates[inside], other])
+    return case

@@ -35,6 +35,7 @@ CASES = st.builds(
     documents=st.sampled_from([1, 2, 20]),
     distinct=st.sampled_from([1, 2, 30, 400]),
     groups=st.sampled_from([1, 5, 1000]),
+    dates=st.sampled_from([0, 1, 3, 1000]),
 )
 
 

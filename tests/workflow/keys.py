@@ -54,7 +54,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.name": "other",
     "dataset.sources.*.type": {"dataset": {"sources": {"book": {"type": "megatron", "path": "data/given"}}, **FOREIGN}},
     "dataset.sources.*.path": "data/more.jsonl",
-    **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title"]},
+    **{f"dataset.sources.*.fields.{name}": f"{name}2" for name in ["text", "id", "group", "title", "date"]},
     "dataset.sources.*.keep": {"source": ["x"]},
     "dataset.sources.*.train": {"dataset": {"sources": {"book": {"train": True}}}},
     "dataset.sources.*.cut": 4000,
@@ -71,6 +71,12 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.encoder.path": {"dataset": {"encoder": {"type": "transformers", "path": "data"}}},
     "dataset.index.factory": "Flat",
     "dataset.neighbours.exclude": ["document", "text"],
+    "dataset.neighbours.filter.run": 13,
+    "dataset.neighbours.filter.jaccard": 0.8,
+    **{
+        f"dataset.neighbours.filter.{name}": {"dataset": {"neighbours": {"filter": {"run": 13, name: value}}}}
+        for name, value in {"against": ["chunk"], "chunks": 3, "splits": ["test"]}.items()
+    },
     "dataset.samples.seq_length": 64,
     "dataset.samples.epochs": {"dataset": {"samples": {"epochs": 2.0, "train_samples": None}}},
     "retrievals.*.retriever": "random",
