@@ -28,6 +28,7 @@ from retro.config.schema import Config
 from retro.config.workflow import Workflow
 from retro.planning import counts, estimates
 from retro.planning.estimates import compare
+from retro.training import foreign
 from retro.training.samples import FEW, MANY
 
 LARGE = 100_000_000  # parameters from which it is worth telling how a model fits into GPUs
@@ -175,6 +176,17 @@ def facts(plan: estimates.Plan, options: argparse.Namespace) -> dict:
     }
 
 
+def begun(settings: Config) -> list[str]:
+    """A line for each run that begins with a folder of Hugging Face's: what its decoder is."""
+    runs = [run for run in settings.models().values() if run.start and foreign.is_foreign(run.start)]
+    shapes = [(run.name, run.start, run.model) for run in runs]
+    return [
+        f"{name} begins with {start}: {s.layers} layers x {s.width} x {s.heads} heads ({s.kv_head_count} of keys and "
+        f"values), {s.norm}, {s.activation} of {s.ffn_dim}, positions {s.positions}."
+        for name, start, s in shapes
+    ]
+
+
 def text(plan: estimates.Plan, settings: Config, options: argparse.Namespace) -> str:
     """The plan for a reader: what to make of it, then the figures."""
     found, speed, works = plan.counts, speeds(options), spent(plan, options)
@@ -213,6 +225,7 @@ def text(plan: estimates.Plan, settings: Config, options: argparse.Namespace) ->
         *([options.measured.told()] if options.measured else []),
         "Memory of training: one process that holds the whole model and one micro batch.",
     ]  # fmt: skip
+    lines += begun(settings)
     large = [model for model in plan.models if model.parameters >= LARGE]
     if options.gpus and large:
         lines += [

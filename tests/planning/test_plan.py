@@ -12,6 +12,7 @@ from retro.planning.counts import Counts
 from retro.planning.estimates import index_bytes
 from retro.retrieval import factory
 from retro.retrieval.settings import IndexSettings
+from tests.model.families import LLAMA
 
 
 def planned(monkeypatch, capsys, *words: str) -> dict:
@@ -206,3 +207,23 @@ def test_it_says_what_does_not_fit_and_what_to_change(monkeypatch, capsys, words
 )
 def test_hours_are_said_as_a_person_says_them(hours, words):
     assert plan.told(hours) == words
+
+
+def test_a_model_of_hugging_face_s_is_planned_as_its_folder_says(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/small").mkdir(parents=True)
+    (tmp_path / "models/small/config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    facts = {
+        "dataset": {"name": "d", "sources": {"a": {"path": "a"}}, "samples": {"seq_length": 64}},
+        "runs": {
+            "base": {"architecture": "gpt", "from": "models/small", "freeze": "base"},
+            "fitted": {"architecture": "retro", "twin": "base", "from": "models/small", "freeze": "base"},
+        },
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(facts), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["plan", "c.yaml", "--database-tokens", "1e6", "--gpus", "0"])
+    plan.main()
+    text = capsys.readouterr().out
+    assert "base-s1 begins with models/small/config.json: 9 layers x 24 x 3 heads (1 of keys and values)" in text
+    tokens = {line.split()[0]: line.split()[3] for line in text.splitlines() if line.startswith(("  base", "  fitted"))}
+    assert tokens["base-s1"] == "0" and float(tokens["fitted-s1"]) > 0
