@@ -198,6 +198,20 @@ def test_live_lookup_finds_the_chunk_itself_first(dataset):
     assert found.scores[0] == pytest.approx(1, abs=1e-5)
 
 
+def test_each_text_has_exclusions_of_its_own_in_one_search(dataset):
+    tokens, mask = dataset.store.tokens(np.array(int(dataset.database[5])))
+    free = LiveLookup(dataset, 3)
+    first = free.describe(*free([Query(tokens[mask])]))[0]["document"]
+    own = [[], [(first["source"], first["number"])], [(first["source"], first["number"]), ("atlas", 0)]]
+    lookup = LiveLookup(dataset, 3, 1, own)
+    found = lookup([Query(tokens[mask], text) for text in (1, 0, 2)])
+    documents = [[each["document"]["id"] for each in lookup.describe(one)] for one in found]
+    assert documents[1][0] == first["id"] and first["id"] not in documents[0] + documents[2]
+    for text, one in zip((1, 0, 2), found, strict=True):
+        (alone,) = LiveLookup(dataset, 3, 1, own)([Query(tokens[mask], text)])
+        assert one.rows.tolist() == alone.rows.tolist()
+
+
 def test_nothing_is_looked_up_for_no_text(dataset):
     (found,) = LiveLookup(dataset, 3)([Query(np.array([dataset.tokenizer.eod_id]))])
     assert found.rows.tolist() == [-1, -1, -1] and LiveLookup(dataset, 3).describe(found) == []
