@@ -222,7 +222,7 @@ def draw(rows: list[Row], folder: Path) -> None:
             style.points(axes, at, sizes, texts)
         axes.set_xticks(range(len(counts)), [f"{k:.0f}" for k in counts])
         axes.set(xlabel="neighbours of a chunk (k)", ylabel="bits per byte")
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", handlelength=3.5)  # so long that dashes are seen
 
 
 HEAD = Markup(

@@ -30,6 +30,7 @@ def test_the_report_says_when_by_what_and_on_what_it_was_made(finished):
     assert first["command"].startswith("snakemake ") and "core" in first["machine"]
     page = finished.results("report.html").read_text(encoding="utf-8")
     assert first["date"] in page and "total time" in page
+    assert 'id="figure-sections"' not in page, "of one kind of text it says what another figure says"
     for name in ("loss", "cost", "neighbours"):
         assert finished.results(f"figures/{name}.csv").stat().st_size > 0
 
