@@ -23,8 +23,10 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from retro.base.artifacts import canonical, read_json, sha256
 from retro.base.hashing import mix
+from retro.base.log import warn
 from retro.base.stage import UserError
-from retro.database.engines import open_engine
+from retro.database.bfloat16 import KINDS, instructions
+from retro.database.engines import gpu_available, open_engine
 from retro.database.settings import EncoderSettings
 
 SIGNS = 8  # non-zero coordinates of a feature
@@ -191,7 +193,7 @@ class BertEncoder:
         config = read_json(folder / "config.json")
         longest = min(settings.max_word_pieces, config.get("max_position_embeddings", settings.max_word_pieces))
         self._pieces = _word_pieces(folder, longest)
-        self._states = open_engine(folder, config, settings.gpu_dtype)
+        self._states = open_engine(folder, config, settings)
         self.config = config
         self.width, self.identity, self.engine = self._states.width, identity, self._states.name
         self.lasting = self._states.alone
@@ -200,11 +202,12 @@ class BertEncoder:
 
     def encode(self, texts: list[str], advance: Callable[[int], object] | None = None) -> np.ndarray:
         """float32 [n, width], each of unit length."""
-        pieces = [encoded.ids for encoded in self._pieces.encode_batch_fast(texts)]
+        pieces = [np.array(encoded.ids, np.int64) for encoded in self._pieces.encode_batch_fast(texts)]
         vectors = np.empty((len(texts), self.width), np.float32)
 
         def work(places: np.ndarray) -> int:
-            vectors[places] = self._pool(self._states(np.array([pieces[place] for place in places], np.int64)))
+            for place, states in zip(places, self._states([pieces[place] for place in places]), strict=True):
+                vectors[place] = self._pool(states[None])[0]
             return len(places)
 
         with ThreadPoolExecutor(self._threads) as pool:
@@ -218,10 +221,10 @@ class BertEncoder:
         return np.array([len(encoded.ids) for encoded in self._pieces.encode_batch_fast(texts)])
 
     def _batches(self, lengths: list[int]) -> Iterator[np.ndarray]:
-        """Places of texts that go together: equal length, at most a batch; longest first."""
+        """Places of texts that go together: equal length unless they are packed, at most a batch; longest first."""
         sizes = np.array(lengths)
-        for size in np.unique(sizes)[::-1]:
-            places = np.flatnonzero(sizes == size)
+        for size in [None] if self._states.packed else np.unique(sizes)[::-1]:
+            places = np.argsort(-sizes, kind="stable") if size is None else np.flatnonzero(sizes == size)
             for begin in range(0, len(places), self._batch_size):
                 yield places[begin : begin + self._batch_size]
 
@@ -282,6 +285,24 @@ class Encoder(Protocol):
         size, nor the number of threads matter. `advance` is called with the number of texts just done.
         """
         ...
+
+
+def settings_of(facts: dict) -> EncoderSettings:
+    """The settings of what a manifest says of the encoder that embedded, with the `cpu_dtype` that it computed in."""
+    found = {key: facts[key] for key in EncoderSettings.model_fields if key in facts}
+    low = facts["engine"].rpartition(" ")[2] in KINDS
+    return EncoderSettings(**found | {"cpu_dtype": "bfloat16" if low else "float32"})
+
+
+def open_for_queries(facts: dict, threads: int) -> Encoder:
+    """The encoder of a database, by what its manifest says of it, for queries. Where this processor has no bfloat16,
+    queries are embedded in float32: their scores differ in the third digit.
+    """
+    settings = settings_of(facts)
+    if settings.cpu_dtype == "bfloat16" and not gpu_available() and not instructions():
+        warn("the database was embedded in bfloat16, which this processor lacks: queries are embedded in float32.")
+        settings = settings.model_copy(update={"cpu_dtype": "float32"})
+    return open_encoder(settings, threads)
 
 
 def open_encoder(settings: EncoderSettings, threads: int) -> Encoder:

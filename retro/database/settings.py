@@ -20,7 +20,11 @@ class EncoderSettings(Settings):
     width: int = Field(384, gt=0, description="Dimensions of the static encoder; others bring their own.")
     max_word_pieces: int = Field(256, gt=2, description="Longer chunks are cut before they are embedded.")
     batch_size: int = Field(32, gt=0, description="Chunks a batch, sorted by length.")
-    gpu_dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        "float16", description="What a GPU computes in; a CPU computes in float32."
+    gpu_dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="What a GPU computes in.")
+    cpu_dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="What a CPU computes in. bfloat16: quicker where the processor has AVX512-BF16 or AMX, refused "
+        "elsewhere; for BERTs. auto: bfloat16 where that can be, else float32; vectors then depend on the machine, and "
+        "the manifest says what computed them.",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="How vectors are stored.")
