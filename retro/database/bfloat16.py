@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from retro.base.stage import UserError
+from retro.database.folders import bare
 
 KINDS = ("amx", "avx512_bf16")  # what multiplies bfloat16
 ROWS = 128  # of a matrix product: as quick as more, and a lone query fills up little
@@ -51,7 +52,7 @@ class Bfloat16Engine:
         self.name = f"torch bfloat16 {found}"  # results of other instructions may differ
         self.width, self._heads = config["hidden_size"], config["num_attention_heads"]
         self._epsilon = config["layer_norm_eps"]
-        weights = {name.removeprefix("bert."): array for name, array in load_file(folder / "model.safetensors").items()}
+        weights = {bare(name): array for name, array in load_file(folder / "model.safetensors").items()}
 
         def take(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return weights[name].to(dtype)

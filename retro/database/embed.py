@@ -19,7 +19,7 @@ from retro.base.shards import Blocks
 from retro.base.stage import UserError, finite, given, read_section, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.encoders import Encoder, open_encoder, settings_of
+from retro.database.encoders import Encoder, asking_identity, open_encoder, settings_of
 from retro.database.kept import Kept, keys_of, name_of
 from retro.database.settings import EncoderSettings
 
@@ -164,7 +164,8 @@ def main() -> None:
         file=sys.stderr,
     )
     made_from = {
-        "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine},
+        "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine}
+        | asking_identity(settings),
         "inputs": [sha256(path) for path in (options.tokenizer, options.tokens, options.chunks)],
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),

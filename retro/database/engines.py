@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from retro.base.artifacts import read_json
 from retro.base.stage import UserError
 from retro.database.bfloat16 import Bfloat16Engine, instructions
+from retro.database.folders import BERTS, PREFIX, bare
 from retro.database.settings import EncoderSettings
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows' Linux
@@ -38,7 +40,7 @@ def open_engine(folder: Path, config: dict, settings: EncoderSettings) -> "OnnxE
     """
     if gpu_available():
         return TorchEngine(folder, "cuda", settings.gpu_dtype)
-    wanted, bert = settings.cpu_dtype, config.get("model_type") == "bert"
+    wanted, bert = settings.cpu_dtype, config.get("model_type") in BERTS
     if wanted == "bfloat16" and not bert:
         raise UserError(
             f"dataset.encoder.cpu_dtype bfloat16: {folder / 'config.json'} is of model_type "
@@ -52,7 +54,7 @@ def open_engine(folder: Path, config: dict, settings: EncoderSettings) -> "OnnxE
 
 def plain(config: dict) -> None:
     """Raise `UserError` for an activation or a position type other than plain BERT's."""
-    for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+    for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute", "projection_dim": 0}.items():
         if config.get(key, wanted) != wanted:
             raise UserError(f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only.")
 
@@ -71,7 +73,7 @@ class OnnxEngine:
 
         self.width = config["hidden_size"]
         weights = {
-            name.removeprefix("bert."): array.astype(np.float32) if array.dtype.kind == "f" else array
+            bare(name): array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in load_file(folder / "model.safetensors").items()
         }
         onnxruntime.disable_telemetry_events()
@@ -92,12 +94,25 @@ class TorchEngine:
 
     def __init__(self, folder: Path, device: str, dtype: str):
         import torch
-        from transformers import AutoModel
+        from transformers import AutoModel, BertModel
 
         self._device, self.gpu, self.name = device, device != "cpu", f"torch {dtype} {device}"
-        model = AutoModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
+        kind = read_json(folder / "config.json").get("model_type")
+        model, told = (BertModel if kind == "dpr" else AutoModel).from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **({"key_mapping": {f"^{PREFIX.pattern}": ""}} if kind == "dpr" else {}),
         )
+        missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
+        if missing:
+            raise UserError(
+                f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} others of a model of type {kind}. "
+                f"Save the whole model with save_pretrained."
+            )
+        model.config.use_cache = False  # of a decoder: nothing follows
         self._model, self.width = model.to(device).eval(), model.config.hidden_size
 
     def __call__(self, texts: list[np.ndarray]) -> np.ndarray:

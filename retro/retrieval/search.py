@@ -20,7 +20,7 @@ from retro.base.artifacts import Manifest, read_manifest
 from retro.base.names import LISTED
 from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
-from retro.database.encoders import Encoder, open_for_queries
+from retro.database.encoders import Encoder, asking_identity, open_for_queries, settings_of
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config
 from retro.dataset.store import Vectors
@@ -53,7 +53,7 @@ class Searcher:
         """
         if self._lexical:
             return self._words.search(list(texts), k, self._barred(len(texts), exclude_documents))
-        return self.search_vectors(self.encoder.encode(list(texts)), k, exclude_documents)
+        return self.search_vectors(self.encoder.encode_queries(list(texts)), k, exclude_documents)
 
     def search_vectors(
         self, vectors: np.ndarray, k: int, exclude_documents: Iterable[tuple[str, int]] = ()
@@ -80,6 +80,12 @@ class Searcher:
                 f"{self.dataset.folder / 'embeddings'}: embedded by an encoder of sha256 {recorded[:16]}…, "
                 f"but {facts['type']} {facts.get('path') or ''} now has {encoder.identity[:16]}…. Restore the "
                 f"encoder, or run snakemake to embed again."
+            )
+        here = asking_identity(settings_of(facts)).get("query_identity")
+        if here != facts.get("query_identity"):
+            raise UserError(
+                f"{self.dataset.folder / 'embeddings'}: made for queries of another encoder than "
+                f"{facts.get('query_path')} is now. Restore it, or run snakemake to embed again."
             )
         return encoder
 
