@@ -45,14 +45,14 @@ def gemm_rate(
     return 2 * size**3 / best
 
 
-def calibrate(threads: int, size: int = BENCH_SIZE) -> dict[str, float]:
+def calibrate(threads: int, size: int = BENCH_SIZE, kind: torch.dtype = torch.float32) -> dict[str, float]:
     """Gigaflops per CPU-second, and per second of wall clock, of one product on each of `threads` threads at once.
 
-    For work that is spread so: embedding and search, a batch a thread. Give it as many threads as that has.
+    For work that is spread so: embedding and search, a batch a thread. Give it as many threads as that has. A product
+    takes one core: a new thread has to be told, else it takes all, and waiting for each other counts as work.
     """
-    torch.set_num_threads(1)
-    left, right = _operands(size, torch.device("cpu"), torch.float32)
-    with ThreadPoolExecutor(threads) as pool:
+    left, right = _operands(size, torch.device("cpu"), kind)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
 
         def work() -> None:
             list(pool.map(lambda _: torch.mm(left, right), range(threads)))

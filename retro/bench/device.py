@@ -30,6 +30,7 @@ from retro.base.machine import gemm_rate
 from retro.base.stage import UserError, above, whole
 from retro.bench.preprocessing import clustered
 from retro.database.engines import open_engine
+from retro.database.settings import EncoderSettings
 from retro.model.build import Architecture, build_model
 from retro.model.count import flops_per_token
 from retro.model.settings import ModelSettings
@@ -136,8 +137,8 @@ def embed(machine: Machine, name: str, sizes: dict[str, int], batch: int) -> Row
     with tempfile.TemporaryDirectory() as folder:
         BertModel(BertConfig(**sizes, vocab_size=30522 // (100 if machine.small else 1))).save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        engine = open_engine(Path(folder), config, "float16")
-        pieces = np.random.default_rng(0).integers(0, 300, (2 if machine.small else batch, PIECES))
+        engine = open_engine(Path(folder), config, EncoderSettings(gpu_dtype="float16"))
+        pieces = [*np.random.default_rng(0).integers(0, 300, (2 if machine.small else batch, PIECES))]
         seconds = machine.seconds(lambda: engine(pieces), 2 if machine.small else 10)
     d, ffn = sizes["hidden_size"], sizes["intermediate_size"]
     flops = PIECES * sizes["num_hidden_layers"] * 2 * (4 * d * d + 2 * d * ffn + 2 * PIECES * d)

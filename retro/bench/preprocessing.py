@@ -1,7 +1,8 @@
 """Measure embedding and exact search against the machine's matrix product, in the same process.
 
-`share_of_gemm` is operations per CPU-second over those of torch.mm. The product is timed before and after: on a shared
-machine both are slowed alike. faiss's flat index stands beside exact search.
+`share_of_gemm` is operations per CPU-second over those of torch.mm of the same type. The product is timed before and
+after: on a shared machine both are slowed alike. Beside the encoder in float32 stands the same in bfloat16, where the
+processor can, with the share of the neighbours that it finds; faiss's flat index stands beside exact search.
 """
 
 import argparse
@@ -10,19 +11,24 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
 
 from retro.base import command, provenance, stage
 from retro.base.artifacts import read_manifest
+from retro.base.log import say
 from retro.base.machine import calibrate
 from retro.base.stage import UserError, given, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.embed import texts_of
-from retro.database.encoders import BertEncoder, open_encoder
+from retro.database.bfloat16 import instructions
+from retro.database.embed import NEAREST, recall, texts_of
+from retro.database.encoders import BertEncoder, Encoder, open_encoder
+from retro.database.engines import gpu_available
 from retro.database.settings import EncoderSettings
 from retro.dataset.store import Vectors
 from retro.retrieval.exact import ExactSearch
@@ -58,6 +64,61 @@ def texts(folder: Path | None, count: int) -> list[str]:
     return found[:: max(1, len(found) // count)][:count]
 
 
+def encoders(asked: EncoderSettings, threads: int) -> dict[str, Encoder]:
+    """The encoder asked for, and a BERT in bfloat16 beside it where this processor can; else a line says that not."""
+    found = {"float32": open_encoder(asked, threads)}
+    if not isinstance(found["float32"], BertEncoder) or found["float32"].config.get("model_type") != "bert":
+        return found
+    if instructions() is None or gpu_available():
+        say("no encoder in bfloat16: this processor has neither AVX512-BF16 nor AMX, or there is a GPU")
+        return found
+    return found | {"bfloat16": open_encoder(asked.model_copy(update={"cpu_dtype": "bfloat16"}), threads)}
+
+
+@dataclass
+class Measured:
+    """What an encoder took for each round, between two calibrations, and the vectors float32 [n, d] it made."""
+
+    encoder: Encoder
+    kind: torch.dtype
+    calibration: list[dict[str, float]]
+    cpus: list[float]
+    walls: list[float]
+    vectors: list[np.ndarray]
+
+    def round(self, part: list[str], threads: int) -> None:
+        """Embed some texts, and calibrate."""
+        cpu_start, start = time.process_time(), time.perf_counter()
+        self.vectors.append(self.encoder.encode(part))
+        self.cpus.append(time.process_time() - cpu_start)
+        self.walls.append(time.perf_counter() - start)
+        self.calibration.append(calibrate(threads, kind=self.kind))
+
+    def facts(self, rounds: list[list[str]]) -> dict[str, object]:
+        """Chunks a second, and the share of the matrix products' rate that was reached."""
+        chunks, cpu, wall = sum(map(len, rounds)), sum(self.cpus), sum(self.walls)
+        facts: dict[str, object] = {
+            "engine": self.encoder.engine,
+            "seconds": round(wall, 2),
+            "cpu_seconds": round(cpu, 2),
+            "chunks_per_second": round(chunks / wall, 1),
+            "chunks_per_cpu_second": round(chunks / cpu, 1),
+            "calibration": self.calibration,
+        }
+        if isinstance(self.encoder, BertEncoder):
+            encoder = self.encoder
+            work = [operations(encoder.lengths(part), encoder.config) / 1e9 for part in rounds]
+            gemm = [each["gflops_per_cpu_second"] for each in self.calibration]
+            shares = [work[at] / self.cpus[at] / max(gemm[at : at + 2]) for at in range(len(rounds))]
+            facts |= {
+                "gflop_per_chunk": round(sum(work) / chunks, 3),
+                "gflops_per_cpu_second": round(sum(work) / cpu, 1),
+                "share_of_gemm": round(statistics.median(shares), 3),
+                "shares_of_rounds": [round(share, 3) for share in shares],
+            }
+        return facts
+
+
 def embedding_main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, help="folder of a dataset to take chunks from")
@@ -66,48 +127,35 @@ def embedding_main() -> None:
     parser.add_argument("--encoder", type=given, default={}, help="JSON: encoder settings")
     options = parser.parse_args()
     start = time.perf_counter()
-    encoder = open_encoder(EncoderSettings(**options.encoder), options.threads)
+    opened = encoders(EncoderSettings(**options.encoder), options.threads)
     opening = time.perf_counter() - start
     chunks = texts(options.dataset, options.chunks)
-    encoder.encode(chunks[: 32 * options.threads])
     rounds = [part for first in range(ROUNDS) if (part := chunks[first::ROUNDS])]
-    calibration, cpus, walls = [calibrate(options.threads)], [], []
-    for part in rounds:
-        cpu_start, start = time.process_time(), time.perf_counter()
-        encoder.encode(part)
-        cpus.append(time.process_time() - cpu_start)
-        walls.append(time.perf_counter() - start)
-        calibration.append(calibrate(options.threads))
-    cpu, wall = sum(cpus), sum(walls)
-    facts = {
+    measured = {}
+    for name, encoder in opened.items():
+        kind = torch.bfloat16 if "bfloat16" in encoder.engine else torch.float32
+        encoder.encode(chunks[: 32 * options.threads])
+        measured[name] = Measured(encoder, kind, [calibrate(options.threads, kind=kind)], [], [], [])
+    for part in rounds:  # in turn, so that a busy machine slows all alike
+        for each in measured.values():
+            each.round(part, options.threads)
+    facts: dict[str, object] = {
         "encoder": options.encoder.get("type", "minilm"),
-        "engine": encoder.engine,
         "chunks": len(chunks),
         "threads": options.threads,
         "seconds_to_open": round(opening, 2),
-        "seconds": round(wall, 2),
-        "cpu_seconds": round(cpu, 2),
-        "chunks_per_second": round(len(chunks) / wall, 1),
-        "chunks_per_cpu_second": round(len(chunks) / cpu, 1),
-        "calibration": calibration,
+        **{name: each.facts(rounds) for name, each in measured.items()},
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "versions": provenance.versions(),
     }
-    if isinstance(encoder, BertEncoder):
-        lengths = encoder.lengths(chunks)
-        work = operations(lengths, encoder.config) / 1e9
-        gemm = [each["gflops_per_cpu_second"] for each in calibration]
-        shares = [
-            operations(encoder.lengths(part), encoder.config) / 1e9 / cpus[at] / max(gemm[at : at + 2])
-            for at, part in enumerate(rounds)
-        ]
-        facts |= {
-            "word_pieces_mean": round(float(lengths.mean()), 1),
-            "gflop_per_chunk": round(work / len(chunks), 3),
-            "gflops_per_cpu_second": round(work / cpu, 1),
-            "share_of_gemm": round(statistics.median(shares), 3),
-            "shares_of_rounds": [round(share, 3) for share in shares],
-        }
+    first = opened["float32"]
+    if isinstance(first, BertEncoder):
+        facts["word_pieces_mean"] = round(float(first.lengths(chunks).mean()), 1)
+    if "bfloat16" in measured:
+        pairs = zip(measured["float32"].cpus, measured["bfloat16"].cpus, strict=True)
+        facts["bfloat16_chunks_to_float32"] = round(statistics.median(one / other for one, other in pairs), 2)
+        made, exact = (np.concatenate(measured[name].vectors) for name in ("bfloat16", "float32"))
+        facts[f"bfloat16_recall@{NEAREST}"] = round(recall(made, exact), 4)
     print(json.dumps(facts, indent=1))
 
 

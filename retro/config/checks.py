@@ -220,8 +220,14 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             f"dataset.tokenizer.merges: found {given.merges!r}, but type {given.type} has none; leave it out, or "
             "set type: gpt2"
         )
-    if encoder.type != "transformers" and encoder.path is not None:
-        yield f"dataset.encoder.path: found {encoder.path!r}, but type {encoder.type} has none; set type: transformers"
+    for key in ("path", "query_path", "pooling"):
+        value = getattr(encoder, key)
+        if encoder.type != "transformers" and value is not None:
+            yield f"dataset.encoder.{key}: found {value!r}, but type {encoder.type} has none; set type: transformers"
+    for key in ("passage_template", "query_template", "dimensions"):
+        value = getattr(encoder, key)
+        if encoder.type == "static" and value != type(encoder).model_fields[key].default:
+            yield f"dataset.encoder.{key}: found {value!r}, but type static has none; leave it out"
     if experiments.of is not None and experiments.of not in [name for name, _ in _retro(config, runs)]:
         known = [name for name, _ in _retro(config, runs)]
         near = did_you_mean(experiments.of, known)

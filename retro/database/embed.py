@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from retro.base import log, provenance, shards, stage
-from retro.base.artifacts import growing_array, read_manifest, release, sha256, write_manifest
+from retro.base.artifacts import growing_array, open_array, read_manifest, release, sha256, write_manifest
 from retro.base.log import say
 from retro.base.shards import Blocks
 from retro.base.stage import UserError, finite, given, read_section, whole
 from retro.corpus.mmididx import TokenStore
 from retro.corpus.tokenizers import Tokenizer
-from retro.database.encoders import Encoder, open_encoder
+from retro.database.encoders import Encoder, asking_identity, open_encoder, settings_of
 from retro.database.kept import Kept, keys_of, name_of
 from retro.database.settings import EncoderSettings
 
@@ -33,6 +33,38 @@ def texts_of(store: TokenStore, table: np.ndarray, tokenizer: Tokenizer) -> list
         tokenizer.decode(store.tokens[start : start + length])
         for start, length in zip(table["start"].tolist(), table["length"].tolist(), strict=True)
     ]
+
+
+COMPARED, NEAREST = 1024, 10  # chunks whose vectors are compared with float32's, neighbours of each
+
+
+def recall(found: np.ndarray, exact: np.ndarray) -> float:
+    """How many of each row's `NEAREST` others by unit vectors `exact` [n, d] are among those by `found`, as a share."""
+
+    def nearest(vectors: np.ndarray) -> np.ndarray:
+        whole = np.round(vectors.astype(np.float64) * 2**25)  # products of such are exact, in whatever order summed
+        scores = whole @ whole.T
+        np.fill_diagonal(scores, -np.inf)
+        return np.argsort(-scores, axis=1, kind="stable")[:, : min(NEAREST, len(vectors) - 1)]
+
+    pairs = zip(nearest(found), nearest(exact), strict=True)
+    return float(np.mean([np.isin(wanted, there).mean() for there, wanted in pairs]))
+
+
+def compared(options: argparse.Namespace, texts: "Texts", stored: np.ndarray) -> dict[str, float]:
+    """How far vectors `stored` [chunks, d], which a CPU computed in bfloat16, find the neighbours that float32 finds,
+    among some chunks that depend on their number alone.
+    """
+    count = min(len(stored), COMPARED)
+    if count < 2:
+        return {}
+    rows = np.sort(np.random.default_rng(0).choice(len(stored), count, replace=False))
+    settings = read_section(EncoderSettings, options.settings["encoder"], "encoder")
+    exact = open_encoder(settings.model_copy(update={"cpu_dtype": "float32", "gpu_dtype": "float32"}), options.threads)
+    made = exact.encode([texts(row, row + 1)[0] for row in rows.tolist()])
+    share = round(recall(stored[rows].astype(np.float32), made), 4)
+    say(f"{options.output.parent}: bfloat16 finds {share:.2%} of the neighbours of float32, among {count} chunks")
+    return {"compared": count, f"recall@{NEAREST}": share}
 
 
 class Texts:
@@ -70,13 +102,15 @@ def compute_blocks(
         say(f"{options.output.parent}: {kept.taken} chunks were embedded before, taken from {kept.folder}")
 
 
-def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> None:
+def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int, texts: Texts) -> None:
     """Write the array and its manifest."""
     path, (width,) = options.output.parent / "embeddings.npy", blocks.row_shape
     with growing_array(path, (rows, width), blocks.dtype) as embeddings:
         for start, found in blocks:
             embeddings[start : start + len(found)] = found
             release(embeddings)
+    low = settings_of(blocks.made_from["encoder"]).cpu_dtype == "bfloat16"
+    against = compared(options, texts, open_array(path)) if low else {}
     write_manifest(
         options.output,
         kind="embeddings",
@@ -84,7 +118,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, rows: int) -> Non
         files=[path],
         inputs=[options.tokenizer, options.tokens, options.chunks],
         settings={**options.settings, "encoder": blocks.made_from["encoder"]},
-        counts={"chunks": rows, "width": width},  # threads and shards change no byte: not recorded
+        counts={"chunks": rows, "width": width, **against},  # threads and shards change no byte: not recorded
     )
     print(f"{options.output.parent}: {rows} vectors of {width} dimensions", file=sys.stderr)
 
@@ -117,9 +151,10 @@ def main() -> None:
             f"{options.settings['chunk_length']}. Run snakemake: it cuts them again."
         )
     table = chunks.array("chunks.npy")
+    texts, kept = Texts(options, table), None
     if options.shards:
         joined = shards.Joined(options.shards, len(table))
-        finish(options, joined, len(table))
+        finish(options, joined, len(table), texts)
         joined.remove()
         return
     encoder = open_encoder(settings, options.threads)
@@ -129,13 +164,13 @@ def main() -> None:
         file=sys.stderr,
     )
     made_from = {
-        "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine},
+        "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine}
+        | asking_identity(settings),
         "inputs": [sha256(path) for path in (options.tokenizer, options.tokens, options.chunks)],
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),
     }
     folder = options.output.with_suffix("") if options.shard else options.blocks or options.output.parent / "blocks"
-    texts, kept = Texts(options, table), None
     if options.keep and options.keep_gb and encoder.lasting:
         row = np.dtype((np.dtype(settings.dtype), (encoder.width,)))
         kept = Kept(options.keep, int(options.keep_gb * 1e9), name_of(encoder, settings), row)
@@ -145,7 +180,7 @@ def main() -> None:
         if options.shard:
             shards.write_note(options.output, options.shard, blocks, made_from, options.block)
         else:
-            finish(options, own, len(table))
+            finish(options, own, len(table), texts)
         if kept:  # last: what is asked for has the disk first
             kept.add((keys_of(texts(start, start + len(found))), found) for start, found in own)
         if not options.shard:

@@ -9,22 +9,24 @@ vector depends on nothing else.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from retro.base.artifacts import canonical, read_json, sha256
+from retro.base.artifacts import read_json, sha256
 from retro.base.hashing import mix
+from retro.base.log import warn
 from retro.base.stage import UserError
-from retro.database.engines import open_engine
+from retro.database.bfloat16 import KINDS, instructions
+from retro.database.engines import gpu_available, open_engine
+from retro.database.folders import identity_at, identity_of, longest_of, parts, word_pieces
 from retro.database.settings import EncoderSettings
 
 SIGNS = 8  # non-zero coordinates of a feature
@@ -53,6 +55,10 @@ class StaticEncoder:
             if advance:
                 advance(len(block))
         return vectors
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        """The same: queries are texts like others."""
+        return self.encode(texts)
 
     def _project(self, texts: list[str]) -> np.ndarray:
         hashes: list[int] = []
@@ -127,84 +133,57 @@ def open_minilm(settings: EncoderSettings, threads: int) -> "BertEncoder":
 
 
 def open_bert(settings: EncoderSettings, threads: int) -> "BertEncoder":
-    """A BERT folder, or a Sentence-Transformers folder of a transformer, a pooling and perhaps a Normalize
-    module.
-    """
+    """The model of a folder; see `retro.database.folders`."""
     if settings.path is None:
         raise UserError("dataset.encoder.path: type transformers needs the model's folder.")
-    folder, pooling = _parts(settings.path)
+    folder, pooling = parts(settings.path, settings.pooling)
     return BertEncoder(folder, settings, threads, identity_of(folder, pooling), pooling)
 
 
-def bert_identity(path: str) -> str:
-    """`Encoder.identity` of the folder that `dataset.encoder.path` names, as it is now."""
-    return identity_of(*_parts(path))
-
-
-def identity_of(folder: Path, pooling: str) -> str:
-    """sha256 over what a transformer's vectors depend on: weights, config and word pieces of its folder, pooling."""
-    files = ["model.safetensors", "config.json", *_word_piece_files(folder)]
-    read = {name: sha256(folder / name) for name in files if (folder / name).is_file()}
-    return hashlib.sha256(canonical({"pooling": pooling, "files": read}).encode()).hexdigest()
-
-
-def _parts(path: str) -> tuple[Path, str]:
-    """The folder of the transformer in an encoder's folder, and its pooling, `mean` or `cls`."""
-    folder, pooling = Path(path), "mean"
-    if not folder.is_dir():
-        raise UserError(f"dataset.encoder.path {path}: no such folder. Put the model there: none is fetched.")
-    if (folder / "modules.json").is_file():
-        folder, pooling = _sentence_transformer(folder)
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(
-            f"{folder}: has no model.safetensors. Pickled weights (pytorch_model.bin) are not read: save "
-            f"the model again with save_pretrained of a current transformers."
-        )
-    return folder, pooling
-
-
-def _sentence_transformer(folder: Path) -> tuple[Path, str]:
-    """The folder of the transformer module and `mean` or `cls`, from modules.json."""
-    modules = {module["type"].rpartition(".")[2]: module["path"] for module in read_json(folder / "modules.json")}
-    other = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    if other or "Transformer" not in modules or "Pooling" not in modules:
-        raise UserError(
-            f"{folder / 'modules.json'}: modules {sorted(modules)}; supported are Transformer, Pooling and Normalize."
-        )
-    path = folder / modules["Pooling"] / "config.json"
-    facts = read_json(path)
-    modes = [key for key, value in facts.items() if key.startswith("pooling_mode") and value is True]
-    modes += [str(value) for key, value in facts.items() if key == "pooling_mode" and isinstance(value, str)]
-    for pooling, names in {
-        "mean": ["pooling_mode_mean_tokens", "mean"],
-        "cls": ["pooling_mode_cls_token", "cls"],
-    }.items():
-        if len(modes) == 1 and modes[0] in names:
-            return folder / modules["Transformer"], pooling
-    raise UserError(f"{path}: pooling {modes}; supported are mean and cls, one of them.")
-
-
 class BertEncoder:
-    """See `retro.database.encoders.Encoder`. `pooling` is `mean` (over all word pieces) or `cls`."""
+    """See `retro.database.encoders.Encoder`: a transformer's last states, pooled, cut to `dimensions` if asked for.
+    `pooling` is `mean` (over all word pieces), `cls` (the first) or `last`.
+    """
 
     def __init__(self, folder: Path, settings: EncoderSettings, threads: int, identity: str, pooling: str):
         config = read_json(folder / "config.json")
-        longest = min(settings.max_word_pieces, config.get("max_position_embeddings", settings.max_word_pieces))
-        self._pieces = _word_pieces(folder, longest)
-        self._states = open_engine(folder, config, settings.gpu_dtype)
-        self.config = config
-        self.width, self.identity, self.engine = self._states.width, identity, self._states.name
+        self._pieces = word_pieces(folder, longest_of(config, settings.max_word_pieces))
+        self._nothing = [config.get("eos_token_id") or 0]  # a text of no piece
+        self._states = open_engine(folder, config, settings)
+        self.config, self._settings, self._workers = config, settings, threads
+        self.width, self.identity, self.engine = settings.dimensions or self._states.width, identity, self._states.name
+        if self.width > self._states.width:
+            raise UserError(
+                f"dataset.encoder.dimensions: found {self.width}, but {folder} has vectors of "
+                f"{self._states.width}; take at most so many."
+            )
         self.lasting = self._states.alone
         self._batch_size = max(settings.batch_size, GPU_BATCH) if self._states.gpu else settings.batch_size
         self._threads, self._pooling = 1 if self._states.gpu else threads, pooling
 
     def encode(self, texts: list[str], advance: Callable[[int], object] | None = None) -> np.ndarray:
         """float32 [n, width], each of unit length."""
-        pieces = [encoded.ids for encoded in self._pieces.encode_batch_fast(texts)]
+        return self._encode(texts, self._settings.passage_template, advance)
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        """The same by the model for queries, if there is one, in their template."""
+        return self._asking._encode(texts, self._settings.query_template)
+
+    @cached_property
+    def _asking(self) -> "BertEncoder":
+        """What embeds queries. Raises `UserError` where its vectors have another width."""
+        return open_asking(self._settings, self.width, self._workers) if self._settings.query_path else self
+
+    def _encode(self, texts: list[str], template: str, advance: Callable[[int], object] | None = None) -> np.ndarray:
+        written = texts if template == "{text}" else [template.replace("{text}", text) for text in texts]
+        pieces = [
+            np.array(encoded.ids or self._nothing, np.int64) for encoded in self._pieces.encode_batch_fast(written)
+        ]
         vectors = np.empty((len(texts), self.width), np.float32)
 
         def work(places: np.ndarray) -> int:
-            vectors[places] = self._pool(self._states(np.array([pieces[place] for place in places], np.int64)))
+            for place, states in zip(places, self._states([pieces[place] for place in places]), strict=True):
+                vectors[place] = self._pool(states[None])[0]
             return len(places)
 
         with ThreadPoolExecutor(self._threads) as pool:
@@ -218,45 +197,22 @@ class BertEncoder:
         return np.array([len(encoded.ids) for encoded in self._pieces.encode_batch_fast(texts)])
 
     def _batches(self, lengths: list[int]) -> Iterator[np.ndarray]:
-        """Places of texts that go together: equal length, at most a batch; longest first."""
+        """Places of texts that go together: equal length unless they are packed, at most a batch; longest first."""
         sizes = np.array(lengths)
-        for size in np.unique(sizes)[::-1]:
-            places = np.flatnonzero(sizes == size)
+        for size in [None] if self._states.packed else np.unique(sizes)[::-1]:
+            places = np.argsort(-sizes, kind="stable") if size is None else np.flatnonzero(sizes == size)
             for begin in range(0, len(places), self._batch_size):
                 yield places[begin : begin + self._batch_size]
 
     def _pool(self, states: np.ndarray) -> np.ndarray:
         """float32 [b, t, d] to unit vectors [b, d]. Sums run over t, then d: independent of b."""
-        pooled = states[:, 0] if self._pooling == "cls" else states.sum(axis=1) / np.float32(states.shape[1])
+        if self._pooling == "mean":
+            pooled = states.sum(axis=1) / np.float32(states.shape[1])
+        else:
+            pooled = states[:, 0 if self._pooling == "cls" else -1]
+        pooled = pooled[:, : self.width]
         norm = np.sqrt(np.square(pooled, dtype=np.float64).sum(axis=1, keepdims=True))
         return (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
-
-
-def _word_piece_files(folder: Path) -> list[str]:
-    """The files that the word pieces are read from, where they are there."""
-    if (folder / "tokenizer.json").is_file():
-        return ["tokenizer.json"]
-    return ["vocab.txt", "tokenizer_config.json"]
-
-
-def _word_pieces(folder: Path, longest: int) -> Tokenizer:
-    """The folder's word-piece tokenizer, cutting at `longest` pieces, not padding; special tokens in a text
-    are taken as text."""
-    files = _word_piece_files(folder)
-    if files == ["tokenizer.json"]:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.txt").is_file():
-        facts = {}
-        if (folder / "tokenizer_config.json").is_file():
-            facts = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        lower = facts.get("do_lower_case", True)
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
-    else:
-        raise UserError(f"{folder}: has neither tokenizer.json nor vocab.txt. Save the tokenizer beside the model.")
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(longest)
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 class Encoder(Protocol):
@@ -266,6 +222,7 @@ class Encoder(Protocol):
     - `identity`: sha256 of all that decides a vector besides the settings (weights, config, word pieces, pooling);
       equal identities and settings mean equal vectors up to rounding
     - `engine`: what computes, e.g. `onnxruntime float32`; part of what makes vectors equal bit for bit
+    - `encode_queries`: the same for what is searched for now; a model may have a template, or another model, for it
     - `lasting`: whether vectors are kept for later (`retro.database.kept`): each is a function of its text
       alone, and slower to compute than to look up
     """
@@ -282,6 +239,45 @@ class Encoder(Protocol):
         size, nor the number of threads matter. `advance` is called with the number of texts just done.
         """
         ...
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        """The same for queries."""
+        ...
+
+
+def open_asking(settings: EncoderSettings, width: int, threads: int) -> BertEncoder:
+    """The model of `query_path`, which gives vectors that are compared with those of `width` dimensions."""
+    own = settings.model_copy(update={"type": "transformers", "path": settings.query_path, "query_path": None})
+    encoder = open_bert(own, threads)
+    if encoder.width != width:
+        raise UserError(
+            f"dataset.encoder.query_path {settings.query_path}: gives vectors of {encoder.width} dimensions, but those "
+            f"of chunks have {width}. Take the query encoder of the same pair."
+        )
+    return encoder
+
+
+def asking_identity(settings: EncoderSettings) -> dict[str, str]:
+    """The identity of the model for queries, for a manifest; nothing where it is the one for chunks."""
+    return {"query_identity": identity_at(settings.query_path, settings.pooling)} if settings.query_path else {}
+
+
+def settings_of(facts: dict) -> EncoderSettings:
+    """The settings of what a manifest says of the encoder that embedded, with the `cpu_dtype` that it computed in."""
+    found = {key: facts[key] for key in EncoderSettings.model_fields if key in facts}
+    low = facts["engine"].rpartition(" ")[2] in KINDS
+    return EncoderSettings(**found | {"cpu_dtype": "bfloat16" if low else "float32"})
+
+
+def open_for_queries(facts: dict, threads: int) -> Encoder:
+    """The encoder of a database, by what its manifest says of it, for queries. Where this processor has no bfloat16,
+    queries are embedded in float32: their scores differ in the third digit.
+    """
+    settings = settings_of(facts)
+    if settings.cpu_dtype == "bfloat16" and not gpu_available() and not instructions():
+        warn("the database was embedded in bfloat16, which this processor lacks: queries are embedded in float32.")
+        settings = settings.model_copy(update={"cpu_dtype": "float32"})
+    return open_encoder(settings, threads)
 
 
 def open_encoder(settings: EncoderSettings, threads: int) -> Encoder:

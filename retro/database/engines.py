@@ -1,7 +1,8 @@
 """What computes a transformer's hidden states: ONNX Runtime on a CPU, PyTorch on a GPU.
 
-An engine is called with word pieces int64 [b, t], texts of equal length, and returns the last hidden states
-float32 [b, t, d]. Calls may come from several threads at once; each runs on one core.
+An engine is called with the word pieces of texts, int64 [t] each, and returns the last hidden states float32 [t, d] of
+each. The texts are equally long unless it is `packed`. Calls may come from several threads at once; each runs on one
+core.
 
 For ONNX Runtime a BERT is built node by node from its weights; no exporter, no cached file. As all texts of a call are
 equally long there is no attention mask. ONNX Runtime's fused operators (attention with one matrix product for queries,
@@ -14,7 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from retro.base.artifacts import read_json
 from retro.base.stage import UserError
+from retro.database.bfloat16 import Bfloat16Engine, instructions
+from retro.database.folders import BERTS, PREFIX, bare
+from retro.database.settings import EncoderSettings
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows' Linux
 
@@ -28,14 +33,30 @@ def gpu_available() -> bool:
     return torch.cuda.is_available()
 
 
-def open_engine(folder: Path, config: dict, gpu_dtype: str) -> "OnnxEngine | TorchEngine":
-    """The engine for a model folder: PyTorch in `gpu_dtype` on a GPU; on a CPU ONNX Runtime for BERT and
-    PyTorch for other architectures, both in float32."""
+def open_engine(folder: Path, config: dict, settings: EncoderSettings) -> "OnnxEngine | TorchEngine | Bfloat16Engine":
+    """The engine for a model folder: PyTorch in `gpu_dtype` on a GPU. On a CPU ONNX Runtime for BERT and PyTorch for
+    other architectures, both in float32, or for a BERT bfloat16: where the settings say so, or say `auto` and the
+    processor can.
+    """
     if gpu_available():
-        return TorchEngine(folder, "cuda", gpu_dtype)
-    if config.get("model_type") == "bert":
-        return OnnxEngine(folder, config)
-    return TorchEngine(folder, "cpu", "float32")
+        return TorchEngine(folder, "cuda", settings.gpu_dtype)
+    wanted, bert = settings.cpu_dtype, config.get("model_type") in BERTS
+    if wanted == "bfloat16" and not bert:
+        raise UserError(
+            f"dataset.encoder.cpu_dtype bfloat16: {folder / 'config.json'} is of model_type "
+            f"{config.get('model_type')!r}; only bert computes in bfloat16. Set cpu_dtype: float32."
+        )
+    if wanted == "bfloat16" or (wanted == "auto" and bert and instructions()):
+        plain(config)
+        return Bfloat16Engine(folder, config)
+    return OnnxEngine(folder, config) if bert else TorchEngine(folder, "cpu", "float32")
+
+
+def plain(config: dict) -> None:
+    """Raise `UserError` for an activation or a position type other than plain BERT's."""
+    for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute", "projection_dim": 0}.items():
+        if config.get(key, wanted) != wanted:
+            raise UserError(f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only.")
 
 
 class OnnxEngine:
@@ -43,7 +64,7 @@ class OnnxEngine:
     bit.
     """
 
-    name, gpu = "onnxruntime float32", False
+    name, gpu, packed = "onnxruntime float32", False, False
     alone = True  # a text's result is its own, as said above
 
     def __init__(self, folder: Path, config: dict):
@@ -52,7 +73,7 @@ class OnnxEngine:
 
         self.width = config["hidden_size"]
         weights = {
-            name.removeprefix("bert."): array.astype(np.float32) if array.dtype.kind == "f" else array
+            bare(name): array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in load_file(folder / "model.safetensors").items()
         }
         onnxruntime.disable_telemetry_events()
@@ -62,32 +83,45 @@ class OnnxEngine:
             build(weights, config), options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, pieces: np.ndarray) -> np.ndarray:
-        return self._session.run(None, {"pieces": pieces})[0]
+    def __call__(self, texts: list[np.ndarray]) -> np.ndarray:
+        return self._session.run(None, {"pieces": np.stack(texts)})[0]
 
 
 class TorchEngine:
     """PyTorch, on a GPU in half precision, or on a CPU for architectures other than BERT."""
 
-    alone = False  # matrix products of other sizes may round otherwise
+    alone, packed = False, False  # matrix products of other sizes may round otherwise
 
     def __init__(self, folder: Path, device: str, dtype: str):
         import torch
-        from transformers import AutoModel
+        from transformers import AutoModel, BertModel
 
         self._device, self.gpu, self.name = device, device != "cpu", f"torch {dtype} {device}"
-        if not self.gpu:
-            torch.set_num_threads(1)
-        model = AutoModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
+        kind = read_json(folder / "config.json").get("model_type")
+        model, told = (BertModel if kind == "dpr" else AutoModel).from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **({"key_mapping": {f"^{PREFIX.pattern}": ""}} if kind == "dpr" else {}),
         )
+        missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
+        if missing:
+            raise UserError(
+                f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} others of a model of type {kind}. "
+                f"Save the whole model with save_pretrained."
+            )
+        model.config.use_cache = False  # of a decoder: nothing follows
         self._model, self.width = model.to(device).eval(), model.config.hidden_size
 
-    def __call__(self, pieces: np.ndarray) -> np.ndarray:
+    def __call__(self, texts: list[np.ndarray]) -> np.ndarray:
         import torch
 
+        if not self.gpu:
+            torch.set_num_threads(1)  # of this thread; a new one has all cores until it is told
         with torch.inference_mode():
-            ids = torch.from_numpy(pieces).to(self._device)
+            ids = torch.from_numpy(np.stack(texts)).to(self._device)
             return self._model(input_ids=ids).last_hidden_state.float().cpu().numpy()
 
 
@@ -118,11 +152,9 @@ class _Graph:
 def build(weights: dict[str, np.ndarray], config: dict) -> bytes:
     """The serialised graph. `weights` are named as in Hugging Face's BertModel, `config` is its config.json.
 
-    Raises `UserError` for an activation or a position type other than plain BERT's.
+    Raises `UserError` as `plain` does.
     """
-    for key, wanted in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
-        if config.get(key, wanted) != wanted:
-            raise UserError(f"encoder: its config.json has {key} {config[key]!r}; supported is {wanted!r} only.")
+    plain(config)
     graph, width, epsilon = _Graph(), config["hidden_size"], config["layer_norm_eps"]
 
     def take(name: str, transposed: bool = False) -> str:

@@ -51,9 +51,10 @@ def name_of(encoder: Encoder, settings: EncoderSettings) -> str:
         "engine": encoder.engine,
         "width": encoder.width,
         "max_word_pieces": settings.max_word_pieces,
+        "template": settings.passage_template,
         "dtype": settings.dtype,
         "code": provenance.digest("retro.database.encoders"),
-        "versions": {name: provenance.version(name) for name in VERSIONS},
+        "versions": {name: provenance.version(name) for name in (*VERSIONS, *encoder.engine.split()[:1])},
         "probe": hashlib.sha256(encoder.encode(PROBE).tobytes()).hexdigest(),
     }
     return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]

@@ -177,7 +177,7 @@ class QuestionLookup:
         or, where that is not known, of its group's pages. For held-out ones these are in no database. An open book is
         there to be found: nothing of it is left out.
         """
-        vectors = self.searcher.encoder.encode(list(texts))
+        vectors = self.searcher.encoder.encode_queries(list(texts))
         ids, scores = self.searcher.search_vectors(vectors, self.candidates)
         rows = self.dataset.neighbour_rows(ids)
         pages = self._pages(rows)

@@ -22,8 +22,7 @@ from retro.base.names import LISTED
 from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
 from retro.corpus.dates import date_argument
-from retro.database.encoders import Encoder, open_encoder
-from retro.database.settings import EncoderSettings
+from retro.database.encoders import Encoder, asking_identity, open_for_queries, settings_of
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config
 from retro.dataset.store import Vectors
@@ -66,7 +65,7 @@ class Searcher:
             documents = [[*each, *own] for each, own in zip(documents, exclude_each, strict=True)]
         if self._lexical:
             return self._words.search(list(texts), k, self._barred(documents, until))
-        return self._search.search(self.encoder.encode(list(texts)), k, self._barred(documents, until))
+        return self._search.search(self.encoder.encode_queries(list(texts)), k, self._barred(documents, until))
 
     def search_vectors(
         self,
@@ -105,16 +104,19 @@ class Searcher:
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder of the database. Raises `UserError` if the one installed is not the one recorded."""
-        facts = self._vectors.encoder
-        settings = EncoderSettings(**{key: facts[key] for key in EncoderSettings.model_fields if key in facts})
-        if self._neighbours is None:
-            settings = EncoderSettings(**self.dataset.facts["encoder"])
-        encoder, recorded = open_encoder(settings, self.threads), facts["identity"]
+        facts = self._vectors.encoder | ({} if self._neighbours else self.dataset.facts["encoder"])
+        encoder, recorded = open_for_queries(facts, self.threads), facts["identity"]
         if encoder.identity != recorded:
             raise UserError(
                 f"{self.dataset.folder / 'embeddings'}: embedded by an encoder of sha256 {recorded[:16]}…, "
-                f"but {settings.type} {settings.path or ''} now has {encoder.identity[:16]}…. Restore the "
+                f"but {facts['type']} {facts.get('path') or ''} now has {encoder.identity[:16]}…. Restore the "
                 f"encoder, or run snakemake to embed again."
+            )
+        here = asking_identity(settings_of(facts)).get("query_identity")
+        if here != facts.get("query_identity"):
+            raise UserError(
+                f"{self.dataset.folder / 'embeddings'}: made for queries of another encoder than "
+                f"{facts.get('query_path')} is now. Restore it, or run snakemake to embed again."
             )
         return encoder
 

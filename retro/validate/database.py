@@ -22,8 +22,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database.assemble import LISTS, by_chunk, select
 from retro.database.chunk import columns, cut, document_blocks, offsets_of
 from retro.database.embed import BLOCK, texts_of
-from retro.database.encoders import open_encoder
-from retro.database.settings import EncoderSettings
+from retro.database.encoders import open_encoder, settings_of
 from retro.dataset.store import Vectors
 from retro.retrieval.approximate import QUERIES, read_mapped
 from retro.retrieval.index import VECTORS_AT_ONCE, fill
@@ -82,12 +81,11 @@ def embedding_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     """What differs of a source's vectors, block by block. Raises `UserError` where another encoder, or another kind
     of device, would compute them: their bits cannot be compared.
     """
-    given, recorded = inputs(manifest), dict(manifest.settings["encoder"])
-    made_by = {name: recorded.pop(name) for name in ("identity", "engine")}
-    settings = read_section(EncoderSettings, recorded, "encoder")
+    given, recorded = inputs(manifest), manifest.settings["encoder"]
+    settings = settings_of(recorded)
     encoder = open_encoder(settings, threads)
-    for name, wanted in made_by.items():
-        found = getattr(encoder, name)
+    for name in ("identity", "engine"):
+        found, wanted = getattr(encoder, name), recorded[name]
         if found != wanted:
             raise UserError(
                 f"{manifest.path}: embedded by an encoder of {name} {wanted}, here it is {found}. Validate on "
@@ -96,7 +94,8 @@ def embedding_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     store = TokenStore(read_manifest(given["tokens"][0], "tokens").file("tokens.bin").with_suffix(""))
     table, tokenizer = read_manifest(given["chunks"][0]).array("chunks.npy"), Tokenizer.load(given["tokenizer"][0])
     path, stored = manifest.file("embeddings.npy"), manifest.array("embeddings.npy")
-    chosen = sample.choose(bounds(len(table), BLOCK if encoder.engine.startswith("torch") else CHUNKS), "chunk")
+    size = CHUNKS if encoder.lasting or settings.type == "static" else BLOCK
+    chosen = sample.choose(bounds(len(table), size), "chunk")
     with log.bar(sample.rows, f"validate {manifest.folder}", "chunk") as shown:
         for start, stop in chosen:
             made = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)

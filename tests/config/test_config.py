@@ -14,6 +14,8 @@ from retro.tools import docs
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"dataset": {"name": "d", "sources": {"a": {"path": "a.jsonl"}}}}
 
+ASKED = {"query_path": "'e'", "pooling": "'cls'", "dimensions": 8}
+
 
 def merged(**sections):
     return layers.merged(GOOD, sections)
@@ -73,6 +75,11 @@ def test_every_preset_makes_a_valid_config(path):
         (merged(dataset={"tokenizer": {"path": "t.json"}}), ["tokenizer.path: found 't.json', but type bpe"]),
         (merged(dataset={"tokenizer": {"merges": "m"}}), ["tokenizer.merges: found 'm', but type bpe has none"]),
         (merged(dataset={"encoder": {"path": "e"}}), ["encoder.path: found 'e', but type minilm has none"]),
+        (
+            merged(dataset={"encoder": {"type": "static", "query_path": "e", "pooling": "cls", "dimensions": 8}}),
+            [f"encoder.{key}: found {value}, but type static has none" for key, value in ASKED.items()],
+        ),
+        (merged(dataset={"encoder": {"query_template": "query: "}}), ["encoder.query_template: ", "{text} once"]),
         (merged(seeds=[1, 1]), ["seeds: found [1, 1], wanted each one once"]),
         (merged(seeds=[-1]), ["seeds: found [-1], wanted numbers from 0 on"]),
         (merged(retrievals={"r\n": {}}), ["retrievals: found 'r\\n'", "letters, digits"]),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro.base.stage import UserError
-from retro.database import encoders
+from retro.database import encoders, folders
 from retro.database.encoders import open_encoder
 from retro.database.engines import TorchEngine
 from retro.database.settings import EncoderSettings
@@ -169,7 +169,7 @@ def test_an_encoder_is_another_when_anything_changes_that_its_vectors_depend_on(
     shutil.copy(get_model_path() / "vocab.txt", folder / "vocab.txt")
     before = identity(folder)
     (folder / "README.md").write_text("Nothing that vectors depend on.")
-    assert identity(folder) == before == encoders.bert_identity(str(folder))
+    assert identity(folder) == before == folders.identity_at(str(folder))
     CHANGES[what](folder)
     assert identity(folder) != before
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_refused_with_a_way_out(small_bert, tmp_path):
     (tmp_path / "pickled").mkdir()
     with pytest.raises(UserError, match=r"no model\.safetensors.*save_pretrained"):
         attempt(tmp_path / "pickled")
-    with pytest.raises(UserError, match=r"pooling.*supported are mean and cls"):
+    with pytest.raises(UserError, match=r"pooling.*supported are mean, cls and lasttoken"):
         attempt(with_pooling(small_bert, tmp_path / "max", "pooling_mode_max_tokens"))
     other = tmp_path / "other"
     shutil.copytree(small_bert, other)

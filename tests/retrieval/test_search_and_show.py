@@ -56,6 +56,16 @@ def test_another_encoder_than_the_recorded_one_is_refused(dataset):
         Searcher(Dataset(dataset.path, facts)).search(["a"], 1)
 
 
+def test_queries_by_another_model_than_the_recorded_one_are_refused(dataset, tmp_path):
+    """A static encoder's database was made for its own queries; here the config names a model for them."""
+    from retro.dataset.dataset import Dataset
+    from tests.database.test_embedders import make
+
+    encoder = {**dataset.facts["encoder"], "query_path": str(make("bert", tmp_path / "bert"))}
+    with pytest.raises(UserError, match=r"made for queries of another encoder than .*bert is now"):
+        Searcher(Dataset(dataset.path, {**dataset.facts, "encoder": encoder})).search(["a"], 1)
+
+
 def show(dataset, capsys, **options) -> str:
     stage("retro.retrieval.search", config=dataset.path, **options)
     return capsys.readouterr().out

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 # Text that names no file. A new key that takes text is marked with `Names` in its settings, or stands here.
 NO_PATH = {
+    "EncoderSettings.passage_template",
+    "EncoderSettings.query_template",
     "DatasetSettings.name",
     "FieldNames.text",
     "FieldNames.id",

@@ -8,7 +8,7 @@ import pytest
 
 from retro.base.artifacts import sha256, write_json, write_manifest, write_text
 from retro.base.stage import UserError
-from retro.database.encoders import bert_identity
+from retro.database.folders import identity_at
 from retro.tools import verify
 
 
@@ -109,7 +109,7 @@ def test_the_folder_of_an_encoder_is_compared_by_all_that_decides_vectors(result
     folder = results.place / "bert"
     for file, content in ENCODER.items():
         write_text(folder / file, content)
-    settings = {"path": str(folder), "identity": bert_identity(str(folder))}
+    settings = {"path": str(folder), "identity": identity_at(str(folder))}
     results.made("embeddings/a/manifest.json", "embeddings", [], encoder=settings)
     if name:
         write_text(folder / name, "another")

@@ -69,6 +69,13 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.duplicates.drop_from": ["train"],
     "dataset.chunk_length": 64,
     "dataset.encoder.path": {"dataset": {"encoder": {"type": "transformers", "path": "data"}}},
+    "dataset.encoder.query_path": {
+        "dataset": {"encoder": {"type": "transformers", "path": "data", "query_path": "data"}}
+    },
+    "dataset.encoder.passage_template": {"dataset": {"encoder": {"type": "minilm", "passage_template": "a {text}"}}},
+    "dataset.encoder.query_template": {"dataset": {"encoder": {"type": "minilm", "query_template": "a {text}"}}},
+    "dataset.encoder.pooling": {"dataset": {"encoder": {"type": "transformers", "path": "data", "pooling": "cls"}}},
+    "dataset.encoder.dimensions": {"dataset": {"encoder": {"type": "minilm", "dimensions": 8}}},
     "dataset.index.factory": "Flat",
     "dataset.neighbours.exclude": ["document", "text"],
     "dataset.neighbours.filter.run": 13,
