@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from retro.database.engines import open_engine
+from retro.database.settings import EncoderSettings
 from retro.retrieval import factory
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Barred
@@ -69,8 +70,8 @@ def test_an_encoders_states_are_those_of_a_cpu_in_float32(device, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     pieces = np.random.default_rng(0).integers(0, 200, (5, 12))
-    engine = open_engine(tmp_path, config, "float16")
+    engine = open_engine(tmp_path, config, EncoderSettings(gpu_dtype="float16"))
     assert engine.gpu == (device.type == "cuda")
     with torch.inference_mode():
         wanted = model(input_ids=torch.from_numpy(pieces)).last_hidden_state.numpy()
-    np.testing.assert_allclose(engine(pieces), wanted, atol=2e-2 if engine.gpu else 1e-4)
+    np.testing.assert_allclose(engine([*pieces]), wanted, atol=2e-2 if engine.gpu else 1e-4)
