@@ -57,6 +57,19 @@ Lookup = Callable[[Sequence[Query]], list[Found]]  # all that is looked up at on
 
 
 NOTHING = np.empty(0, np.int64)
+FEW = 256  # tokens that are put in order at first, where it is not known how many hold `top_p`
+
+
+def _in_order(logits: Tensor, kept: Tensor) -> Tensor:
+    """The tokens of `kept` [V], true or false: the highest of logits [V] first, of equals the first."""
+    few = kept.nonzero()[:, 0]
+    return few[torch.sort(logits[few], descending=True, stable=True).indices]
+
+
+def _highest(logits: Tensor, count: int) -> Tensor:
+    """The tokens of the `count` highest of logits [V], in this order."""
+    count = min(count, len(logits))
+    return _in_order(logits, logits >= logits.topk(count).values[-1])[:count]
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,24 @@ class Sampler:
         logits = self._against_repeating(logits.float().cpu(), text)
         if self.temperature == 0:
             return int(logits.argmax())
-        ordered, order = torch.sort(logits / self.temperature, descending=True, stable=True)
-        chances = ordered[: self.top_k or None].softmax(0)
-        # A token stays if those before it do not yet hold top_p; the first always does.
-        chances[chances.cumsum(0) - chances >= self.top_p] = 0
-        return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+        logits = logits / self.temperature
+        if self.top_k:
+            order = _highest(logits, self.top_k)
+            chances = logits[order]
+            return int(order[torch.multinomial(self._nucleus(chances.softmax(0)), 1, generator=self.generator)])
+        shares = logits.softmax(0)
+        order = _highest(logits, FEW)
+        if shares[order].sum() <= self.top_p:  # tokens below the mean of what is left out hold less than that
+            order = _in_order(logits, shares > (1 - self.top_p) / 2 / len(logits))
+        # As `torch.multinomial` of all tokens draws it, whether they were put in order or not.
+        draws = torch.empty(len(logits)).exponential_(generator=self.generator)[: len(order)]
+        return int(order[(self._nucleus(shares[order]) / draws).argmax()])
+
+    def _nucleus(self, chances: Tensor) -> Tensor:
+        """Chances [c], in order, 0 for tokens that are left out: one stays if those before it do not yet hold top_p,
+        the first always.
+        """
+        return chances.masked_fill(chances.cumsum(0) - chances >= self.top_p, 0)
 
     def _against_repeating(self, logits: Tensor, text: np.ndarray) -> Tensor:
         """Logits [V] after the penalty and the bar; the logits themselves where both are off."""

@@ -143,6 +143,19 @@ def test_sampling_is_seeded_and_stays_in_the_nucleus():
     assert Sampler(0.0, 0.7, 3).choose(logits) == 0
 
 
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (0.5, 0), (0.9999, 0), (1.0, 0), (0.8, 40), (1.0, 7)])
+@pytest.mark.parametrize("width", [0.1, 3.0])
+def test_few_tokens_are_put_in_order_and_the_choice_is_that_among_all(top_p, top_k, width):
+    """Against sorting all of them, with equals among them; the random numbers are the same."""
+    logits = torch.round(torch.randn(40, 3000, generator=torch.Generator().manual_seed(0)) * width, decimals=1)
+    for seed, row in enumerate(logits):
+        ordered, order = torch.sort(row / 0.7, descending=True, stable=True)
+        chances = ordered[: top_k or None].softmax(0)
+        chances[chances.cumsum(0) - chances >= top_p] = 0
+        drawn = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(seed))
+        assert Sampler(0.7, top_p, seed, top_k).choose(row) == int(order[drawn])
+
+
 def naive(logits: list[float], text: list[int], penalty: float, n: int) -> int:
     """The likeliest token, by the definition in docs/generation.md, token by token."""
     changed = []

@@ -25,7 +25,7 @@ SHAPE = {"layers": 3, "width": 32, "heads": 2, "encoder_dropout": 0.0}
 
 def made(kind, **more):
     architecture, flavour = FLAVOURS[kind]
-    settings, shape = ModelSettings(**SHAPE, flavour=flavour, **more), {"chunk": 4, "retrieved": 8, "shaken": False}
+    settings, shape = ModelSettings(**{**SHAPE, **more}, flavour=flavour), {"chunk": 4, "retrieved": 8, "shaken": False}
     model = small_model(settings, architecture=architecture, **shape)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # so that gates and new parts count
@@ -79,16 +79,18 @@ def test_bf16_is_near(device, kind):
     assert error < 0.05
 
 
-@pytest.mark.parametrize("kind", FLAVOURS if ON_GPU else ["copy-ready"])
-def test_compiled_is_not_compiled(device, kind):
-    """On a GPU by inductor; on a CPU what it is given is traced and run as it is."""
-    model, given = made(kind).to(device), read(kind, device)
+@pytest.mark.parametrize("kind", FLAVOURS if ON_GPU else ["gpt"])
+def test_compiled_computes_the_same(device, kind):
+    """On a GPU by inductor; on a CPU what it is given is traced, and run as it is."""
+    model, given = made(kind, layers=1).to(device), read(kind, device)
     compiled = torch.compile(copy.deepcopy(model), backend="inductor" if device.type == "cuda" else "aot_eager")
-    (losses, gradients), (again, others) = (backward(each, given) for each in (model, compiled._orig_mod))
-    traced = compiled(*given).detach()
-    torch.testing.assert_close(traced, losses, atol=2e-4, rtol=2e-4)
+    losses = model(*given)
+    losses.sum().backward()
+    again = compiled(*given)
+    again.sum().backward()
     torch.testing.assert_close(again, losses, atol=2e-4, rtol=2e-4)
-    assert gradients.keys() == others.keys()
+    for one, other in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["heads", "grouped"])
