@@ -33,25 +33,27 @@ from retro.report.style import figure_html, interval, percent, render
 class Part:
     """A section: its title, the built-in section it stands before, and the command that makes it.
 
-    `html` is empty where it was not made: the page then says how to make it.
+    `html` is empty where it was not made: the page then says how to make it. `wants`: a section that the config then
+    needs, and the file that has one, made for the default run.
     """
 
     name: str
     title: str
     before: str
     target: str
+    wants: tuple[str, str] = ("", "")
     html: Markup | str = ""
 
 
 PARTS = {
     part.name: part
     for part in (
-        Part("indexes", "Indexes", "training", "snakemake indexes --configfile config/indexes.yaml"),
+        Part("indexes", "Indexes", "training", "snakemake indexes", ("retrievals", "config/indexes.yaml")),
         Part("copying", "Beyond copying", "generation", "snakemake copying"),
         Part("leakage", "Leakage", "generation", "snakemake leakage"),
         Part("experiments", "Experiments", "generation", "snakemake experiments"),
-        Part("qa", "Question answering", "cost", "snakemake qa --configfile config/qa.yaml"),
-        Part("instruct", "Instructions", "cost", "snakemake qa --configfile config/instruct.yaml"),
+        Part("qa", "Question answering", "cost", "snakemake qa", ("qa", "config/qa.yaml")),
+        Part("instruct", "Instructions", "cost", "snakemake qa", ("qa", "config/instruct.yaml")),
     )
 }
 
@@ -270,6 +272,7 @@ def main() -> None:
         marked=marked,
         samples=[sample for path in options.samples for sample in read_json(path)["samples"]],
         parts=read_parts(options.parts),
+        configs=started.configs(begun),
         explorer=explorer,
         provenance=provenance(dataset, models, read_benchmarks(options.benchmarks), begun),
         percent=percent,

@@ -4,6 +4,7 @@ Manifests hold none of this, so that the same inputs give the same bytes. Snakem
 (`note`), and the report's provenance shows them (`read`). It reruns nothing.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -48,6 +49,17 @@ def read(path: Path) -> list[dict[str, str]]:
         if isinstance(facts, dict):
             found.append({key: str(value) for key, value in facts.items() if value})
     return found
+
+
+def configs(begun: list[dict[str, str]]) -> str:
+    """`--configfile …` of the last of these lines, as it stood there; empty where it named none."""
+    try:
+        words = shlex.split(begun[-1].get("command", "")) if begun else []
+    except ValueError:  # a quotation without an end
+        words = []
+    at = next((number for number, word in enumerate(words) if word in ("--configfile", "--configfiles")), len(words))
+    files = itertools.takewhile(lambda word: not word.startswith("-"), words[at + 1 :])
+    return shlex.join([*words[at : at + 1], *files])
 
 
 def commit(code: Path) -> str:

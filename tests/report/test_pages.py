@@ -181,6 +181,28 @@ def test_report_holds_every_figure_with_a_caption(page):
     assert len(ids) == len(set(ids)), "two elements with one id"
 
 
+def test_what_was_not_made_is_made_by_a_command_with_the_config_of_the_run(report, tmp_path):
+    begun = tmp_path / "started.jsonl"
+    begun.write_text(json.dumps({"command": "snakemake all --configfile 'my notes.yaml' --cores 2"}) + "\n")
+    shown = " ".join("".join(Reader(report.page("--started", begun)).shown).split())
+    assert "Leakage: made by snakemake leakage --configfile 'my notes.yaml'" in shown
+    qa = "snakemake qa --configfile 'my notes.yaml' , if the config has qa as config/qa.yaml has it for the default run"
+    assert qa.replace(" ,", ",") in shown.replace(" ,", ",")
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("snakemake --cores 2 --configfile a.yaml b.yaml", "--configfile a.yaml b.yaml"),
+        ("snakemake all", ""),
+        ("snakemake --configfile 'a", ""),
+    ],
+)
+def test_configs_are_those_of_the_last_start(command, wanted):
+    assert started.configs([{"command": "snakemake --configfile old.yaml"}, {"command": command}]) == wanted
+    assert started.configs([]) == ""
+
+
 def test_sections_that_were_not_made_are_one_list(page):
     shown = " ".join("".join(Reader(page).shown).split())
     assert "Experiments: made by snakemake experiments" in shown and "Leakage: made by snakemake leakage" in shown
