@@ -66,7 +66,7 @@ def texts(folder: Path | None, count: int) -> list[str]:
 
 def encoders(asked: EncoderSettings, threads: int) -> dict[str, Encoder]:
     """The encoder asked for, and a BERT in bfloat16 beside it where this processor can; else a line says that not."""
-    found = {"float32": open_encoder(asked, threads)}
+    found = {"float32": open_encoder(asked.model_copy(update={"cpu_dtype": "float32"}), threads)}
     if not isinstance(found["float32"], BertEncoder) or found["float32"].config.get("model_type") != "bert":
         return found
     if instructions() is None or gpu_available():

@@ -222,7 +222,7 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
         )
     for key in ("path", "query_path", "pooling"):
         value = getattr(encoder, key)
-        if encoder.type != "transformers" and value is not None:
+        if encoder.type not in ("transformers", "given") and value is not None:
             yield f"dataset.encoder.{key}: found {value!r}, but type {encoder.type} has none; set type: transformers"
     for key in ("passage_template", "query_template", "dimensions"):
         value = getattr(encoder, key)

@@ -160,7 +160,7 @@ class Preprocessing:
         return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
 
     def encoder_files(self, retrieval: str) -> list[str]:
-        """What an encoder reads of the folders that the config names: settings, word pieces, weights; sorted."""
-        facts, read = self.retrievals.facts[retrieval]["encoder"], (".json", ".txt", ".safetensors")
+        """What an encoder reads of the folders that the config names: settings, word pieces, weights, given vectors."""
+        facts, read = self.retrievals.facts[retrieval]["encoder"], (".json", ".txt", ".safetensors", ".npy")
         folders = [facts[key] for key in ("path", "query_path") if facts[key] is not None]
         return [str(path) for folder in folders for path, _ in files.walk(Path(folder)) if path.suffix in read]

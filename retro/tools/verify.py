@@ -16,7 +16,7 @@ from retro.base.names import CUTS, RECORDED, untuned
 from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import TUNINGS
-from retro.database.folders import identity_at
+from retro.database.folders import identity_at, identity_of_given
 from retro.dataset.named import dataset_folder
 from retro.report.read import read_csv
 
@@ -183,7 +183,8 @@ def _encoder(manifest: Manifest, notes: set[str]) -> list[str]:
     if not encoder or not encoder.get("path"):
         return []
     try:
-        here = identity_at(encoder["path"], encoder.get("pooling"))
+        given = encoder.get("type") == "given"
+        here = identity_of_given(encoder["path"]) if given else identity_at(encoder["path"], encoder.get("pooling"))
     except UserError as error:
         notes.add(f"the encoder could not be compared: {error}")
         return []

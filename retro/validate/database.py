@@ -22,7 +22,7 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.database.assemble import LISTS, by_chunk, select
 from retro.database.chunk import columns, cut, document_blocks, offsets_of
 from retro.database.embed import BLOCK, texts_of
-from retro.database.encoders import open_encoder, settings_of
+from retro.database.encoders import GivenEncoder, open_encoder, settings_of
 from retro.dataset.store import Vectors
 from retro.retrieval.approximate import QUERIES, read_mapped
 from retro.retrieval.index import VECTORS_AT_ONCE, fill
@@ -98,7 +98,10 @@ def embedding_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     chosen = sample.choose(bounds(len(table), size), "chunk")
     with log.bar(sample.rows, f"validate {manifest.folder}", "chunk") as shown:
         for start, stop in chosen:
-            made = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
+            if isinstance(encoder, GivenEncoder):
+                made = encoder.rows(given["chunks"][0].parent.name, len(table), start, stop)
+            else:
+                made = encoder.encode(texts_of(store, table[start:stop], tokenizer), shown.update)
             yield compare(path, "vector", start, stored[start:stop], made.astype(settings.dtype))
     if len(stored) != len(table):
         yield Difference(path, "vectors", str(len(stored)), str(len(table)))

@@ -16,8 +16,10 @@ from retro.base.artifacts import read_manifest
 from retro.base.stage import UserError
 from retro.database.encoders import open_encoder
 from retro.database.engines import TorchEngine
-from retro.database.folders import identity_at
+from retro.database.folders import identity_at, identity_of_given
 from retro.database.settings import EncoderSettings
+from retro.validate.database import embedding_differences
+from retro.validate.sample import Sample
 from tests.database.stages import stage
 
 WORDS = [
@@ -248,3 +250,75 @@ def test_the_manifest_names_the_model_for_queries(corpus, models, tmp_path):
         assert made[name].settings["encoder"]["query_identity"] == identity_at(str(models(name)), "cls")
     one, other = (manifest.file("embeddings.npy").read_bytes() for manifest in made.values())
     assert one == other
+
+
+@pytest.fixture
+def given(corpus, tmp_path):
+    """Options that embed the source `main` of vectors in `tmp_path/given`, and those vectors."""
+    count = len(read_manifest(corpus.manifest("chunks", "main")).array("chunks.npy"))
+    vectors = np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    (tmp_path / "given").mkdir()
+
+    def options(array: np.ndarray = vectors, **encoder) -> dict:
+        np.save(tmp_path / "given/main.npy", array)
+        found = corpus.embed_options("main", type="given", path=str(tmp_path / "given"), **encoder)
+        return found | {"blocks": tmp_path / "blocks", "output": tmp_path / "manifest.json", "block": 64}
+
+    return vectors, options
+
+
+def test_vectors_that_are_given_are_taken_as_they_are(given):
+    """validate compares them with what is given."""
+    vectors, options = given
+    stage("retro.database.embed", **options())
+    manifest = read_manifest(options()["output"], "embeddings")
+    assert (manifest.array("embeddings.npy") == vectors).all()
+    recorded = manifest.settings["encoder"]
+    assert recorded["engine"] == "given" and recorded["identity"] == identity_of_given(recorded["path"])
+    assert not any(embedding_differences(manifest, Sample(1, 1, manifest), 1))
+
+
+WRONG = {
+    "too few": (lambda v: v[:-1], r"main\.npy: has \[\d+, 16\] vectors and dimensions, wanted"),
+    "not of unit length": (lambda v: scaled(v, 3, 2.0), r"row 3 has length 2, wanted 1\. Divide"),
+    "not finite": (lambda v: scaled(v, 70, np.nan), "row 70 has length nan"),
+    "nothing": (lambda v: scaled(v, 0, 0.0), "row 0 has length 0, wanted 1"),
+    "no floats": (lambda v: (v * 100).astype(np.int8), r"found int8 \[\d+, 16\], wanted floats"),
+    "one number a chunk": (lambda v: v[:, 0].copy(), r"found float32 \[\d+\], wanted floats"),
+}
+
+
+def scaled(vectors: np.ndarray, row: int, factor: float) -> np.ndarray:
+    found = vectors.copy()
+    found[row] *= factor
+    return found
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_vectors_that_do_not_fit_are_refused(given, what):
+    vectors, options = given
+    change, message = WRONG[what]
+    with pytest.raises(UserError, match=message):
+        stage("retro.database.embed", **options(change(vectors)))
+
+
+def test_a_source_without_vectors_and_a_folder_without_any_are_refused(given, tmp_path):
+    _, options = given
+    wanted = options()
+    (tmp_path / "given/main.npy").rename(tmp_path / "given/other.npy")
+    with pytest.raises(UserError, match=r"main\.npy: no such file\. Give the vectors of this source"):
+        stage("retro.database.embed", **wanted)
+    (tmp_path / "given/other.npy").unlink()
+    with pytest.raises(UserError, match=r"has no \.npy\. Put <source>\.npy there"):
+        stage("retro.database.embed", **wanted)
+
+
+def test_queries_of_given_vectors_need_the_model_that_is_named_for_them(given, models):
+    _, options = given
+    settings = EncoderSettings(**options()["settings"]["encoder"])
+    with pytest.raises(UserError, match=r"were given .*Set dataset\.encoder\.query_path"):
+        open_encoder(settings, 1).encode_queries(["cat"])
+    named = settings.model_copy(update={"query_path": str(models("bert")), "query_template": "query : {text}"})
+    wanted = opened(models("bert"), query_template="query : {text}").encode_queries(TEXTS)
+    assert (open_encoder(named, 1).encode_queries(TEXTS) == wanted).all()
