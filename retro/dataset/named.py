@@ -31,8 +31,11 @@ BOOKS = "books.json"  # in a dataset's folder: names of the datasets that `retro
 def books(folder: Path) -> list[Path]:
     """The recorded configs of the books that were added to the dataset in `folder`, the last one last."""
     path = folder / BOOKS
-    names = json.loads(path.read_text(encoding="utf-8"))["books"] if path.is_file() else []
-    return [folder.parent / name / "config.json" for name in names]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["books"] if path.is_file() else []
+        return [folder.parent / name / "config.json" for name in names]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a list of books. Delete it; the books it named lie in {folder.parent}.") from None
 
 
 def book_of(config: Path) -> Path:

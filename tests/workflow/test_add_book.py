@@ -55,9 +55,8 @@ def test_a_book_grows_while_it_is_read_and_shrinks_again(project):
     assert len(two.database) - len(one.database) >= 100 and two.sources == ["notes", "tiny"]
     embeddings = [dataset.folder / "embeddings/tiny/embeddings.npy" for dataset in (one, two)]
     assert embeddings[0].read_bytes() == embeddings[1].read_bytes()
-    for dataset in (one, two):
-        verified = project.run(project.python, "-m", "retro.tools.verify", str(dataset.folder))
-        assert verified.returncode == 0, verified.stdout
+    verified = project.run(project.python, "-m", "retro.tools.verify", str(grown))
+    assert verified.returncode == 0, verified.stdout
 
     assert sources(writer) == {"notes"} and len(writer.book.database) == len(two.database)
     with pytest.raises(UserError, match="there is a book or source 'notes' already"):
@@ -91,4 +90,7 @@ def test_what_cannot_be_undone_is_refused(project, tmp_path):
     (tmp_path / "more/runs/r/model.json").write_text("{}")
     with pytest.raises(UserError, match="models were trained on it"):
         add_book.undo(tmp_path / "first")
+    (tmp_path / "more/books.json").write_text("[]")
+    with pytest.raises(UserError, match=r"books\.json: not a list of books"):
+        book_of(tmp_path / "more/config.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "more"]
