@@ -71,7 +71,7 @@ class Writer:
         self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
         torch.set_num_threads(threads)
         self.book = open_book(database, self.dataset) if database else self.dataset
-        self._added = None if database or given else self.dataset.path
+        self._grows, self._opened = not (database or given), (self.dataset.path, 0)
         train, m = self.run.train, self.dataset.chunk_length
         k = train.neighbours_used if neighbours is None else neighbours
         if not self.run.retro and (database or given or step):
@@ -88,13 +88,15 @@ class Writer:
 
     def refresh(self) -> None:
         """Look things up in the book that was added last, if one was added or taken away meanwhile."""
-        if self._added is None or not isinstance(self.lookup, LiveLookup):
+        if not self._grows or not isinstance(self.lookup, LiveLookup):
             return
-        path = book_of(self._added)
-        if path != self.book.path:
+        path, own = book_of(self.dataset.path), self.dataset.path
+        opened = (path, 0 if path == own else path.stat().st_mtime_ns)  # one of the same name may be another book
+        if opened != self._opened:
             old = self.lookup
-            self.book = self.dataset if path == self.dataset.path else open_book(path, self.dataset)
+            self.book = self.dataset if path == own else open_book(path, self.dataset)
             self.lookup = LiveLookup(self.book, old.k, old.searcher.threads, until=old.until)
+            self._opened = opened
 
     def write(
         self, prompt: str, count: int, sampler: Sampler, *, retrieval: bool = True, pad: bool = True
