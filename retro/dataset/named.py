@@ -1,6 +1,7 @@
 """Datasets and runs as a user names them: by a path, or by a name below `results`; and the newest ones."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,29 @@ def newest() -> Path:
     for path in datasets():
         return path
     raise UserError(f"{RESULTS.resolve()}: no dataset there. {MAKE} Or name the folder of one that lies elsewhere.")
+
+
+BOOKS = "books.json"  # in a dataset's folder: names of the datasets that `retro add-book` made beside it, in order
+
+
+def books(folder: Path) -> list[Path]:
+    """The recorded configs of the books that were added to the dataset in `folder`, the last one last."""
+    path = folder / BOOKS
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["books"] if path.is_file() else []
+        return [folder.parent / name / "config.json" for name in names]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a list of books. Delete it; the books it named lie in {folder.parent}.") from None
+
+
+def book_of(config: Path) -> Path:
+    """The recorded config of what runs of a dataset look things up in: the book added last, or the dataset itself."""
+    added = books(config.parent)
+    if added and not added[-1].is_file():
+        raise UserError(
+            f"{config.parent / BOOKS}: {added[-1]} is missing. Bring it back, or run retro add-book --undo."
+        )
+    return added[-1] if added else config
 
 
 def recorded_config(text: str) -> Path:

@@ -24,7 +24,7 @@ from retro.base.machine import best_device
 from retro.base.stage import UserError, finite, text_of, whole
 from retro.corpus.dates import date_argument
 from retro.dataset.dataset import Dataset
-from retro.dataset.named import recorded_config, run_folder
+from retro.dataset.named import book_of, recorded_config, run_folder
 from retro.generation.decoding import Decoder, Prompt, Sampler, Step
 from retro.generation.live import GivenPassages, LiveLookup, open_book, read_lines
 from retro.training.weights import load_model
@@ -53,7 +53,8 @@ class Writer:
     """Writes with a run, D/runs/<run>, and looks things up in the dataset's database or in another.
 
     `neighbours` a chunk (default: as in training); `given`: a file of passages in place of retrieval; `until`: a date,
-    nothing later is looked up. Raises `UserError` where the run cannot do what is wanted.
+    nothing later is looked up. Without `database` it is the dataset's own, or the book that was added to it last
+    (`retro add-book`), also while it writes text after text. Raises `UserError` where the run cannot do what is wanted.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Writer:
         self.model, self.run = load_model(run / "model.json", self.dataset, best_device())
         torch.set_num_threads(threads)
         self.book = open_book(database, self.dataset) if database else self.dataset
+        self._grows, self._opened = not (database or given), (self.dataset.path, 0)
         train, m = self.run.train, self.dataset.chunk_length
         k = train.neighbours_used if neighbours is None else neighbours
         if not self.run.retro and (database or given or step):
@@ -83,6 +85,19 @@ class Writer:
             self.lookup = GivenPassages.read(given, self.dataset, m * train.retrieved_chunks)
         elif self.run.retro and k:
             self.lookup = LiveLookup(self.book, k, threads, until=until)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look things up in the book that was added last, if one was added or taken away meanwhile."""
+        if not self._grows or not isinstance(self.lookup, LiveLookup):
+            return
+        path, own = book_of(self.dataset.path), self.dataset.path
+        opened = (path, 0 if path == own else path.stat().st_mtime_ns)  # one of the same name may be another book
+        if opened != self._opened:
+            old = self.lookup
+            self.book = self.dataset if path == own else open_book(path, self.dataset)
+            self.lookup = LiveLookup(self.book, old.k, old.searcher.threads, until=old.until)
+            self._opened = opened
 
     def write(
         self, prompt: str, count: int, sampler: Sampler, *, retrieval: bool = True, pad: bool = True
@@ -105,6 +120,7 @@ class Writer:
         pad: bool = True,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The events of several prompts, `together` of them written side by side, each with its prompt's number."""
+        self.refresh()
         lookup = self.lookup if retrieval else None
         decoder = Decoder(
             self.model,

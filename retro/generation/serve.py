@@ -123,6 +123,7 @@ def examples(dataset: Dataset) -> list[dict[str, str]]:
 
 def about(writer: Writer) -> dict[str, Any]:
     """What the page says of the run."""
+    writer.refresh()
     return {
         "examples": examples(writer.dataset),
         "empty": EMPTY,

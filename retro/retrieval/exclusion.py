@@ -21,7 +21,7 @@ from retro.database.assemble import by_chunk
 
 
 def rules_of(exclude: Sequence[str]) -> list[str]:
-    """The rules that apply: the document always, each once."""
+    """The rules that apply: the document always, each rule once."""
     return list(dict.fromkeys(["document", *exclude]))
 
 
@@ -164,8 +164,8 @@ class Exclusion:
     def counts(self, rows: np.ndarray) -> dict[str, dict[str, int]]:
         """For the manifest of the neighbours of global `rows`; nothing without the rule `later`.
 
-        `pairs` of a chunk and a database chunk that are excluded as later, how many `chunks` and `database` chunks have
-        no date, and how many chunks with a date find `nothing` that is old enough.
+        Pairs of a chunk and a database chunk that are excluded as later, chunks of both sides that have no date, and
+        chunks with a date for which the database has nothing that is old enough.
         """
         if self._dates is None:
             return {}

@@ -93,6 +93,13 @@ COMMANDS: dict[str, dict[str, Command]] = {
             ("retro serve", "retro serve --run retro-s1 --port 8080"),
             needs="--run",
         ),
+        "add-book": Command(
+            "retro.tools.add_book",
+            "Give trained runs more text to look things up in; or --undo.",
+            ("retro add-book notes/ --config open-book", "retro add-book --undo --config open-book"),
+            needs="--config",
+            workflow=True,
+        ),
         "ask": Command(
             "retro.qa.ask",
             "Ask a model that was fine-tuned to answer.",
