@@ -87,6 +87,6 @@ def test_two_nodes_that_are_stopped_save_one_step_and_go_on(ran, tmp_path):
     finally:
         process.terminate()  # Snakemake waits for what runs
         subprocess.run(["scancel", str(submitted()[0])], check=True)
-        process.wait(timeout=120)
+        process.wait(timeout=300)  # it looks after a job every three minutes at least
     assert one < two < 500, "500 is an ordinary checkpoint"
     tell(f"two nodes, the launcher stopped, then the job requeued: saved and went on at steps {one} and {two}")
