@@ -22,12 +22,12 @@ def watched(module: str) -> Iterator[None]:
     if quick.running:
         yield
         return
-    gc.collect()  # generators that an earlier test left behind end now, and not in what is watched
     codes, before = set(), sys.gettrace()
 
     def note(frame, event, argument):
         codes.add(frame.f_code)
 
+    gc.disable()  # generators that an earlier test left behind end later; to collect them here would take a second
     threading.settrace(note)
     sys.settrace(note)
     try:
@@ -35,6 +35,7 @@ def watched(module: str) -> Iterator[None]:
     finally:
         sys.settrace(before)
         threading.settrace(before)
+        gc.enable()
     outside = called(codes) - covered(module)
     assert not outside, f"{module} runs what its digest does not cover: {sorted(outside)}"
 
