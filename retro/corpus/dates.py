@@ -1,8 +1,8 @@
 """What a record says of its date, as the last second that it can mean.
 
-Text is ISO 8601: a year, a month, a day (with or without hyphens, or of a week), or a day with a time and perhaps a
-zone; without a zone it is UTC. A number is a year where it has four digits, and seconds since 1970 where no day or
-month written without hyphens could be meant. Dates of tables (.parquet) are taken as they are.
+Text is ISO 8601: a year, a month, a week, a day (with or without hyphens, or of a week), or a day with a time and
+perhaps a zone; without a zone it is UTC. A number is a year where it has four digits, and seconds since 1970 where no
+day or month written without hyphens could be meant. Dates of tables (.parquet) are taken as they are.
 
 A date that says less than a second stands for its last: 2015 for the end of 31 December. So dates of any kind are
 compared as one number, and what is called earlier ended before.
@@ -62,10 +62,14 @@ def _of_text(text: str) -> int:
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}", text):
         year, month = int(text[:4]), int(text[5:])
         return _of_day(date(year, month, monthrange(year, month)[1] if 1 <= month <= 12 else 1))
+    if re.fullmatch(r"[0-9]{4}-?W[0-9]{2}", text):
+        return _of_day(date.fromisoformat(text) + 6 * DAY)
     try:
         return _of_day(date.fromisoformat(text))
     except ValueError:
-        return _of_time(datetime.fromisoformat(text))
+        coarse = re.fullmatch(r".{8,10}[T ][0-9]{2}(:?[0-9]{2})?(Z|[+-].*)?", text)
+        rest = 0 if coarse is None else 59 if coarse[1] else 3599
+        return _of_time(datetime.fromisoformat(text)) + rest
 
 
 def _of_day(day: date) -> int:

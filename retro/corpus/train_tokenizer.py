@@ -238,14 +238,17 @@ def with_end(settings: TokenizerSettings) -> TokenizerSettings:
     """
     if settings.eod:
         return settings
-    path, *others = settings.given
-    added = artifacts.read_json(path).get("added_tokens") or []
-    tokens = {token["id"]: token["content"] for token in added}
-    for other in others:
-        facts = artifacts.read_json(other)
+    read = {path: artifacts.read_json(path) for path in settings.given}
+    for path, facts in read.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get("added_tokens") or [], list):
+            raise UserError(f"{path}: not what a tokenizer's folder holds under this name. Fetch the folder again.")
+    own, *others = read.values()
+    tokens = {token["id"]: token["content"] for token in own.get("added_tokens") or []}
+    for facts in others:
         found = facts.get("eos_token", facts.get("eos_token_id"))
         found = found[0] if isinstance(found, list) and found else found
-        found = found.get("content") if isinstance(found, dict) else tokens.get(found, found)
+        found = found.get("content") if isinstance(found, dict) else found
+        found = tokens.get(found) if isinstance(found, int) else found
         if isinstance(found, str):
             return settings.model_copy(update={"eod": found})
     raise UserError(

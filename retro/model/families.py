@@ -47,7 +47,7 @@ def decoder(facts: Mapping[str, Any], seq_length: int | None = None) -> dict[str
     not supported.
     """
     kind = facts.get("model_type")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ValueError(f"model_type is {kind!r}, wanted one of {', '.join(CLASSES)}")
     _only(facts, "quantization_config", None)
     _only(facts, "add_cross_attention", False)
@@ -56,14 +56,14 @@ def decoder(facts: Mapping[str, Any], seq_length: int | None = None) -> dict[str
     if kind == "gpt2":
         _only(facts, "scale_attn_weights", True)
         _only(facts, "scale_attn_by_inverse_layer_idx", False)
-        most = _needed(facts, "n_positions")
+        most = _number(facts, "n_positions")
     else:
         found |= _rope(kind, facts, found["head_dim"] or found["width"] // found["heads"])
-        most = _needed(facts, "max_position_embeddings")
+        most = _number(facts, "max_position_embeddings")
     if found["positions"] == "learned" and seq_length is not None and seq_length > most:
         raise ValueError(f"n_positions is {most}, and dataset.samples.seq_length {seq_length}; shorten that")
     window = facts.get("sliding_window") if facts.get("use_sliding_window", kind == "mistral") else None
-    if window is not None and window < (seq_length or most):
+    if window is not None and _number(facts, "sliding_window") < (seq_length or most):
         raise ValueError(
             f"sliding_window is {window}, which texts of {seq_length or most} tokens outgrow (dataset.samples."
             "seq_length); attention is to all tokens here"
@@ -77,7 +77,7 @@ def _common(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, ours in KEYS["gpt2" if old else ""].items():
         optional = ours in ("head_dim", "kv_heads") or (old and ours == "ffn")
-        found[ours] = facts.get(key) if optional else _needed(facts, key)
+        found[ours] = None if optional and facts.get(key) is None else _number(facts, key)
     found |= {"ffn": found["ffn"] or 4 * found["width"]}
     kv_heads, size = found.get("kv_heads"), found.get("head_dim")
     found["kv_heads"] = None if kind == "gpt_neox" or kv_heads == found["heads"] else kv_heads
@@ -87,7 +87,7 @@ def _common(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     found |= {
         "positions": "learned" if old else "rope",
         "norm": "layernorm" if layered else "rmsnorm",
-        "norm_eps": _needed(facts, eps),
+        "norm_eps": _number(facts, eps),
         "norm_position": "after" if kind == "olmo2" else "before",
         "parallel_residual": kind == "gpt_neox" and facts.get("use_parallel_residual", True),
         "qk_norm": {"qwen3": "head", "olmo2": "whole"}.get(kind, "none"),
@@ -126,10 +126,15 @@ def _activation(kind: str, facts: Mapping[str, Any]) -> str:
 def _rope(kind: str, facts: Mapping[str, Any], size: int) -> dict[str, Any]:
     """Base, share and scaling, as transformers wrote them since version 5 (rope_parameters) and before."""
     named = next((name for name in ("rope_parameters", "rope_scaling") if facts.get(name)), "rope_parameters")
-    rope = dict(facts.get(named) or {})
-    base = rope.get("rope_theta", facts.get("rotary_emb_base", facts.get("rope_theta", 10000.0)))
-    usual = 0.25 if kind == "gpt_neox" else 1.0
-    share = rope.get("partial_rotary_factor", facts.get("rotary_pct", facts.get("partial_rotary_factor", usual)))
+    rope = facts.get(named) or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{named} is {rope!r}, wanted an object")
+    given = {"rope_theta": 10000.0, "partial_rotary_factor": 0.25 if kind == "gpt_neox" else 1.0, **facts}
+    olds = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    base, share = (
+        _number(rope, key, f"{named}.") if key in rope else _number(given, old if old in facts else key)
+        for key, old in olds.items()
+    )
     if int(size * share) % 2 or not int(size * share):
         raise ValueError(f"partial_rotary_factor (rotary_pct) is {share}, which rotates {size * share:g} features")
     found: dict[str, Any] = {"rope_base": float(base), "rope_fraction": float(share), "rope_scaling": None}
@@ -138,11 +143,11 @@ def _rope(kind: str, facts: Mapping[str, Any], size: int) -> dict[str, Any]:
         return found
     if how not in ("linear", "llama3", "yarn"):
         raise ValueError(f"{named}.rope_type is {how!r}, wanted default, linear, llama3 or yarn")
-    scaling: dict[str, Any] = {"type": how, "factor": _needed(rope, "factor", f"{named}.")}
+    scaling: dict[str, Any] = {"type": how, "factor": _number(rope, "factor", f"{named}.")}
     length = rope.get("original_max_position_embeddings", facts.get("max_position_embeddings"))
     if how == "llama3":
-        scaling |= {"low": _needed(rope, "low_freq_factor", f"{named}."), "length": length}
-        scaling |= {"high": _needed(rope, "high_freq_factor", f"{named}.")}
+        scaling |= {"low": _number(rope, "low_freq_factor", f"{named}."), "length": length}
+        scaling |= {"high": _number(rope, "high_freq_factor", f"{named}.")}
     if how == "yarn":
         for key in ("mscale", "mscale_all_dim"):
             _only(rope, key, None, prefix=f"{named}.")
@@ -152,10 +157,13 @@ def _rope(kind: str, facts: Mapping[str, Any], size: int) -> dict[str, Any]:
     return found | {"rope_scaling": scaling}
 
 
-def _needed(facts: Mapping[str, Any], key: str, prefix: str = "") -> Any:
-    if facts.get(key) is None:
+def _number(facts: Mapping[str, Any], key: str, prefix: str = "") -> Any:
+    value = facts.get(key)
+    if value is None:
         raise ValueError(f"lacks {prefix}{key}")
-    return facts[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{prefix}{key} is {value!r}, wanted a number above 0")
+    return value
 
 
 def _only(facts: Mapping[str, Any], key: str, *wanted: Any, prefix: str = "") -> None:
@@ -166,7 +174,7 @@ def _only(facts: Mapping[str, Any], key: str, *wanted: Any, prefix: str = "") ->
 
 def vocabulary(facts: Mapping[str, Any]) -> int:
     """How many rows the token table has; a tokenizer may have fewer tokens."""
-    return _needed(facts, "vocab_size")
+    return int(_number(facts, "vocab_size"))
 
 
 def stock(s: ModelSettings) -> str | None:

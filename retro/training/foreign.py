@@ -65,8 +65,13 @@ def files(start: str | Path) -> list[Path]:
     """
     folder = Path(start).parent
     if (folder / INDEX).is_file():
-        listed = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        found = [folder / INDEX, *(folder / name for name in listed)]
+        listed = facts(folder / INDEX)["weight_map"]
+        names = listed.values() if isinstance(listed, dict) else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{folder / INDEX}: weight_map: wanted the name of a file for each tensor. Fetch the folder again."
+            )
+        found = [folder / INDEX, *(folder / name for name in sorted(set(names)))]
     else:
         found = [folder / WEIGHTS]
     for path in found:

@@ -94,17 +94,26 @@ def _from_folder(model: LanguageModel, start: Path, dataset: Dataset) -> tuple[s
         if there is None:
             raise UserError(f"{start.parent}: lacks {name}, which config.json asks for. Fetch the folder again.")
         used.add(there)
-        return places[there].get_tensor(there)
+        found: Tensor = places[there].get_tensor(there)
+        if not found.is_floating_point() or not found.isfinite().all():
+            raise UserError(
+                f"{start.parent}: {there} holds what is no finite number, as {found.dtype}. Begin with another model."
+            )
+        return found
 
     with torch.no_grad():
         for name, tensor in weights(model).items():
             if retrieves(name):
                 continue
-            found = from_theirs(facts["model_type"], name, read, ours)
-            found = found[: len(tensor)] if name in CUT else found
-            if found.shape != tensor.shape:
+            try:
+                found = from_theirs(facts["model_type"], name, read, ours)
+                found = found[: len(tensor)] if name in CUT else found
+                shape = str(list(found.shape))
+            except (IndexError, RuntimeError):  # its parts do not go together
+                shape = "nothing"
+            if shape != str(list(tensor.shape)):
                 raise UserError(
-                    f"{start.parent}: {name} comes out as {list(found.shape)}, config.json wants {list(tensor.shape)}. "
+                    f"{start.parent}: {name} comes out as {shape}, config.json wants {list(tensor.shape)}. "
                     "Fetch the folder again."
                 )
             tensor.copy_(found)

@@ -86,6 +86,13 @@ def test_the_section_may_be_of_another_run(folder):
         ),
         ({"model_type": "mamba"}, "config.json: model_type is 'mamba', wanted one of"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "config.json: rope_scaling.rope_type is 'dynamic'"),
+        ({"model_type": ["llama"]}, r"config.json: model_type is \['llama'\], wanted one of"),
+        ({"hidden_size": "24"}, "config.json: hidden_size is '24', wanted a number above 0"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads is 0, wanted a number above 0"),
+        ({"intermediate_size": 0}, "config.json: intermediate_size is 0, wanted"),
+        ({"rope_theta": None}, "config.json: lacks rope_theta"),
+        ({"rope_parameters": [1]}, r"config.json: rope_parameters is \[1\], wanted an object"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "rope_parameters.factor is '4', wanted a number"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused_by_its_key(facts, message, folder):
@@ -141,3 +148,18 @@ def test_the_end_of_text_is_found_in_whichever_file_names_it(name, facts, folder
         with_end(given)
     (folder / name).write_text(json.dumps(facts))
     assert with_end(given).eod == "<other>"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "[]", "tokenizer.json: not what a tokenizer's folder holds under this name"),
+        ("tokenizer.json", '{"added_tokens": {"</end>": 2}}', "tokenizer.json: not what a tokenizer's folder holds"),
+        ("config.json", "[]", "config.json: not what a tokenizer's folder holds under this name"),
+        ("config.json", '{"eos_token_id": [[2]]}', "models/small: names no token that ends a text"),
+    ],
+)
+def test_a_damaged_folder_of_a_tokenizer_is_refused_by_its_file(name, text, message, folder):
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        with_end(TokenizerSettings(type="huggingface", path="models/small"))

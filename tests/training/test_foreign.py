@@ -132,6 +132,16 @@ def spoil(folder, dataset, what):
         state["model.layers.0.self_attn.q_norm.weight"] = torch.ones(4)
     elif what == "another shape":
         state["model.norm.weight"] = torch.ones(8)
+    elif what == "parts of two shapes":
+        state["model.layers.0.self_attn.k_proj.weight"] = torch.ones(8, 8)
+    elif what == "not a number":
+        state["model.norm.weight"][3] = torch.nan
+    elif what == "integers":
+        state["model.norm.weight"] = torch.ones(16, dtype=torch.int8)
+    elif what == "index":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": 1}}')
+    elif what == "no index":
+        (folder / "model.safetensors.index.json").write_text("[]")
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(facts))
     if what == "cut":
@@ -149,6 +159,11 @@ def spoil(folder, dataset, what):
         ("a tensor less", "lacks model.norm.weight"),
         ("a tensor more", "holds model.layers.0.self_attn.q_norm.weight and 0 more, which no llama has"),
         ("another shape", r"decoder.norm.weight comes out as \[8\], config.json wants \[16\]"),
+        ("parts of two shapes", r"layers.0.attention.qkv.weight comes out as nothing, config.json wants \[32, 16\]"),
+        ("not a number", "model.norm.weight holds what is no finite number"),
+        ("integers", "model.norm.weight holds .* torch.int8"),
+        ("index", "weight_map: wanted the name of a file for each tensor"),
+        ("no index", "index.json: holds a list, wanted an object"),
         ("cut", "not a whole safetensors file"),
         ("no weights", r"weights are read from safetensors only; .*hf download <owner>/"),
     ],
