@@ -102,6 +102,14 @@ class Job:
         return line if len(line) <= width else line.partition(" → ")[0]
 
 
+def written(path: Path | None) -> float | None:
+    """When a file was written; None where there is none, as Snakemake may just have removed it."""
+    try:
+        return path.stat().st_mtime if path else None
+    except OSError:
+        return None
+
+
 @dataclass
 class Run:
     """A run of Snakemake, as its events tell it.
@@ -139,8 +147,7 @@ class Run:
         elif kind == "job_info" and event["rule_name"] not in TARGETS:
             rule, log, benchmark = event["rule_name"], event["log"], event["benchmark"]
             where = (Path(log[0]) if log else None, Path(benchmark) if benchmark else None)
-            before = where[0].stat().st_mtime if where[0] and where[0].exists() else None
-            self.running[event["jobid"]] = Job(rule, event["wildcards"], *where, event["time"], before)
+            self.running[event["jobid"]] = Job(rule, event["wildcards"], *where, event["time"], written(where[0]))
             self.begun.add(where[1])
             self.left[rule] = max(self.left.get(rule, 0) - 1, 0)
         elif kind in ("job_finished", "job_error"):

@@ -21,6 +21,7 @@ CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 # Text that names no file. A new key that takes text is marked with `Names` in its settings, or stands here.
 NO_PATH = {
     "EncoderSettings.passage_template",
+    "FieldNames.date",
     "EncoderSettings.query_template",
     "DatasetSettings.name",
     "FieldNames.text",

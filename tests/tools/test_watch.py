@@ -9,7 +9,7 @@ import pytest
 
 from retro.base import log
 from retro.tools import ended, view
-from retro.tools.progress import Job, Progress, Run, progress_of
+from retro.tools.progress import Job, Progress, Run, progress_of, written
 from retro.tools.view import Lines
 from tests.tools.terminal import Terminal
 
@@ -345,3 +345,18 @@ def test_stopping_says_where_trainings_go_on(run, tmp_path):
 
 def test_stopping_before_anything_is_known_says_so(tmp_path):
     assert ended.stopped(Run(tmp_path), 2.0).startswith("Stopped before the first stage, 2 s.\n")
+
+
+def test_a_log_that_is_removed_while_it_is_looked_at_is_none(tmp_path, monkeypatch):
+    """Snakemake removes what an interrupted job left just before it says that the job begins again."""
+    log = tmp_path / "assemble.log"
+    log.write_text("left by an earlier attempt")
+    assert written(log) is not None
+    stat = Path.stat
+
+    def too_late(path, **options):
+        log.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", too_late)
+    assert written(log) is None and written(None) is None

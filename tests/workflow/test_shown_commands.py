@@ -30,9 +30,11 @@ PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "
 PROGRAMS = ("git", "make", "python", "retro", "snakemake")
 NOT_RUN = {  # and why not; what is ours is at least parsed: `make -n`, `--help`
     "git clone <this repository> retro && cd retro": "network",
+    "hf download HuggingFaceTB/SmolLM2-135M --local-dir models/SmolLM2-135M": "network",
     "make archive": "packs the default run's results; tests/workflow/test_archive.py packs the tiny one's",
     "make audit": "network",
     "make bench": "minutes",
+    "make run CONFIG=config/retrofit-smollm2.yaml": "wants the model that was fetched; tests/training/test_foreign.py",
     "make report": "Snakemake's own page; tests/tools/test_commands.py reads the line",
     "make test": "this is it",
     "make test-container": "images",
@@ -40,6 +42,7 @@ NOT_RUN = {  # and why not; what is ours is at least parsed: `make -n`, `--help`
     "make test-slurm": "a cluster",
     "python -m retro.qa.harness": "wants the harness's packages, and a run; tests/qa/test_harness.py",
     "python -m retro.planning.plan": "named without arguments",
+    "retro export --run fitted-s1 --output exported": "wants what that made; tests/training/test_foreign.py",
     "retro ask": "wants a fine-tuned model; tests/qa/test_ask.py",
     "retro plan": "named without arguments",
     "retro serve --run results/notes/runs/retro-s1": "serves until it is stopped; tests/generation/test_serve.py",
@@ -68,10 +71,13 @@ def text_of(page: str) -> str:
 def steps(page: str) -> list[tuple[str, str]]:
     """What a reader does, in this order: (name of a config, its text) and ("", command), then commands in backticks.
 
-    Commands are lines that stand in by four blanks. A config without a name in its first line goes on with `CONFIG`.
+    Commands are lines that stand in by four blanks. A config without a name in its first line goes on with `CONFIG`;
+    one that is a part `of` a file is passed over.
     """
     found = []
     for language, block, line in re.findall(r"^```(\w+)\n(.*?)^```$|^ {4}(\S[^\n]*)$", text_of(page), re.M | re.S):
+        if block.startswith("# of "):
+            continue
         if language == "yaml":
             name = re.match(r"# (\S+\.yaml)\n", block)
             text = f"dataset:\n{block}" if block.startswith(" ") else block
@@ -154,7 +160,7 @@ def run(project: Project, command: str, monkeypatch) -> None:
     if program == "snakemake":
         planned(project, words)
     elif program == "make":
-        done = project.run("make", "-n", *words)
+        done = project.run("make", "--no-print-directory", "-n", *words)
         assert done.returncode == 0, done.stdout
         line = shlex.split(done.stdout.splitlines()[-1].partition("activate && ")[2])
         assert line[:3] == ["python", "-m", "retro.tools.run"]
@@ -171,7 +177,7 @@ def parsed(project: Project, command: str) -> None:
     program, *words = shlex.split(command)
     if program == "make":
         assert project.run("make", "-n", *words).returncode == 0
-    elif program != "git" and words != ["--help"]:
+    elif program not in ("git", "hf") and words != ["--help"]:
         module = cli.BY_NAME[words[0]].module if program == "retro" else words[1]
         done = project.run(project.python, "-m", module, "--help")
         assert done.returncode == 0, done.stdout
@@ -192,8 +198,9 @@ def test_every_command_of_a_page_runs(project, page, monkeypatch):
         else:
             run(project, text, monkeypatch)
     if page == "docs/tutorials/hugging-face.md":
-        first, second = blocks(page, "python")
-        done = project.run(project.python, "-c", first + GIVEN + second)
+        first, second, third = blocks(page, "python")
+        third = third.replace("results/open-book", "results/tiny")
+        done = project.run(project.python, "-c", first + GIVEN + second + third)
         assert done.returncode == 0, done.stdout
 
 
