@@ -13,7 +13,7 @@ from retro.retrieval.filter import Filter, Filtered, common_runs, jaccard
 from retro.retrieval.settings import FilterSettings
 from retro.validate.database import neighbour_differences
 from retro.validate.sample import Sample
-from tests.database.stages import M, stage
+from tests.database.stages import M
 from tests.retrieval.test_neighbours import case_of
 from tests.retrieval.test_retrievers import bm25, neighbours  # noqa: F401 (a fixture)
 
@@ -143,20 +143,7 @@ def chunks_of(corpus):
 
 
 def filtered(corpus, output, retriever="dense", index=None, split="valid", **bounds):
-    words = {"tokenizer": corpus.manifest("tokenizer"), "tokens": corpus.manifests("tokens")}
-    settings = {"saved": 5, "exclude": ["document"], "filter": {**FILTER, **bounds}}
-    stage(
-        "retro.retrieval.neighbours",
-        settings={"retriever": retriever, "neighbours": settings, "index": {}, "seed": 1},
-        split=split,
-        database=corpus.manifest("database"),
-        chunks=corpus.manifests("chunks"),
-        embeddings=corpus.manifests("embeddings"),
-        index=index or corpus.manifest("index"),
-        output=output,
-        **words,
-    )
-    return read_manifest(output, "neighbours")
+    return neighbours(corpus, output, retriever, index, split, filter={**FILTER, **bounds})
 
 
 def test_a_split_is_filtered_against_the_chunks_that_follow(corpus, tmp_path):

@@ -50,18 +50,21 @@ def test_a_bm25_index_larger_than_the_jobs_memory_is_refused_before_it_is_built(
     assert not list(tmp_path.iterdir())
 
 
-def neighbours(corpus, output, retriever, index=None, split="train", saved=5, exclude=("document",), **more):
+def neighbours(
+    corpus, output, retriever, index=None, split="train", saved=5, exclude=("document",), filter=None, **more
+):
     lexical = {"tokenizer": corpus.manifest("tokenizer"), "tokens": corpus.manifests("tokens")}
+    settings = {"saved": saved, "exclude": exclude, **({"filter": filter} if filter else {})}
     stage(
         "retro.retrieval.neighbours",
-        settings={"retriever": retriever, "neighbours": {"saved": saved, "exclude": exclude}, "index": {}, "seed": 1},
+        settings={"retriever": retriever, "neighbours": settings, "index": {}, "seed": 1},
         split=split,
         database=corpus.manifest("database"),
         chunks=corpus.manifests("chunks"),
         embeddings=corpus.manifests("embeddings"),
         index=index or corpus.manifest("index"),
         output=output,
-        **(lexical if retriever == "bm25" else {}),
+        **(lexical if retriever == "bm25" or filter else {}),
         **more,
     )
     return read_manifest(output, "neighbours")
