@@ -14,7 +14,7 @@ BASE   ?= python:3.11-slim
 WHEELS ?=
 ARGUMENTS = BASE=$(BASE) FAISS=$(FAISS) $(if $(PIP_EXTRA_INDEX_URL),PIP_EXTRA_INDEX_URL=$(PIP_EXTRA_INDEX_URL))
 
-.PHONY: help run report archive harness test test-quick test-gpu test-slurm test-container test-faults check audit \
+.PHONY: help run report archive harness test test-quick test-gpu test-trackers test-slurm test-container test-faults check audit \
         bench bench-model bench-database bench-gpu bench-corpus docs wheels image clean
 
 help:  ## this list
@@ -47,6 +47,9 @@ test-slurm: .venv/installed-dev  ## a real SLURM of three nodes: jobs that fail,
 
 test-gpu: .venv/installed-dev  ## on a GPU, in 8 minutes: what it computes beside a CPU in float64
 	@$(ACTIVE) RETRO_DEVICE=cuda python -m pytest -rs tests/gpu
+
+test-trackers: .venv/trackers/installed  ## metrics to the real wandb, Trackio and MLflow, off line
+	@.venv/trackers/bin/python -m pytest -rs tests/training/test_trackers.py
 
 test-container: .venv/installed-dev  ## a real Apptainer image and a real Docker image, built offline and run
 	@$(ACTIVE) python -m pytest tests/container
@@ -117,6 +120,13 @@ wheels:  ## everything an image is made of, in the folder WHEELS, for machines w
 
 .venv/harness/installed: .venv/installed envs/harness.lock
 	@$(ACTIVE) $(PIP) --no-deps --target .venv/harness --upgrade -r envs/harness.lock
+	@touch $@
+
+.venv/trackers/installed: .venv/installed-dev Makefile  # beside the packages of .venv, which stay as they are
+	@.venv/bin/python -m venv .venv/trackers
+	@.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$(.venv/trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	@PATH="$$PWD/.venv/trackers/bin:$$PATH" && $(PIP) wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2
 	@touch $@
 
 .venv/docs/installed: Makefile

@@ -1,6 +1,6 @@
 """Trackers: fed from metrics as they are logged; a training that resumes goes on with the same tracked run.
 
-The packages of three of them are no part of the environment: where one is missing, its tests say so and are left out.
+The packages of three of them are no part of the environment: `make test-trackers` brings them, other runs skip them.
 """
 
 import copy
@@ -118,7 +118,7 @@ READ = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "mlflow"
 @pytest.mark.parametrize("name", READ)
 def test_a_resumed_training_goes_on_with_its_run_and_doubles_no_step(folder, name):
     if not any(map(_installed, PACKAGES.get(name, ["tensorboard"]))):
-        pytest.skip(f"the package of {name} is not installed here")
+        pytest.skip(f"{name} is no part of this environment; make test-trackers has it")
     first = train(folder, name, 0, 5)
     second = train(folder, name, 3, 6)  # the checkpoint was of step 3
     assert first.get("id") == second.get("id")
@@ -129,13 +129,13 @@ def test_a_resumed_training_goes_on_with_its_run_and_doubles_no_step(folder, nam
 
 def test_a_training_that_begins_anew_is_another_run(folder):
     if not any(map(_installed, PACKAGES["mlflow"])):
-        pytest.skip("the package of mlflow is not installed here")
+        pytest.skip("mlflow is no part of this environment; make test-trackers has it")
     assert train(folder, "mlflow", 0, 2)["mlflow"] != train(folder, "mlflow", 0, 2)["mlflow"]
 
 
 def test_training_goes_on_without_a_tracker_that_fails(folder, capsys):
     if not any(map(_installed, PACKAGES["mlflow"])):
-        pytest.skip("the package of mlflow is not installed here")
+        pytest.skip("mlflow is no part of this environment; make test-trackers has it")
     trackers = Trackers(["mlflow", "tensorboard"], folder / "board", folder / NOTE, 0, "open-book", "gpt-s1", FACTS)
     shutil.rmtree(folder / "mlruns")
     trackers.send(1, "train", line(1))
@@ -145,7 +145,7 @@ def test_training_goes_on_without_a_tracker_that_fails(folder, capsys):
 
 def test_one_that_does_not_start_is_refused(folder, monkeypatch):
     if not any(map(_installed, PACKAGES["mlflow"])):
-        pytest.skip("the package of mlflow is not installed here")
+        pytest.skip("mlflow is no part of this environment; make test-trackers has it")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(UserError, match=r"^train\.trackers: mlflow did not start .*take it out"):
         train(folder, "mlflow", 0, 1)
@@ -153,7 +153,7 @@ def test_one_that_does_not_start_is_refused(folder, monkeypatch):
 
 def test_packages_that_a_tracker_brings_made_nothing(folder):
     if not any(map(_installed, PACKAGES["mlflow"])):
-        pytest.skip("the package of mlflow is not installed here")
+        pytest.skip("mlflow is no part of this environment; make test-trackers has it")
     code = (
         "import sys, pathlib; from retro.base import provenance; from retro.training.trackers import Trackers\n"
         "before = provenance.versions()\n"
