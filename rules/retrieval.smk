@@ -176,6 +176,7 @@ rule record:
         f"{D}/logs/record{{cut}}.log",
     benchmark:
         f"{D}/benchmarks/record{{cut}}.jsonl"
+    priority: 1  # before embedding: trainings wait for it
     params:
         code=code("retro.dataset.dataset"),
         settings=lambda wildcards: canonical(WORKFLOW.recorded_facts(wildcards.cut)),
