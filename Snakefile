@@ -46,4 +46,5 @@ rule all:
         WORKFLOW.reports(),
 
 
+keep_packed("train_tokenizer", "tokenize", "tokenize_shard", "duplicates", "chunk", "assemble", "record")
 refuse_unknown_targets()

@@ -35,7 +35,11 @@ from retro.training.settings import refuse_absent
 try:
     CONFIG = from_snakemake(config, workflow.configfiles)
     WORKFLOW = retro.config.workflow.Workflow(CONFIG)
-    FILES_OF = {name: files_of(name, each, CONFIG.dataset.on_error) for name, each in CONFIG.dataset.sources.items()}
+    FILES_OF = {name: [] for name in CONFIG.dataset.sources}
+    if not WORKFLOW.packed:
+        FILES_OF = {
+            name: files_of(name, each, CONFIG.dataset.on_error) for name, each in CONFIG.dataset.sources.items()
+        }
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -52,6 +56,7 @@ DATASET, RESOURCES, EXPERIMENTS = CONFIG.dataset, CONFIG.resources, CONFIG.exper
 D, SOURCES, RUNS, RETRIEVALS = WORKFLOW.folder, WORKFLOW.sources, WORKFLOW.runs, WORKFLOW.retrievals
 RECORDED = WORKFLOW.path(names.RECORDED, cut="")  # what most jobs read of it: names.CUTS are for trainings
 CONTENTS = Contents(Path(CONFIG.results, ".contents.json"))
+OTHERS = [re.escape(names.prefix(name)) for name in RETRIEVALS.named]  # than the dataset's own retrieval
 TEMPLATES = sorted(os.path.relpath(path) for path in Path(retro.__path__[0], "report", "templates").iterdir())
 
 
@@ -59,7 +64,7 @@ wildcard_constraints:
     cut="|".join(["()", *filter(None, names.CUTS)]),
     source="|".join(map(re.escape, SOURCES)),
     split="|".join(LISTED),
-    retrieval="|".join(["()", *(re.escape(names.prefix(name)) for name in RETRIEVALS.named)]),
+    retrieval="|".join([*([] if WORKFLOW.packed else ["()"]), *OTHERS]) or "(?!)",
     run="|".join(map(re.escape, RUNS)),
     shard=r"\d+-of-\d+",
     mode=r"[A-Za-z0-9][A-Za-z0-9._+-]*(?<!\+copy|.\+knn)",  # a condition: retro.evaluation.conditions
@@ -129,6 +134,14 @@ def launch():
         inside = f"apptainer exec --home {shlex.quote(os.getcwd())} {deployment.apptainer_args} {IMAGE}"
         options += f" --inside {shlex.quote(inside)}"
     return options
+
+
+def keep_packed(*made):
+    """Take these rules away where the dataset was opened from a pack: what they made is there, its sources are not."""
+    for name in made if WORKFLOW.packed else ():
+        del workflow._rules[name]  # Snakemake has no other way: those that it may run are set after the rules are read
+        for each in workflow.rules:
+            each.dependencies = {file: maker for file, maker in each.dependencies.items() if maker != name}
 
 
 def refuse_unknown_targets():

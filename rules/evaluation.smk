@@ -103,7 +103,7 @@ rule overlap:
     """Measuring how much of {wildcards.split} stands in the training data and in its neighbours."""
     input:
         config=RECORDED,
-        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
+        embeddings=lambda wildcards: arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         neighbours=arrays(expand(rules.neighbours.output.ids, retrieval="", allow_missing=True)),
     output:
         runs=[f"{D}/{names.OVERLAP}/{name}.npy" for name in WORKFLOW.overlaps()],

@@ -23,6 +23,8 @@ use rule neighbours as candidates with:
         f"{D}/logs/{{retrieval}}candidates/{{split}}.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}candidates/{{split}}.jsonl"
+    wildcard_constraints:
+        retrieval="|".join(["()", *OTHERS]),
     params:
         settings=lambda wildcards: section(
             **RETRIEVALS.searching(named(wildcards), saved=EXPERIMENTS.candidates, recall_sample=0), seed=DATASET.seed
@@ -43,6 +45,8 @@ rule subsample:
         f"{D}/logs/{{retrieval}}subsample/{{fraction}}.{{split}}.log",
     benchmark:
         f"{D}/benchmarks/{{retrieval}}subsample/{{fraction}}.{{split}}.jsonl"
+    wildcard_constraints:
+        retrieval="|".join(["()", *OTHERS]),
     params:
         code=code("retro.retrieval.subsample"),
         settings=lambda wildcards: section(**WORKFLOW.kept(wildcards.fraction)),

@@ -21,7 +21,7 @@ rule finetune:
         model=rules.train.output.model,
         weights=arrays(rules.train.output.weights),
         index=arrays(expand(rules.index.output.index, retrieval="")),
-        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
+        embeddings=lambda wildcards: arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         instructions=lambda wildcards: elsewhere(
             CONFIG.qa.instructions, f"{WORKFLOW.path(names.RUN, run=wildcards.run)}-{TUNED}/model.json"
         ),
@@ -62,7 +62,7 @@ rule answer:
         model=f"{D}/runs/{{answering}}/model.json",
         weights=arrays(f"{D}/runs/{{answering}}/model.safetensors"),
         index=arrays(expand(rules.index.output.index, retrieval="")),
-        embeddings=arrays(WORKFLOW.embeddings("", "embeddings.npy")),
+        embeddings=lambda wildcards: arrays(WORKFLOW.embeddings("", "embeddings.npy")),
         questions=lambda wildcards: elsewhere([WORKFLOW.questions()]),
     output:
         answers=f"{D}/{TUNED}/{names.ANSWERS}",

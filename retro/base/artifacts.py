@@ -210,7 +210,7 @@ class Manifest:
                 )
 
 
-WAY_OUT = "Delete {path} and run snakemake again to rebuild it."
+WAY_OUT = "Delete {path} and run snakemake again to rebuild it. If its dataset was opened from a pack, open one again."
 
 
 def _describe(path: Path) -> dict[str, Any]:

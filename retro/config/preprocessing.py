@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from retro.base.names import (
     BM25,
     CHUNKS,
@@ -20,10 +22,39 @@ from retro.base.names import (
     TOKENS,
     prefix,
 )
-from retro.base.stage import UserError
+from retro.base.stage import UserError, explain
 from retro.config.layers import Retrievals
-from retro.config.schema import Config
+from retro.config.schema import Config, DatasetSettings
 from retro.corpus import files
+from retro.dataset.packed import LEFT_OUT, LIST, opened
+
+
+def different(facts: dict[str, Any], made: dict[str, Any]) -> tuple[str, ...]:
+    """The first key in which a dataset section differs from what a dataset was made with; () if none does.
+
+    Where corpora and tokenizer lie does not count, nor how many shards there are.
+    """
+    return _different(_regardless(facts), _regardless(made)) or ()
+
+
+def _regardless(facts: dict[str, Any]) -> dict[str, Any]:
+    sources = {name: {**source, "path": ""} for name, source in facts["sources"].items()}
+    return {**facts, "sources": sources, "tokenizer": {**facts["tokenizer"], "path": "", "merges": ""}, "shards": 1}
+
+
+def _different(here: Any, there: Any) -> tuple[str, ...] | None:
+    """The key, of two values that are equal None."""
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return None if here == there else ()
+    below = ((key, _different(here.get(key), there.get(key))) for key in sorted({*here, *there}))
+    return next(((key, *found) for key, found in below if found is not None), None)
+
+
+def _at(facts: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """The value of a key."""
+    for key in keys:
+        facts = facts.get(key) if isinstance(facts, dict) else None  # type: ignore[assignment]
+    return facts
 
 
 class Preprocessing:
@@ -42,6 +73,22 @@ class Preprocessing:
         self.embedded_otherwise = [name for name in dense if name not in self.dense]
         count = self.dataset.shards
         self.shards = [f"{number}-of-{count}" for number in range(count)] if count > 1 else []
+        self.packed = opened(self.folder)  # its list, if it was opened from a pack: then nothing of it is made here
+        if self.packed:
+            self._refuse_others(self.packed.dataset)
+
+    def _refuse_others(self, recorded: dict[str, Any]) -> None:
+        """Refuse settings that an opened dataset was not made with."""
+        try:
+            made = DatasetSettings(**recorded).facts()
+        except ValidationError as error:
+            raise UserError(explain(error, DatasetSettings, f"{self.folder}/{LIST}", ("dataset",))) from None
+        if key := different(self.facts, made):
+            raise UserError(
+                f"dataset.{'.'.join(key)}: found {_at(self.facts, key)!r}, but {self.folder} was made with "
+                f"{_at(made, key)!r}. It was opened from a pack, and its sources are not here to make it again: take "
+                f"that value, or another dataset.name and sources of your own."
+            )
 
     def path(self, pattern: str, **names: str) -> str:
         """A file below the dataset's folder, by a pattern of `retro.base.names`."""
@@ -79,6 +126,11 @@ class Preprocessing:
     def embeddings(self, retrieval: str, file: str) -> list[str]:
         """A file of the embeddings of every source that a retrieval searches."""
         folder = self.retrievals.source(retrieval, "embeddings")
+        if self.lacks_vectors and folder == f"{self.folder}/embeddings" and file != "manifest.json":
+            raise UserError(
+                f"{folder}: the dataset was packed without embeddings, which this needs. Open a pack that has them, or "
+                f"ask for what does without: train_all."
+            )
         return [f"{folder}/{source}/{file}" for source in self.sources]
 
     def neighbours(self, retrieval: str, split: str) -> str:
@@ -103,7 +155,7 @@ class Preprocessing:
     def preprocessed(self) -> list[str]:
         """Every durable artifact of preprocessing, arrays and manifests."""
         tokens = ("tokens.bin", "tokens.idx", "documents.npy", "documents.jsonl", "skipped.jsonl")
-        per_source = [f"{CHUNKS}/chunks.npy", f"{EMBEDDINGS}/embeddings.npy"]
+        per_source = [f"{CHUNKS}/chunks.npy", *([] if self.lacks_vectors else [f"{EMBEDDINGS}/embeddings.npy"])]
         per_source += [f"{TOKENS}/{file}" for file in tokens]
         per_split = [f"{NEIGHBOURS}/{file}" for file in ("ids.npy", "scores.npy")]
         files = [self.path(pattern, source=name, retrieval="") for name in self.sources for pattern in per_source]
@@ -111,6 +163,11 @@ class Preprocessing:
         files += [self.path(f"{DATABASE}/{name}.npy") for name in ("database", *LISTED)]
         recorded = [self.path(RECORDED, cut=cut) for cut in CUTS]
         return [*recorded, self.path(f"{INDEX}/index.faiss", retrieval=""), *files, *self.manifests()]
+
+    @property
+    def lacks_vectors(self) -> bool:
+        """Whether the dataset was opened from a pack without embeddings."""
+        return self.packed is not None and LEFT_OUT in self.packed.without
 
     @property
     def dropping(self) -> bool:
@@ -157,7 +214,10 @@ class Preprocessing:
         """Stages that `snakemake validate` recomputes, each with its number of threads."""
         threads = self.config.resources
         found = {"tokens": threads.tokenize_threads, "chunks": 1, "database": 1, "embeddings": threads.embed_threads}
-        return found | dict.fromkeys(("index", "neighbours"), threads.search_threads)
+        found |= dict.fromkeys(("index", "neighbours"), threads.search_threads)
+        gone = {"tokens"} if self.packed else set()
+        gone |= {"embeddings", "index", "neighbours"} if self.lacks_vectors else set()
+        return {stage: count for stage, count in found.items() if stage not in gone}
 
     def encoder_files(self, retrieval: str) -> list[str]:
         """What an encoder reads of the folders that the config names: settings, word pieces, weights, given vectors."""

@@ -30,6 +30,7 @@ from retro.config.schema import DatasetSettings
 from retro.corpus.settings import TOKENIZER_FILES
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import BOOKS, book_of, books, recorded_config
+from retro.dataset.packed import opened
 from retro.tools.new import read_text
 
 CONFIG = "book.yaml"  # in the folder of a grown book: what it is made of
@@ -58,6 +59,11 @@ def origin(config: Path) -> Path:
 
 def add(folder: Path, path: str, name: str | None, date: str | None, cores: str) -> None:
     """Make the book of the dataset in `folder` grow by the text at `path`, as a source called `name`."""
+    if opened(folder) is not None:
+        raise UserError(
+            f"{folder}: was opened from a pack, so that its sources are not here; a book is made of them and the new "
+            "text. Add it where the dataset was made, and pack that."
+        )
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.split(".")[0]).strip("-._")
     source = name or stem or "book"
     book = Dataset.open(book_of(folder / "config.json"))

@@ -141,6 +141,14 @@ COMMANDS: dict[str, dict[str, Command]] = {
             ("retro import STATE.safetensors FOLDER --heads 16 --chunk-length 64",),
             ("import",),
         ),
+        "dataset": Command(
+            "retro.tools.pack",
+            "Pack a preprocessed dataset, or open one, and train on it.",
+            (
+                "retro dataset pack --config config/config.yaml --output open-book.tar.zst",
+                "retro dataset open open-book.tar.zst",
+            ),
+        ),
         "archive": Command(
             "retro.tools.archive",
             "Pack what another machine needs to make a run again.",

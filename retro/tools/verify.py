@@ -18,6 +18,7 @@ from retro.config import schema
 from retro.config.checks import TUNINGS
 from retro.database.folders import identity_at, identity_of_given
 from retro.dataset.named import dataset_folder
+from retro.dataset.packed import Pack, left_out, opened
 from retro.report.read import read_csv
 
 
@@ -36,14 +37,14 @@ def main() -> None:
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("kind") != "recorded config":
         raise UserError(f"{folder}/config.json: not a recorded config. Give results/<dataset>.")
-    recorded, asked = recordings(folder), measured(folder)
+    recorded, asked, pack = recordings(folder), measured(folder), opened(folder)
     retrievals = None if options.config is None else named(options.config, folder)
     found = {*folder.rglob("manifest.json"), *folder.glob("runs/*/model.json")}
     paths = sorted(found | {folder / name for name, _ in recorded})
     for path in paths:
         name = os.path.relpath(path, folder)
         wanted = {config: digest for (each, config), digest in recorded.items() if each == name}
-        problems = _problems(path, wanted, options.quick, notes)
+        problems = _problems(path, wanted, options.quick, notes, pack)
         at = Path(name).as_posix()
         old = left_over(at, facts.get("source_order", []), asked, retrievals) if problems else None
         if old is not None:
@@ -55,13 +56,18 @@ def main() -> None:
                 unsure["/".join([str(folder), *at.split("/")[:2]])] = None
         for line in problems or ["ok"]:
             print(f"{name:48s} {line}")
+    for name in (RECORDED.format(cut=cut) for cut in CUTS if pack):
+        if pack and (not (folder / name).is_file() or sha256(folder / name) != pack.files[name].sha256):
+            bad.append(f"{folder / name}: is not as it was packed.")
+            print(f"{name:48s} {bad[-1]}")
     for tuning in TUNINGS:
         if any((folder / tuning).glob("*.jsonl")):
             notes.add(f"{tuning}: answers have no manifest, so what they were made from is not compared")
     for note in sorted(notes):
         print(f"note: {note}")
     if bad or left:
-        raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left), list(unsure)))}")
+        again = " It was opened from a pack: what that held, open again." if pack and bad else ""
+        raise UserError(f"{folder}: {' '.join(ways_out(len(bad), list(left), list(unsure)))}{again}")
     print(f"{folder}: {len(paths)} artifacts hold.")
 
 
@@ -141,17 +147,21 @@ def _digest(path: Path) -> str:
     return sha256(path)
 
 
-def _problems(path: Path, wanted: dict[str, str], quick: bool, notes: set[str]) -> list[str]:
+def _problems(path: Path, wanted: dict[str, str], quick: bool, notes: set[str], pack: Pack | None) -> list[str]:
     """What is wrong with one artifact, a line each; what differs here or cannot be compared becomes a note.
 
-    `wanted`: the sha256 that it was recorded with, by the recorded config that names it.
+    `wanted`: the sha256 that it was recorded with, by the recorded config that names it. `pack`: the list of a dataset
+    that was opened from one.
     """
     try:
         manifest = read_manifest(path)
-        for name in manifest.facts["files"]:
-            manifest.file(name)
-        if not quick:
-            manifest.check()
+        if pack and wanted and left_out(manifest, pack.without):
+            notes.add(f"{manifest.facts['kind']}: were not packed, so that only their manifests are here")
+        else:
+            for name in manifest.facts["files"]:
+                manifest.file(name)
+            if not quick:
+                manifest.check()
     except UserError as error:
         return [str(error)]
     _compare_with_here(manifest, notes)
@@ -160,7 +170,9 @@ def _problems(path: Path, wanted: dict[str, str], quick: bool, notes: set[str]) 
     for name, digest in manifest.facts["inputs"].items():
         source = Path(os.path.normpath(manifest.folder / name))  # as it was recorded, links not followed
         source = source if source.exists() else manifest.folder / name
-        if not source.exists():
+        if pack and wanted and source.name != "manifest.json":
+            notes.add("what lay outside the pack, such as corpora, is not compared with what was read")
+        elif not source.exists():
             problems.append(f"{path}: was made from {source}, which is missing.")
         elif quick and source.suffix != ".json":
             notes.add("--quick: files that are no manifests, such as corpora, are not compared with what was read")
