@@ -27,7 +27,8 @@ use rule neighbours as candidates with:
         retrieval="|".join(["()", *OTHERS]),
     params:
         settings=lambda wildcards: section(
-            **RETRIEVALS.searching(named(wildcards), saved=EXPERIMENTS.candidates, recall_sample=0), seed=DATASET.seed
+            **RETRIEVALS.searching(named(wildcards), wildcards.split, saved=EXPERIMENTS.candidates, recall_sample=0),
+            seed=DATASET.seed,
         ),
         part=lambda wildcards, output: ["--output", output.manifest],
 

@@ -112,8 +112,8 @@ rule neighbours:
         chunks=rules.assemble.input.chunks,
         embeddings=rules.index.input.embeddings,
         index=lambda wildcards: RETRIEVALS.searched(named(wildcards))[0],
-        tokenizer=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards))[:1],
-        tokens=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards))[1:],
+        tokenizer=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards), wildcards.split)[:1],
+        tokens=lambda wildcards: RETRIEVALS.words(SOURCES, named(wildcards), wildcards.split)[1:],
         duplicates=WORKFLOW.duplicates("exclude"),
         arrays=lambda wildcards: arrays(
             RETRIEVALS.searched(named(wildcards))[1:],
@@ -137,7 +137,7 @@ rule neighbours:
         gpu=RESOURCES.gpus,
     params:
         code=code("retro.retrieval.neighbours"),
-        settings=lambda wildcards: section(**RETRIEVALS.searching(named(wildcards)), seed=DATASET.seed),
+        settings=lambda wildcards: section(**RETRIEVALS.searching(named(wildcards), wildcards.split), seed=DATASET.seed),
         part=part,
     shell:
         "python -m retro.retrieval.neighbours"

@@ -221,6 +221,13 @@ def resolve(dataset: dict[str, Any], overrides: RetrievalSettings) -> dict[str, 
     return facts
 
 
+def filtered(neighbours: dict[str, Any], *splits: str) -> dict[str, Any]:
+    """The facts of neighbours as they hold for some splits: a filter of none of them is left out."""
+    kept = [split for split in neighbours.get("filter", {}).get("splits", []) if split in splits]
+    others = {key: value for key, value in neighbours.items() if key != "filter"}
+    return {**others, "filter": {**neighbours["filter"], "splits": kept}} if kept else others
+
+
 def made_of(facts: dict[str, Any], kind: str) -> dict[str, Any]:
     """The settings that decide a retrieval's `kind` of artifact: embeddings, index or bm25."""
     encoder = {} if kind == "bm25" else {"encoder": facts["encoder"]}
@@ -273,10 +280,10 @@ class Retrievals:
         """The index settings that a retrieval's index or bm25 is built with."""
         return {key: self.facts[name]["index"][key] for key in BUILT[kind]}
 
-    def searching(self, name: str, **neighbours: Any) -> dict[str, Any]:
-        """Settings of a retrieval's neighbours stage; `neighbours` override some of which neighbours are kept."""
+    def searching(self, name: str, split: str, **neighbours: Any) -> dict[str, Any]:
+        """Settings of a retrieval's neighbours stage for a split; `neighbours` override some of which are kept."""
         facts = {key: self.facts[name][key] for key in ("retriever", "neighbours", "index")}
-        return facts | {"neighbours": facts["neighbours"] | neighbours}
+        return facts | {"neighbours": filtered(facts["neighbours"], split) | neighbours}
 
     def searched(self, name: str = "") -> list[str]:
         """The index that a retrieval searches: its manifest, then its files."""
@@ -284,8 +291,8 @@ class Retrievals:
         files = BM25_FILES if kind == "bm25" else ["index.faiss"]
         return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
 
-    def words(self, sources: list[str], name: str = "") -> list[str]:
-        """Manifests of the tokenizer and the tokens, which BM25 and a filter read; nothing for others."""
+    def words(self, sources: list[str], name: str, split: str) -> list[str]:
+        """Manifests of the tokenizer and the tokens, which BM25 and a filter of the split read; nothing for others."""
         names = ["tokenizer", *(f"tokens/{source}" for source in sources)]
-        read = self.kind_of_index(name) == "bm25" or "filter" in self.facts[name]["neighbours"]
+        read = self.kind_of_index(name) == "bm25" or "filter" in filtered(self.facts[name]["neighbours"], split)
         return [f"{self._folder}/{n}/manifest.json" for n in names] if read else []

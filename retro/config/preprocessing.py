@@ -23,7 +23,7 @@ from retro.base.names import (
     prefix,
 )
 from retro.base.stage import UserError, explain
-from retro.config.layers import Retrievals
+from retro.config.layers import Retrievals, filtered
 from retro.config.schema import Config, DatasetSettings
 from retro.corpus import files
 from retro.dataset.packed import LEFT_OUT, LIST, opened
@@ -196,7 +196,9 @@ class Preprocessing:
         return found + self.duplicates("report", "exclude", "drop")
 
     def recorded_facts(self, cut: str) -> dict[str, Any]:
-        """What is recorded of the dataset section: all, or what is read of it without retrieval."""
+        """What is recorded of the dataset section: all, what is read of it without retrieval, or without test."""
+        if cut == "-retro":
+            return {**self.facts, "neighbours": filtered(self.facts["neighbours"], *LISTED[:TEST])}
         if cut != "-gpt":
             return self.facts
         read = ("train", "weight")

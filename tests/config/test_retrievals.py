@@ -31,7 +31,19 @@ def test_what_is_equal_is_not_made_again():
     assert found.source("lists", "embeddings") == "D/embeddings"
     assert found.source("wide", "embeddings") == "D/retrievals/wide/embeddings"
     assert found.source("wide", "index") == "D/retrievals/wide/index"
-    assert found.searching("again")["neighbours"]["saved"] == 3
+    assert found.searching("again", "test")["neighbours"]["saved"] == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "touched"), [(["valid", "test"], "valid test"), (["test"], "test"), (["train"], "train")]
+)
+def test_a_filter_is_part_of_the_splits_that_it_filters_alone(splits, touched):
+    found = retrievals(plain={}, strict={"neighbours": {"filter": {"run": 13, "splits": splits}}})
+    for split in ("train", "valid", "test"):
+        settings = found.searching("strict", split)
+        assert (settings != found.searching("plain", split)) is (split in touched.split())
+        assert settings["neighbours"].get("filter", {"splits": [split]})["splits"] == [split]
+        assert bool(found.words(["a"], "strict", split)) is (split in touched.split())
 
 
 @pytest.mark.parametrize(

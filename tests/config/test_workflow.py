@@ -109,6 +109,13 @@ def test_a_retro_is_trained_on_the_database_its_index_and_the_neighbours_but_not
     assert found.recorded("retro-s1", "on") == "R/d/config.json"
 
 
+@pytest.mark.parametrize(("splits", "same"), [(["test"], True), (["valid", "test"], False), (["train"], False)])
+def test_a_retro_is_trained_again_where_neighbours_that_it_reads_are_filtered(splits, same):
+    before, after = workflow(), workflow(dataset={"neighbours": {"filter": {"run": 13, "splits": splits}}})
+    assert (before.recorded_facts("-retro") == after.recorded_facts("-retro")) is same
+    assert before.recorded_facts("") != after.recorded_facts("")
+
+
 @pytest.mark.parametrize(
     ("dataset", "same"),
     [

@@ -125,6 +125,9 @@ ONLY = {
     "evaluate.in_context": "losses experiment_comparison experiment experiments_part",  # of that condition alone
     "evaluate.splits": "losses gpt_losses overlap candidates subsample retrieval_neighbours summarise filtered leakage "
     "figures explorer page experiment_comparison experiment experiments_part",  # valid alone is mixed with no copier
+    "dataset.neighbours.filter.splits": "neighbours candidates retrieval_neighbours record subsample losses mixed knn "
+    "copying summarise overlap filtered leakage sample figures explorer page experiment_comparison experiment "
+    "experiments_part finetune answer score qa",  # of test alone, which no training reads
     "experiments.candidates": "candidates subsample losses experiment_comparison experiment experiments_part",
 }
 
