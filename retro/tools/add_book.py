@@ -49,6 +49,21 @@ def grown(book: Dataset, name: str, source: str, more: dict[str, Any]) -> dict[s
     return {"results": str(book.folder.parent), "dataset": kept}
 
 
+def begun(folder: Path) -> list[str]:
+    """Names of the books whose making began and has not ended, the last one last."""
+    books(folder)  # refuses what is no list
+    path = folder / BOOKS
+    return json.loads(path.read_text(encoding="utf-8")).get("begun", []) if path.is_file() else []
+
+
+def note(folder: Path, whole: list[str], half: list[str]) -> None:
+    """Write down which books a dataset has, and which were begun; where there are none, nothing."""
+    if whole or half:
+        write_json(folder / BOOKS, {"books": whole, **({"begun": half} if half else {})})
+    else:
+        (folder / BOOKS).unlink(missing_ok=True)
+
+
 def origin(config: Path) -> Path:
     """The folder of the dataset that a book was added to, or of a dataset that is none."""
     for path in sorted(config.parent.parent.glob(f"*/{BOOKS}")):
@@ -79,29 +94,36 @@ def add(folder: Path, path: str, name: str | None, date: str | None, cores: str)
     raw = json.loads(json.dumps(grown(book, target.name, source, more)))
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     schema.parse(yaml.safe_load(text), str(config))
+    half = [each for each in begun(folder) if each != target.name]
+    note(folder, listed, [*half, target.name])  # first, so that --undo finds what is stopped
     write_text(config, f"# Written by retro add-book for {path}.\n{text}")
     made = [sys.executable, "-m", "retro.tools.run", "--config", str(config), "--cores", cores]
     status = subprocess.run([*made, str(target / "config.json")]).returncode
     if status:
+        say(f"{target}: is not whole. The same command goes on; back: retro add-book --undo --config {folder}")
         sys.exit(status)
     chunks = len(Dataset.open(target / "config.json").database) - len(book.database)
-    write_json(folder / BOOKS, {"books": [*listed, target.name]})
+    note(folder, [*listed, target.name], half)
     say(f"{folder}: its book has {chunks:,} more chunks, from {path}. Its runs look things up in {target} from now on.")
     say(f"Back: retro add-book --undo --config {folder}")
 
 
 def undo(folder: Path) -> None:
-    """Take away the book that was added last."""
-    listed = [each.parent for each in books(folder)]
+    """Take away the book that was begun last and is not whole; else the one that was added last."""
+    listed, half = [each.parent for each in books(folder)], begun(folder)
+    if half:
+        last = folder.parent / half.pop()
+        if (last / CONFIG).is_file():
+            shutil.rmtree(last)
+        note(folder, [each.name for each in listed], half)
+        say(f"{folder}: {last.name}, which was not whole, is gone.")
+        return
     if not listed:
         raise UserError(f"{folder}: no book was added to it. Name the dataset that one was added to: --config.")
     last = listed.pop()
     if any(last.glob("runs/*/model.json")):
         raise UserError(f"{last}: models were trained on it. Copy what is to be kept, and delete {last / 'runs'}.")
-    if listed:
-        write_json(folder / BOOKS, {"books": [each.name for each in listed]})
-    else:
-        (folder / BOOKS).unlink()
+    note(folder, [each.name for each in listed], [])
     shutil.rmtree(last, ignore_errors=True)
     say(f"{folder}: {last.name} is gone. Its runs look things up in {book_of(folder / 'config.json').parent} again.")
 

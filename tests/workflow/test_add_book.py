@@ -68,6 +68,25 @@ def test_a_book_grows_while_it_is_read_and_shrinks_again(project):
     assert sources(writer) == {"tiny"} and writer.book is writer.dataset
 
 
+def test_a_book_that_was_stopped_goes_on_or_is_undone(project):
+    """With other books there or not: what was begun goes first, and leaves nothing."""
+    before, place = hashes(project), project.results("").parent
+    lock = project.folder / ".snakemake/locks/0.input.lock"  # of a Snakemake on another machine: nothing is made
+    lock.parent.mkdir(exist_ok=True)
+    lock.touch()
+    for name in ("bad", "worse"):
+        done = project.run(
+            project.python, "-m", "retro.tools.add_book", "--config", "tiny", "data/notes.jsonl", "--name", name
+        )
+        assert done.returncode != 0 and "back: retro add-book --undo" in done.stdout
+        assert add_book.books(place / "tiny") == [] and (place / f"tiny-{name}/book.yaml").is_file()
+    lock.unlink()
+    for name in ("worse", "bad"):
+        assert f"tiny-{name}, which was not whole, is gone" in command(project, "--undo")
+        assert not (place / f"tiny-{name}").exists()
+    assert hashes(project) == before
+
+
 def test_what_is_grown_is_made_as_from_scratch(project):
     """The config says no more than one that was written by hand: the same sources and settings, and the tokenizer."""
     book = Dataset.open(project.results("config.json"))
