@@ -23,6 +23,7 @@ from retro.base import provenance
 from retro.base.stage import UserError
 
 FORMAT = 1
+OF_WHOM = "Delete it and run snakemake again, if that made it; a file of your own, correct."
 
 
 def sha256(path: str | Path) -> str:
@@ -69,7 +70,7 @@ class Recorded(dict):
 
     def __missing__(self, key: str) -> Any:
         found = ", ".join(map(str, self)) or "nothing"
-        raise UserError(f"{self.path}: lacks {key!r}, has {found}. Delete it and run snakemake again.")
+        raise UserError(f"{self.path}: lacks {key!r}, has {found}. {OF_WHOM}")
 
 
 def read_json(path: str | Path) -> Any:
@@ -83,7 +84,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(read_text(path), object_hook=recorded)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Delete it and run snakemake again.") from None
+        raise UserError(f"{path}: not valid JSON ({error}). {OF_WHOM}") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -97,9 +98,11 @@ def read_text(path: str | Path) -> str:
             raise UserError(f"{path}: is {what}. Give a file.")
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run snakemake to make it.") from None
+        raise UserError(
+            f"{path}: no such file. Run snakemake to make it. If it is a file of your own, put it there."
+        ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}). Delete it and run snakemake again.") from None
+        raise UserError(f"{path}: not UTF-8 text ({error}). {OF_WHOM}") from None
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:

@@ -4,10 +4,12 @@ Names that the project takes for itself, paths (found by the marks of the settin
 used, and what sections say against each other.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from retro.base.names import ALL, WORD, seeded
 from retro.base.nearest import did_you_mean, listed
 from retro.base.stage import Names, Overrides, UserError, plain, settings_in, takes_truth_as_a_number
+from retro.database.settings import EncoderSettings
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
@@ -61,6 +64,7 @@ def items(key: tuple[str, ...], value: str | list[str] | None) -> Iterator[tuple
         yield (*key, str(number)), text
 
 
+MINILM_WIDTH = 384  # dimensions of all-MiniLM-L6-v2
 LONGEST = 64  # characters: file names hold several names and an ending, and may have 255 bytes
 TUNINGS = get_args(QuestionSettings.model_fields["name"].annotation)
 
@@ -220,14 +224,11 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
             f"dataset.tokenizer.merges: found {given.merges!r}, but type {given.type} has none; leave it out, or "
             "set type: gpt2"
         )
-    for key in ("path", "query_path", "pooling"):
-        value = getattr(encoder, key)
-        if encoder.type not in ("transformers", "given") and value is not None:
-            yield f"dataset.encoder.{key}: found {value!r}, but type {encoder.type} has none; set type: transformers"
-    for key in ("passage_template", "query_template", "dimensions"):
-        value = getattr(encoder, key)
-        if encoder.type == "static" and value != type(encoder).model_fields[key].default:
-            yield f"dataset.encoder.{key}: found {value!r}, but type static has none; leave it out"
+    yield from unread_of_encoder("dataset.encoder", encoder, encoder.model_fields_set)
+    for name, each in config.retrievals.items():
+        if each.encoder:
+            own = encoder.model_copy(update={**encoder.facts(), **each.encoder})
+            yield from unread_of_encoder(f"retrievals.{name}.encoder", own, set(each.encoder))
     if experiments.of is not None and experiments.of not in [name for name, _ in _retro(config, runs)]:
         known = [name for name, _ in _retro(config, runs)]
         near = did_you_mean(experiments.of, known)
@@ -243,6 +244,32 @@ def contradictions(config: Any, runs: dict[str, Run]) -> Iterator[str]:
     for key in ("seeds", "experiments.fraction_seeds"):
         if min(lists[key]) < 0:
             yield f"{key}: found {lists[key]}, wanted numbers from 0 on"
+
+
+def unread_of_encoder(section: str, encoder: EncoderSettings, given: set[str]) -> Iterator[str]:
+    """A line for each key of an encoder that is given and that its type does not read, or cannot have so large."""
+    for key in ("path", "query_path", "pooling"):
+        value = getattr(encoder, key)
+        if key in given and encoder.type not in ("transformers", "given") and value is not None:
+            yield f"{section}.{key}: found {value!r}, but type {encoder.type} has none; set type: transformers"
+    for key in ("passage_template", "query_template", "dimensions"):
+        value = getattr(encoder, key)
+        if key in given and encoder.type == "static" and value != type(encoder).model_fields[key].default:
+            yield f"{section}.{key}: found {value!r}, but type static has none; leave it out"
+    most = width_of(encoder) if {"dimensions", "type", "path"} & given else None
+    if most is not None and (encoder.dimensions or 0) > most:
+        yield f"{section}.dimensions: found {encoder.dimensions}, but its vectors have {most}; take at most so many"
+
+
+def width_of(encoder: EncoderSettings) -> int | None:
+    """Dimensions of an encoder's vectors, where that can be told without opening it: at most those of its states."""
+    if encoder.type == "minilm":
+        return MINILM_WIDTH
+    try:
+        config = json.loads(Path(encoder.path or "", "config.json").read_text(encoding="utf-8"))
+        return config["hidden_size"] if encoder.type == "transformers" and config["hidden_size"] > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):  # embedding says what is wrong with it
+        return None
 
 
 def contradicted(config: Any, begun: Mapping[str, tuple[str, Any]], own: Mapping[str, Any]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The config refuses what it does not know, in words a user can act on, and its documentation is current."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,22 @@ def test_every_preset_makes_a_valid_config(path):
             merged(dataset={"encoder": {"type": "static", "query_path": "e", "pooling": "cls", "dimensions": 8}}),
             [f"encoder.{key}: found {value}, but type static has none" for key, value in ASKED.items()],
         ),
+        (
+            merged(dataset={"encoder": {"dimensions": 512}}),
+            ["dataset.encoder.dimensions: found 512, but its vectors have 384; take at most so many"],
+        ),
+        (merged(retrievals={"r": {"encoder": {"dimensions": 385}}}), ["retrievals.r.encoder.dimensions: found 385"]),
+        (
+            merged(retrievals={"r": {"encoder": {"type": "static", "query_path": "e", "dimensions": 8}}}),
+            [
+                f"retrievals.r.encoder.{key}: found {ASKED[key]}, but type static"
+                for key in ("query_path", "dimensions")
+            ],
+        ),
+        (
+            merged(retrievals={"r": {"encoder": {"path": "e"}}}),
+            ["retrievals.r.encoder.path: found 'e', but type minilm"],
+        ),
         (merged(dataset={"encoder": {"query_template": "query: "}}), ["encoder.query_template: ", "{text} once"]),
         (merged(seeds=[1, 1]), ["seeds: found [1, 1], wanted each one once"]),
         (merged(seeds=[-1]), ["seeds: found [-1], wanted numbers from 0 on"]),
@@ -102,6 +120,19 @@ def test_what_is_wrong_is_said_in_one_line(raw, words):
         schema.parse(raw)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_retrieval_takes_over_from_the_dataset_may_be_left_unread():
+    encoder = {"type": "transformers", "path": "e", "query_template": "query: {text}"}
+    schema.parse(merged(dataset={"encoder": encoder}, retrievals={"cheap": {"encoder": {"type": "static"}}}))
+
+
+@pytest.mark.parametrize(("width", "refused"), [(16, True), (17, False), (None, False), ("x", False)])
+def test_more_dimensions_than_a_folder_has_are_refused_where_it_tells(width, refused, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": width}))
+    raw = merged(dataset={"encoder": {"type": "transformers", "path": str(tmp_path), "dimensions": 17}})
+    with pytest.raises(UserError, match="found 17, but its vectors have 16") if refused else nullcontext():
+        schema.parse(raw)
 
 
 @pytest.mark.parametrize("broken", [{"dataset": {"samples": [1]}}, {"dataset": {"samples": "a"}}, {"results": 5}])
