@@ -56,7 +56,7 @@ rule embed:
         keep=f"--keep {shlex.quote(CONFIG.results)}/.embeddings --keep-gb {RESOURCES.kept_gb}",  # no param: changes no byte
     params:
         code=code("retro.database.embed"),
-        content=lambda wildcards: content(WORKFLOW.encoder_files(named(wildcards))),
+        content=lambda wildcards: content(WORKFLOW.encoder_files(named(wildcards), wildcards.source)),
         settings=lambda wildcards: section(**RETRIEVALS.embedded(named(wildcards)), chunk_length=DATASET.chunk_length),
         part=part,
     shell:

@@ -221,8 +221,13 @@ class Preprocessing:
         gone |= {"embeddings", "index", "neighbours"} if self.lacks_vectors else set()
         return {stage: count for stage, count in found.items() if stage not in gone}
 
-    def encoder_files(self, retrieval: str) -> list[str]:
-        """What an encoder reads of the folders that the config names: settings, word pieces, weights, given vectors."""
-        facts, read = self.retrievals.facts[retrieval]["encoder"], (".json", ".txt", ".safetensors", ".npy")
-        folders = [facts[key] for key in ("path", "query_path") if facts[key] is not None]
-        return [str(path) for folder in folders for path, _ in files.walk(Path(folder)) if path.suffix in read]
+    def encoder_files(self, retrieval: str, source: str) -> list[str]:
+        """What an encoder reads of the folders that the config names: settings, word pieces, weights; of vectors that
+        are given, those of the source.
+        """
+        facts, read = self.retrievals.facts[retrieval]["encoder"], (".json", ".txt", ".safetensors")
+        given = [f"{facts['path']}/{source}.npy"] if facts["type"] == "given" else []
+        folders = [facts[key] for key in ("query_path" if given else "path", "query_path") if facts[key] is not None]
+        places = [path for folder in dict.fromkeys(folders) for path, _ in files.walk(Path(folder))]
+        found = [str(path) for path in places if path.suffix in read]
+        return [*given, *found]

@@ -161,6 +161,7 @@ def main() -> None:
         joined.remove()
         return
     encoder = open_encoder(settings, options.threads)
+    vectors = encoder.of(options.chunks.parent.name) if isinstance(encoder, GivenEncoder) else None
     print(
         f"{options.output.parent}: {len(table)} chunks with encoder {settings.type} ({encoder.width} "
         f"dimensions, {encoder.engine}, sha256 {encoder.identity[:16]}…), {options.threads} threads",
@@ -168,7 +169,8 @@ def main() -> None:
     )
     made_from = {
         "encoder": {**settings.facts(), "identity": encoder.identity, "engine": encoder.engine}
-        | asking_identity(settings),
+        | asking_identity(settings)
+        | ({"vectors": sha256(vectors)} if vectors else {}),
         "inputs": [sha256(path) for path in (options.tokenizer, options.tokens, options.chunks)],
         "code": provenance.digest(STAGE),
         "versions": provenance.versions(),

@@ -227,8 +227,20 @@ class GivenEncoder:
         if settings.path is None:
             raise UserError("dataset.encoder.path: type given needs the folder of the vectors.")
         self._settings, self._threads, self._folder = settings, threads, Path(settings.path)
-        self.identity = identity_of_given(settings.path)
-        self.width = self._open(min(self._folder.glob("*.npy"))).shape[1]
+        first = min(self._folder.glob("*.npy"), default=None)
+        if first is None:
+            raise UserError(f"dataset.encoder.path {self._folder}: has no .npy. Put <source>.npy there, a row a chunk.")
+        self._take(first)
+
+    def _take(self, path: Path) -> None:
+        self.width = self._open(path).shape[1]
+        self.identity = identity_of_given(self.width)
+
+    def of(self, source: str) -> Path:
+        """Take the width from a source's vectors, whatever else lies there; their file."""
+        path = self._folder / f"{source}.npy"
+        self._take(path)
+        return path
 
     def _open(self, path: Path) -> np.ndarray:
         if not path.is_file():

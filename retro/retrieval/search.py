@@ -22,7 +22,7 @@ from retro.base.names import LISTED
 from retro.base.nearest import did_you_mean, unknown
 from retro.base.stage import UserError, natural, whole
 from retro.corpus.dates import date_argument
-from retro.database.encoders import Encoder, asking_identity, open_for_queries, settings_of
+from retro.database.encoders import Encoder, GivenEncoder, asking_identity, open_for_queries, settings_of
 from retro.dataset.dataset import Dataset
 from retro.dataset.named import recorded_config
 from retro.dataset.store import Vectors
@@ -106,6 +106,8 @@ class Searcher:
         """The encoder of the database. Raises `UserError` if the one installed is not the one recorded."""
         facts = self._vectors.encoder | ({} if self._neighbours else self.dataset.facts["encoder"])
         encoder, recorded = open_for_queries(facts, self.threads), facts["identity"]
+        if isinstance(encoder, GivenEncoder):
+            encoder.of(self.dataset.sources[0])
         if encoder.identity != recorded:
             raise UserError(
                 f"{self.dataset.folder / 'embeddings'}: embedded by an encoder of sha256 {recorded[:16]}…, "

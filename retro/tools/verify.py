@@ -16,7 +16,7 @@ from retro.base.names import CUTS, RECORDED, untuned
 from retro.base.stage import UserError
 from retro.config import schema
 from retro.config.checks import TUNINGS
-from retro.database.folders import identity_at, identity_of_given
+from retro.database.folders import identity_at
 from retro.dataset.named import dataset_folder
 from retro.dataset.packed import Pack, left_out, opened
 from retro.report.read import read_csv
@@ -195,12 +195,14 @@ def _encoder(manifest: Manifest, notes: set[str]) -> list[str]:
     if not encoder or not encoder.get("path"):
         return []
     try:
-        given = encoder.get("type") == "given"
-        here = identity_of_given(encoder["path"]) if given else identity_at(encoder["path"], encoder.get("pooling"))
-    except UserError as error:
+        if encoder.get("type") == "given":
+            key, here = "vectors", sha256(Path(encoder["path"], f"{manifest.folder.name}.npy"))
+        else:
+            key, here = "identity", identity_at(encoder["path"], encoder.get("pooling"))
+    except (UserError, OSError) as error:
         notes.add(f"the encoder could not be compared: {error}")
         return []
-    if encoder["identity"] != here:
+    if encoder.get(key) != here:
         return [f"{manifest.path}: was made by another encoder than {encoder['path']} is now; it is stale."]
     return []
 

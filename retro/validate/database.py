@@ -84,6 +84,8 @@ def embedding_differences(manifest: Manifest, sample: Sample, threads: int) -> I
     given, recorded = inputs(manifest), manifest.settings["encoder"]
     settings = settings_of(recorded)
     encoder = open_encoder(settings, threads)
+    if isinstance(encoder, GivenEncoder):
+        encoder.of(given["chunks"][0].parent.name)
     for name in ("identity", "engine"):
         found, wanted = getattr(encoder, name), recorded[name]
         if found != wanted:

@@ -197,6 +197,17 @@ def test_a_retrieval_searches_the_embeddings_of_all_sources_in_order():
     assert found.embeddings("fast", "embeddings.npy") == [f"R/d/embeddings/{source}/embeddings.npy" for source in "ab"]
 
 
+def test_of_given_vectors_those_of_the_source_are_read(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("a.npy", "b.npy", "more.npy", "model/config.json", "model/notes.md"):
+        (tmp_path / name).touch()
+    encoder = {"type": "given", "path": str(tmp_path), "query_path": str(tmp_path / "model")}
+    found = workflow(dataset={"encoder": {**encoder, "width": 384}})
+    assert found.encoder_files("", "a") == [f"{tmp_path}/a.npy", f"{tmp_path}/model/config.json"]
+    both = workflow(dataset={"encoder": {**encoder, "type": "transformers", "path": str(tmp_path / "model")}})
+    assert both.encoder_files("", "a") == [f"{tmp_path}/model/config.json"]
+
+
 def test_indexes_are_drawn_of_dense_retrievals():
     named = {"words": {"retriever": "bm25"}, "fast": {"index": {"factory": "Flat"}}, "drawn": {"retriever": "random"}}
     assert workflow(retrievals=named).drawn() == ["fast"]

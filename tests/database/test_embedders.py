@@ -275,8 +275,25 @@ def test_vectors_that_are_given_are_taken_as_they_are(given):
     manifest = read_manifest(options()["output"], "embeddings")
     assert (manifest.array("embeddings.npy") == vectors).all()
     recorded = manifest.settings["encoder"]
-    assert recorded["engine"] == "given" and recorded["identity"] == identity_of_given(recorded["path"])
+    assert recorded["engine"] == "given" and recorded["identity"] == identity_of_given(16)
     assert not any(embedding_differences(manifest, Sample(1, 1, manifest), 1))
+
+
+def test_vectors_of_other_sources_beside_them_change_nothing(given, tmp_path):
+    """Not even those of another width, first by name."""
+    vectors, options = given
+    stage("retro.database.embed", **options())
+    before = (tmp_path / "manifest.json").read_bytes()
+    np.save(tmp_path / "given/another.npy", vectors[:, :8])
+    stage("retro.database.embed", **options())
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert not any(
+        embedding_differences(
+            read_manifest(tmp_path / "manifest.json"), Sample(1, 1, read_manifest(tmp_path / "manifest.json")), 1
+        )
+    )
+    stage("retro.database.embed", **options(-vectors))
+    assert (tmp_path / "manifest.json").read_bytes() != before
 
 
 WRONG = {

@@ -117,6 +117,17 @@ def test_the_folder_of_an_encoder_is_compared_by_all_that_decides_vectors(result
     assert ("was made by another encoder than" in said) == bool(error) == (name in ENCODER)
 
 
+def test_vectors_that_are_given_are_compared_with_those_of_their_source(results, verified):
+    folder = results.place / "vectors"
+    write_text(folder / "a.npy", "1")
+    settings = {"type": "given", "path": str(folder), "identity": "0", "vectors": sha256(folder / "a.npy")}
+    results.made("embeddings/a/manifest.json", "embeddings", [], encoder=settings)
+    write_text(folder / "b.npy", "2")
+    assert not verified()[1]
+    write_text(folder / "a.npy", "3")
+    assert "was made by another encoder than" in verified()[0]
+
+
 def test_an_encoder_that_is_gone_is_said_not_to_be_compared(results, verified):
     settings = {"path": str(results.place / "bert"), "identity": "0"}
     results.made("embeddings/a/manifest.json", "embeddings", [], encoder=settings)
