@@ -1,6 +1,6 @@
 """Ask a model that was fine-tuned to answer: the answer, and what it was read from.
 
-    python -m retro.qa.ask "What is the capital of Mongolia?" --show
+    python -m retro.qa.ask "How long is the coastline of Sri Lanka?" --show
 
 The question is looked up as in fine-tuning (`retro.qa.questions`). Without --run the newest fine-tuned RETRO answers.
 """

@@ -103,7 +103,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "ask": Command(
             "retro.qa.ask",
             "Ask a model that was fine-tuned to answer.",
-            ('retro ask "What is the capital of Mongolia?"', 'retro ask --show "How long is the coastline of Cuba?"'),
+            (
+                'retro ask "How long is the coastline of Sri Lanka?"',
+                'retro ask --show "What is the highest point of Norway?"',
+            ),
         ),
     },
     CHECK: {

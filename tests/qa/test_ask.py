@@ -1,14 +1,19 @@
 """`retro ask`: a question in, an answer out; and what is said where no model was fine-tuned to answer."""
 
+import gzip
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from retro.base.stage import UserError
+from retro.config import schema
 from retro.qa import ask, score
 from retro.qa.questions import read
+from retro.tools.cli import BY_NAME
 from tests.evaluation.built import stage
 from tests.qa.test_finetune import SETTINGS
 
@@ -79,3 +84,25 @@ def test_where_none_was_one_sentence_says_how_to_make_one(tmp_path, monkeypatch)
 def test_a_question_without_text_is_refused(said):
     with pytest.raises(UserError, match="the question is empty"):
         said("  ")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lines(path: str) -> list[dict]:
+    with gzip.open(ROOT / path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_what_the_examples_ask_stands_in_the_book_of_the_default_run():
+    """In a section that its config keeps, of the edition that is the open book."""
+    book = schema.load(ROOT / "config/config.yaml").dataset.sources["factbook-2015"]
+    pages = {(each["group"], each["section"]): each["text"] for each in lines(f"data/{Path(book.path).name}")}
+    known = {each["question"]: each for each in lines("data/qa_factbook.jsonl.gz")}
+    told = [*BY_NAME["ask"].examples, (ROOT / "docs/qa.md").read_text(encoding="utf-8"), str(ask.__doc__)]
+    asked = [question for text in told for question in re.findall(r'ask (?:--show )?"(.+?)"', text)]
+    assert len(asked) >= 4
+    for question in asked:
+        group, section = known[question]["group"], known[question]["doc_id"].split("-", 2)[2]
+        assert section in book.keep["section"], question
+        assert any(answer in pages[group, section] for answer in known[question]["answers"]), question
