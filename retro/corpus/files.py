@@ -1,5 +1,7 @@
 """The files of a source and their bytes: found in sorted order, decompressed by blocks, cut into lines."""
 
+import fnmatch
+import glob
 import os
 import stat
 import zlib
@@ -51,25 +53,25 @@ def find(
 ) -> tuple[list[SourceFile], list[Path], list[Path]]:
     """Files to read, folders opened and sorted; those in folders that are of no kind read here; those named again.
 
-    Hidden files and folders (a name that begins with a dot) are left out. A file that several names lead to is read
-    once. What cannot be read (a folder that cannot be listed, a link to nothing, a named pipe) is refused or, with
+    A path that does not exist and holds `*`, `?` or `[` is a pattern of files and folders below its first parts, in
+    which `**` is any number of folders. What matches is read in the order of its names. Hidden files
+    and folders (a name that begins with a dot) are left out. A file that several names lead to is read once. What
+    cannot be read (a folder that cannot be listed, a link to nothing, a named pipe) is refused or, with
     `on_error="skip"`, a file of kind unreadable. Raises `UserError` for a path that does not exist, a file of an
-    unknown kind, a folder without any file to read.
+    unknown kind, a folder without any file to read, a pattern that matches none.
     """
     found: list[SourceFile] = []
     ignored: list[Path] = []
     again: list[Path] = []
     real: set[str] = set()
     for given in [paths] if isinstance(paths, str) else paths:
-        path = Path(given)
+        path, pattern = _parted(given) if is_pattern(given) else (Path(given), ())
         if not os.path.lexists(path) and _is_missing(path):
-            hint = " Patterns are not expanded: name the folder." if any(c in given for c in "*?[") else ""
             raise UserError(
-                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}).{hint} "
-                f"Correct the path."
+                f"source {source}: no such file or folder: {given} (working folder {os.getcwd()}). Correct the path."
             )
         before = len(found) + len(again)
-        for file, state in walk(path):
+        for file, state in walk(path, pattern):
             name = file.relative_to(path).as_posix() if file != path else file.name
             kind = kind_of(file.name)
             if not _is_unicode(name):
@@ -89,11 +91,39 @@ def find(
                 size = 0 if isinstance(state, str) or reason else state.st_size
                 found.append(SourceFile(file, name, "unreadable" if reason or kind is None else kind, size, reason))
         if len(found) + len(again) == before:
+            if pattern:
+                raise UserError(
+                    f"source {source}: the pattern {given} matches no file to read (working folder {os.getcwd()}; `*` "
+                    f"stays within a folder, `**` does not; hidden files are left out). Correct it. Wanted: {KINDS}."
+                )
             holds = "holds no file to read" if path.is_dir() else "is of no kind that can be read"
             raise UserError(f"source {source}: {given} {holds}. Wanted: {KINDS}.")
     if not found:
         raise UserError(f"source {source}: its list of paths is empty. Name at least one.")
     return found, ignored, again
+
+
+def is_pattern(given: str) -> bool:
+    """Whether a path of a source is a pattern: what lies on disk is meant as it is called."""
+    return glob.has_magic(given) and not os.path.lexists(given) and _is_missing(Path(given))
+
+
+def _parted(given: str) -> tuple[Path, tuple[str, ...]]:
+    """A pattern's folder, and its parts from the first on that is none."""
+    parts = Path(given).parts
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:first]), parts[first:]
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...], begun: bool = False) -> bool:
+    """Whether a path, or a folder above it, matches a pattern; `begun`: or whether something below it may."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return begun or any(_fits(parts[number:], pattern[1:]) for number in range(len(parts) + 1))
+    if not parts:
+        return begun
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:], begun)
 
 
 def twins(paths: list[Path]) -> list[tuple[Path, Path]]:
@@ -130,18 +160,20 @@ def odd(mode: int) -> str:
     return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
-def walk(top: Path) -> list[tuple[Path, os.stat_result | str]]:
+def walk(top: Path, pattern: tuple[str, ...] = ()) -> list[tuple[Path, os.stat_result | str]]:
     """A path, or the files below it if it is a folder, without hidden ones, sorted; links followed, but not round in
-    circles. With each what the system says of it or, where it cannot be read, why.
+    circles. With each what the system says of it or, where it cannot be read, why. `pattern`: parts that the path of
+    each below `top` matches, or a folder above it; folders in which nothing can are not looked at.
     """
     files: list[tuple[Path, os.stat_result | str]] = []
-    waiting: list[tuple[Path, frozenset[str]]] = [(top, frozenset())]
+    waiting: list[tuple[Path, tuple[str, ...], frozenset[str]]] = [(top, (), frozenset())]
     while waiting:
-        path, above = waiting.pop()
+        path, parts, above = waiting.pop()
         try:
             state = os.stat(path)
             if not stat.S_ISDIR(state.st_mode):
-                files.append((path, state))
+                if _fits(parts, pattern):
+                    files.append((path, state))
                 continue
             real = os.path.realpath(path)
             if real in above:
@@ -149,9 +181,11 @@ def walk(top: Path) -> list[tuple[Path, os.stat_result | str]]:
             with os.scandir(path) as entries:
                 names = [entry.name for entry in entries]
         except OSError as error:
-            files.append((path, _why(path, error)))
+            if isinstance(error, PermissionError) or _fits(parts, pattern):
+                files.append((path, _why(path, error)))
             continue
-        waiting += [(path / name, above | {real}) for name in names if not name.startswith(".")]
+        shown = [(path / name, (*parts, name)) for name in names if not name.startswith(".")]
+        waiting += [(inner, below, above | {real}) for inner, below in shown if _fits(below, pattern, begun=True)]
     return sorted(files, key=lambda each: each[0].relative_to(top).as_posix())
 
 

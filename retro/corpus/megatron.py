@@ -86,7 +86,7 @@ class MegatronReader(Sharded):
         shard: tuple[int, int] | None,
     ):
         super().__init__(shard)
-        self.name, self.on_error, self.tokenizer = name, on_error, tokenizer
+        self.source, self.name, self.on_error, self.tokenizer = source, name, on_error, tokenizer
         self._note = note or (lambda facts: None)
         self.prefixes = find(source.path, name)
         self.ignored: list[SourceFile] = []

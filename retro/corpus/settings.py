@@ -37,8 +37,9 @@ class SourceSettings(Settings):
         "dataset.tokenizer must then name the tokenizer that made them.",
     )
     path: Annotated[str | list[str], Names("corpus")] = Field(
-        description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, or a folder of "
-        "these; a list of such paths is read in order. Type megatron: the prefix of a pair, a pattern or a folder."
+        description="JSON lines (.jsonl, .json; plain, .gz or .zst), .parquet, a .txt file, a folder or a "
+        "pattern (web/**/*.jsonl.gz) of these; a list of such paths is read in order. Type megatron: the prefix of a "
+        "pair, a pattern or a folder."
     )
     fields: FieldNames = Field(
         FieldNames(),

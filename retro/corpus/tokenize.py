@@ -14,7 +14,7 @@ from retro.base import artifacts, log, provenance, stage
 from retro.base.shards import shard_name
 from retro.base.stage import Settings, UserError, given, read_section, whole
 from retro.corpus.documents import Ledger, Spelling, Table, join, split_of
-from retro.corpus.files import twins
+from retro.corpus.files import is_pattern, twins
 from retro.corpus.megatron import MegatronReader, encode, open_reader, unended
 from retro.corpus.mmididx import TokenWriter, token_dtype
 from retro.corpus.readers import Document, Reader
@@ -166,6 +166,10 @@ def nothing(settings: TokenizeSettings, reader: Reader | MegatronReader, counts:
 
 def remarks_on(reader: Reader | MegatronReader) -> Iterator[str]:
     """What the log says of the source's files and fields besides counts."""
+    given = [reader.source.path] if isinstance(reader.source.path, str) else reader.source.path
+    if patterns := [path for path in given if is_pattern(path)]:
+        first, last = (reader.files[number].path for number in (0, -1))
+        yield f"{', '.join(patterns)}: {len(reader.files)} files, in the order of their names: {first} … {last}"
     if reader.again:
         names = ", ".join(map(str, reader.again[:5]))
         yield f"{len(reader.again)} files are named more than once and were read once: {names} …"

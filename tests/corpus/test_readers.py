@@ -229,9 +229,44 @@ def test_a_missing_path_is_named_with_the_working_folder(tmp_path, monkeypatch):
         read("no/where")
 
 
-def test_a_pattern_is_explained(tmp_path):
-    with pytest.raises(UserError, match="Patterns are not expanded"):
-        read(tmp_path / "*.jsonl")
+PATTERNS = {
+    "*.jsonl": ["b"],
+    "**/*.jsonl": ["a/x", "a/c/y", "b"],
+    "a/**/*.jsonl": ["a/x", "a/c/y"],
+    "[ab]/*.jsonl": ["a/x"],
+    "?": ["a/x", "a/c/y"],
+    "**/c": ["a/c/y"],
+    "a/*/y.*": ["a/c/y"],
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_names_what_matches_in_the_order_of_names(tmp_path, pattern):
+    for name in ("a/x", "a/c/y", "b", ".hidden/z", "a/.z"):
+        write(tmp_path / f"{name}.jsonl", lines([{"text": name}]))
+    write(tmp_path / "notes.md", b"of no kind")
+    assert sorted(texts(tmp_path / pattern)) == sorted(PATTERNS[pattern])
+    assert texts(tmp_path / pattern) == [d.text for d in sorted(read(tmp_path / pattern), key=lambda d: d.file)]
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "*/b.jsonl", "*.md", "[.]hidden/*"])
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path, pattern):
+    for name in ("b.jsonl", ".hidden/z.jsonl", "notes.md"):
+        write(tmp_path / name, lines(RECORDS))
+    with pytest.raises(UserError, match="matches no file to read"):
+        read(tmp_path / pattern)
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path):
+    for name in ("a[1].jsonl", "a1.jsonl"):
+        write(tmp_path / name, lines([{"text": name}]))
+    assert texts(tmp_path / "a[1].jsonl") == ["a[1].jsonl"]
+
+
+def test_texts_of_a_pattern_are_called_by_their_place_below_its_folder(tmp_path):
+    for name in ("a/x.txt", "b/x.txt"):
+        write(tmp_path / name, name.encode())
+    assert [document.id for document in read(tmp_path / "*/x.txt")] == ["a/x.txt", "b/x.txt"]
 
 
 def test_a_folder_without_anything_to_read_is_refused(tmp_path):

@@ -230,6 +230,7 @@ def test_a_folder_of_hugging_face_s_comes_along_once_with_its_weights(work, monk
         ["corpus", "corpus/two/x.jsonl", "top.jsonl"],
         ["corpus/one/../two", "top.jsonl", "corpus/.hidden/x.jsonl"],
         ["odd [1] *.jsonl", "corpus/one"],
+        ["corpus/**/*.jsonl", "top.*"],
     ],
     ids=" ".join,
 )
