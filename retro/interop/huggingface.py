@@ -70,7 +70,7 @@ def export(run: Path, output: Path, tokenizer: Path | None = None, shard_size: i
             "AutoModelForCausalLM": "modeling_retro.RetroForCausalLM",
         }
         config = {"model_type": "retro", "architectures": ["RetroForCausalLM"], "auto_map": auto}
-        config |= {"architecture": architecture, "model": settings.model_dump(mode="json"), **lengths}
+        config |= {"architecture": architecture, "model": resolved(settings), **lengths}
         config |= {"tie_word_embeddings": False, "use_cache": False}
         copy_modules(output)
         if begun := unchanged(model, weights):
@@ -182,15 +182,46 @@ def read_tokenizer(path: Path, model: TrainedRun | ImportedModel) -> Any:
     )
 
 
+PLAIN = '''"""What the model is made of, as config.json has it: checked when it was written, plain values here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+
+class RopeScaling(SimpleNamespace):
+    """How rope was stretched."""
+
+
+class ModelSettings(SimpleNamespace):
+    """Every setting by its name, and what follows from them."""
+
+    def __init__(self, **values: Any) -> None:
+        scaling = values.get("rope_scaling")
+        super().__init__(**values | {"rope_scaling": scaling and RopeScaling(**scaling)})
+'''
+
+
+def resolved(settings: ModelSettings) -> dict[str, Any]:
+    """Every setting, and what follows from them, for config.json: what reads it needs no pydantic."""
+    kind = type(settings)
+    follows = [name for name, value in vars(kind).items() if isinstance(value, property)]
+    found = {name: getattr(settings, name) for name in [*kind.model_fields, *follows]}
+    scaling = settings.rope_scaling
+    return found | {"rope_scaling": None if scaling is None else scaling.model_dump(mode="json")}
+
+
 def copy_modules(output: Path) -> None:
-    """Copy modeling_retro.py and every module of ours that it needs, their imports made relative, into `output`."""
+    """Copy modeling_retro.py and every module of ours that it needs, their imports made relative, into `output`.
+
+    The settings are plain values there, without the checks of ours.
+    """
     left, done = [ROOT / "interop/modeling_retro.py"], set()
     while left:
         path = left.pop()
         if path in done:
             continue
         done.add(path)
-        text = path.read_text(encoding="utf-8")
+        text = PLAIN if path.name == "settings.py" else path.read_text(encoding="utf-8")
         left += [ROOT / f"model/{name}.py" for name in re.findall(r"^from retro\.model\.(\w+) import", text, re.M)]
         text = re.sub(r"^from retro\.model\.(\w+) import", r"from .\1 import", text, flags=re.M)
         if re.search(r"^\s*(from|import) retro\b", text, re.M):

@@ -1,7 +1,7 @@
 """RETRO and GPT for Hugging Face transformers.
 
 `python -m retro.interop.huggingface export` writes a copy of this file into the folder it makes, beside copies of the
-modules that it imports, so that the folder needs torch, transformers and pydantic and nothing else.
+modules that it imports, so that the folder needs torch and transformers and nothing else.
 """
 
 import warnings

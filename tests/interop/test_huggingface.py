@@ -4,11 +4,17 @@ import json
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
+import faiss
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from safetensors.torch import load_file, save_file
 
 from retro.base.artifacts import read_manifest, write_manifest
@@ -18,6 +24,7 @@ from retro.interop.huggingface import export
 from retro.interop.megatron import load
 from retro.interop.names import to_megatron
 from retro.model.build import build_model
+from retro.model.cache import DecodingCache
 from retro.model.exchange import from_theirs
 from retro.model.families import decoder
 from retro.model.settings import ModelSettings
@@ -180,19 +187,85 @@ def test_the_tokenizer_is_ours(tmp_path):
     assert theirs.eos_token_id == EOD and theirs.decode(theirs(text)["input_ids"]) == text
 
 
+ALONE = """
+import importlib.util, sys
+
+sys.path.insert(0, "packages")
+for name in ("retro", "pydantic", "snakemake", "pandas", "pyarrow", "onnxruntime"):
+    assert importlib.util.find_spec(name) is None, name
+import faiss
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("out", trust_remote_code=True)
+index, neighbours = faiss.read_index("index.faiss"), torch.from_numpy(np.load("neighbours.npy"))
+
+
+def lookup(chunk):
+    \"\"\"Two neighbours of each chunk: those whose tokens are the likest.\"\"\"
+    return neighbours[torch.from_numpy(index.search(np.eye(257, dtype="f4")[chunk.numpy()].mean(1), 2)[1])], None
+
+
+start, asked = torch.arange(9)[None], {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+text = model.generate(start, lookup=lookup, **asked)
+given = torch.stack([lookup(chunk)[0] for chunk in text[:, :-1].split(4, 1)[: (text.shape[1] - 1) // 4]], 1)
+logits = model(input_ids=text[:, :-1], neighbours=given).logits[:, 8:]
+assert torch.equal(logits.argmax(-1), text[:, 9:]), "what was kept changes what is written"
+closed = model.generate(start, **asked)
+print(text.tolist(), closed.tolist(), sep="\\n")
+"""
+
+
+def packages_of(names, folder):
+    """A folder of packages, those named and all that they need, in place of all that is installed.
+
+    But pydantic, which some releases of a command line's package ask for and nothing here imports.
+    """
+    folder.mkdir()
+    left, done = [*names], {"pydantic"}
+    while left:
+        if (name := canonicalize_name(left.pop())) in done:
+            continue
+        done.add(name)
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        wanted = [Requirement(each) for each in found.requires or []]
+        left += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+        for top in {path.parts[0] for path in found.files if path.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(found.locate_file(top))
+    return folder
+
+
 @pytest.mark.slow
-def test_the_folder_needs_nothing_of_this_project(tmp_path):
-    run, ours = make(tmp_path, "retro")
+def test_the_folder_reads_an_index_in_a_process_that_has_torch_transformers_and_faiss_alone(fitted, tmp_path):
+    ours, run, _ = fitted
     export(run, tmp_path / "out")
-    script = (
-        "import sys, torch; from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained('out', trust_remote_code=True).eval()\n"
-        "assert not any(name == 'retro' or name.startswith('retro.') for name in sys.modules), 'imports the project'\n"
-        "print(model(input_ids=torch.arange(22)[None]).logits.sum().item())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    generator = torch.Generator().manual_seed(5)
+    found = torch.randint(VOCAB, (30, 8), generator=generator)
+    vectors = F.one_hot(found, VOCAB).float().mean(1)
+    index = faiss.IndexFlatIP(VOCAB)
+    index.add(vectors.numpy())
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    np.save(tmp_path / "neighbours.npy", found.numpy())
+    packages_of(["torch", "transformers", "faiss-cpu"], tmp_path / "packages")
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", ALONE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(ours(torch.arange(22)[None]).sum().item(), abs=1e-3)
+    text, closed = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines())
+    assert not torch.equal(text, closed)
+    near = index.search(F.one_hot(text[:, :16].unflatten(1, (4, 4))[0], VOCAB).float().mean(1).numpy(), 2)[1]
+    cache = DecodingCache(ours)
+    pieces = [cache.extend(text[:, :9], found[torch.from_numpy(near)][None, :2])]
+    pieces += [
+        cache.extend(
+            text[:, n : n + 1], found[torch.from_numpy(near)][None, n // 4 : n // 4 + 1] if n % 4 == 3 else None
+        )
+        for n in range(9, 18)
+    ]
+    assert torch.equal(torch.cat(pieces, 1)[:, 8:].argmax(-1), text[:, 9:]), "our own writes another text"
 
 
 def test_a_model_of_megatron_s_goes_on_to_transformers(tmp_path):
