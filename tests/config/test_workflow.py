@@ -77,6 +77,7 @@ def test_preprocessing_is_every_array_and_manifest_and_the_recorded_config():
     ("dataset", "more"),
     [
         ({"retriever": "bm25"}, {"R/d/bm25/manifest.json"}),
+        ({"retriever": "hybrid"}, {"R/d/bm25/manifest.json"}),
         ({"retriever": "random"}, set()),
         ({"duplicates": {"action": "report"}}, {"R/d/duplicates/manifest.json"}),
     ],
