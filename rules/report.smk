@@ -174,7 +174,7 @@ if WORKFLOW.dense:
             config=RECORDED,
             neighbours=[WORKFLOW.neighbours(name, WORKFLOW.splits[0]) for name in WORKFLOW.dense],
             indexes=[RETRIEVALS.searched(name)[0] for name in WORKFLOW.dense],
-            arrays=arrays(*[RETRIEVALS.searched(name)[1:] for name in WORKFLOW.dense]),
+            arrays=arrays(*[RETRIEVALS.searched_files(name) for name in WORKFLOW.dense]),
         output:
             csv=f"{D}/{names.FIGURES}/indexes.csv",
             svg=report(f"{D}/{names.FIGURES}/indexes.svg", caption="../docs/captions/indexes.rst", category="Figures"),

@@ -24,7 +24,7 @@ from retro.base.stage import Overrides, Settings, UserError, plain, reasons
 from retro.corpus.records import DECODER, Repeated
 from retro.database.settings import EncoderSettings
 from retro.dataset.settings import SampleSettings
-from retro.retrieval.settings import IndexSettings, NeighbourSettings, Retriever
+from retro.retrieval.settings import TOGETHER, IndexSettings, NeighbourSettings, Retriever
 
 PRESETS = Path(__file__).resolve().parents[2] / "config" / "models"
 # Keys that a training section may not set.
@@ -256,13 +256,14 @@ class Retrievals:
         """Of a retrieval; the dataset's own is called ''."""
         return f"{self._folder}/{prefix(name)}".rstrip("/")
 
-    def kind_of_index(self, name: str) -> str:
-        """The folder name of what a retrieval searches: index or bm25."""
-        return "bm25" if self.facts[name]["retriever"] == "bm25" else "index"
+    def indexes(self, name: str) -> tuple[str, ...]:
+        """The folder names of what a retrieval searches: index, bm25 or both."""
+        retriever = self.facts[name]["retriever"]
+        return ("bm25",) if retriever == "bm25" else ("index", "bm25") if retriever in TOGETHER else ("index",)
 
     def has(self, name: str, kind: str) -> bool:
         """Whether a retrieval needs that kind of artifact; the dataset always has embeddings and their index."""
-        return kind == "embeddings" or kind == self.kind_of_index(name) or (name == "" and kind == "index")
+        return kind == "embeddings" or kind in self.indexes(name) or (name == "" and kind == "index")
 
     def source(self, name: str, kind: str) -> str:
         """The folder D/…/<kind> with the artifact of a retrieval: that of the first that has an equal one."""
@@ -286,13 +287,16 @@ class Retrievals:
         return facts | {"neighbours": filtered(facts["neighbours"], split) | neighbours}
 
     def searched(self, name: str = "") -> list[str]:
-        """The index that a retrieval searches: its manifest, then its files."""
-        kind = self.kind_of_index(name)
-        files = BM25_FILES if kind == "bm25" else ["index.faiss"]
-        return [f"{self.source(name, kind)}/{file}" for file in ["manifest.json", *files]]
+        """Manifests of the indexes that a retrieval searches."""
+        return [f"{self.source(name, kind)}/manifest.json" for kind in self.indexes(name)]
+
+    def searched_files(self, name: str = "") -> list[str]:
+        """Files of the indexes that a retrieval searches."""
+        files = {"index": ["index.faiss"], "bm25": BM25_FILES}
+        return [f"{self.source(name, kind)}/{file}" for kind in self.indexes(name) for file in files[kind]]
 
     def words(self, sources: list[str], name: str, split: str) -> list[str]:
         """Manifests of the tokenizer and the tokens, which BM25 and a filter of the split read; nothing for others."""
         names = ["tokenizer", *(f"tokens/{source}" for source in sources)]
-        read = self.kind_of_index(name) == "bm25" or "filter" in filtered(self.facts[name]["neighbours"], split)
+        read = "bm25" in self.indexes(name) or "filter" in filtered(self.facts[name]["neighbours"], split)
         return [f"{self._folder}/{n}/manifest.json" for n in names] if read else []

@@ -188,7 +188,7 @@ class Preprocessing:
             own += [each.format(source=name) for each in (TOKENS, CHUNKS) for name in self.texts]
             return [self.manifest(name) for name in own]
         own = [TOKENIZER, DATABASE, INDEX]
-        own += [BM25] if self.dataset.retriever == "bm25" else []
+        own += [BM25] if "bm25" in self.retrievals.indexes("") else []
         found = [self.manifest(pattern, retrieval="") for pattern in own]
         per_source = (TOKENS, CHUNKS, EMBEDDINGS)
         found += [self.manifest(each, source=name, retrieval="") for each in per_source for name in self.sources]

@@ -74,8 +74,9 @@ class DatasetSettings(Settings):
     encoder: EncoderSettings = Field(EncoderSettings(), description="What embeds chunks.")
     retriever: Retriever = Field(
         "dense",
-        description="dense: nearest embeddings. bm25: shared rare words. Controls: random (drawn from the database), "
-        "shuffled (the dense neighbours of another chunk of the split).",
+        description="dense: nearest embeddings. bm25: shared rare words. bm25-rerank: the nearest embeddings, "
+        "in BM25's order. hybrid: both, by their ranks. Controls: random (drawn from the database), shuffled (the "
+        "dense neighbours of another chunk of the split).",
     )
     index: IndexSettings = Field(IndexSettings(), description="What searches them.")
     neighbours: NeighbourSettings = Field(NeighbourSettings(), description="Which neighbours are kept.")

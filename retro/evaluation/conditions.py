@@ -4,7 +4,8 @@ A condition's name is the folder of its losses: where the neighbours come from, 
 many are shown as the run trained with, then `+neighbour` or `+continuation` where only that part of each is, then
 `+copy` where the model is mixed with a copier that reads them (`retro.evaluation.copying`). A model that is shown none
 can be mixed, too: `none+k2+copy` is a GPT beside a copier of two stored neighbours. `none+knn` is a kNN-LM
-(`retro.evaluation.knn_lm`): a GPT mixed with what followed states like its own in the database, `+k` of them.
+(`retro.evaluation.knn_lm`): a GPT mixed with what followed states like its own in the database, `+k` of them;
+`none+k2+knn+copy` is that kNN-LM mixed with a copier of two stored neighbours.
 
     none        a GPT: no retrieval at all            on        the stored neighbours
     off         RETRO without neighbours              random    database chunks drawn at random
@@ -56,14 +57,17 @@ USUAL = (NONE, ON, OFF, RANDOM)  # what every evaluation measures, of one model 
 LABELS = {name: kind.label for name, kind in BUILT_IN.items()}
 Part = Literal["both", "neighbour", "continuation"]
 PARTS = {"neighbour": "neighbours only", "continuation": "continuations only"}
-SYNTAX = re.compile(rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?(\+(?P<mixed>{COPY}|{KNN}))?")
+SYNTAX = re.compile(
+    rf"(?P<source>{WORD})(\+k(?P<k>\d+))?(\+(?P<part>{'|'.join(PARTS)}))?(\+(?P<knn>{KNN}))?(\+(?P<copy>{COPY}))?"
+)
 FRACTION = re.compile(r"database-(?P<share>\d+(\.\d+)?(e-\d+)?)-s(?P<draw>\d+)")
 
 
 @dataclass(frozen=True)
 class Condition:
     """`source` of the neighbours, how many (`k`; None: as in training), which `part` of each is seen, and whether the
-    model is mixed with a copier of them (`copy`) or with what followed `k` states like its own (`knn`).
+    model is mixed with a copier of them (`copy`), with what followed `k` states like its own (`knn`), or with both:
+    then `k` is of the copier.
     """
 
     source: str
@@ -87,11 +91,11 @@ class Condition:
             )
         k = None if found["k"] is None else int(found["k"])
         part = cast(Part, found["part"] or "both")
-        condition = cls(found["source"], k, part, found["mixed"] == COPY, found["mixed"] == KNN)
+        condition = cls(found["source"], k, part, bool(found["copy"]), bool(found["knn"]))
         if condition.knn and (condition.source != NONE or condition.part != "both" or k == 0):
             raise UserError(
                 f"condition {name!r}: a kNN-LM is a GPT that looks up states. Ask for none+knn, or for none+k64+knn, "
-                f"which looks up 64."
+                f"which looks up 64, or for none+k2+knn+copy, with a copier of two neighbours."
             )
         if condition.source == FIRST_IN_CONTEXT and k == 0:
             raise UserError(f"condition {name!r}: of no neighbours none is the first. Ask for +k1 or more, or for off.")
@@ -109,7 +113,7 @@ class Condition:
         """The canonical name, which `parse` reads."""
         count = [] if self.k is None else [f"k{self.k}"]
         part = [] if self.part == "both" else [self.part]
-        mixed = [COPY] if self.copy else [KNN] if self.knn else []
+        mixed = [KNN] * self.knn + [COPY] * self.copy
         return "+".join([self.source, *count, *part, *mixed])
 
     @property
@@ -129,13 +133,15 @@ class Condition:
 
     @property
     def model(self) -> "Condition":
-        """What the model is shown that something is mixed with; without that, the condition itself."""
-        return Condition(self.source) if self.empty else replace(self, copy=False)
+        """What the model is shown that something is mixed with, a kNN-LM where that is a copier beside one; without
+        that, the condition itself.
+        """
+        return Condition(self.source, knn=self.knn and self.copy) if self.empty else replace(self, copy=False)
 
     @property
     def copied(self) -> "Condition":
         """What the copier reads: what the model is shown; the stored neighbours where it is shown none."""
-        return replace(self, source=ON if self.empty else self.source, copy=False)
+        return replace(self, source=ON if self.empty else self.source, copy=False, knn=False)
 
     @property
     def ids(self) -> Literal["stored", "none", "random"]:
@@ -174,7 +180,8 @@ class Condition:
     def shows(self) -> str:
         """What is shown, in a table's words."""
         shown = BUILT_IN[self.source].shows if self.part == "both" else PARTS[self.part]
-        return f"{shown}, and a copier" if self.copy else f"{shown}, and words after like states" if self.knn else shown
+        mixed = ["words after like states"] * self.knn + ["a copier"] * self.copy
+        return f"{', '.join([shown, *mixed[:-1]])}, and {mixed[-1]}" if mixed else shown
 
     def manifest(self, split: str, retrievals: Collection[str]) -> str | None:
         """Where below the dataset's folder the neighbours of a split lie, if not the dataset's own. None also for a

@@ -181,7 +181,10 @@ def mix(losses: np.ndarray, lengths: np.ndarray, shares: np.ndarray, weights: np
 
 
 def checked(losses: Manifest, fitted: Manifest, condition: Condition) -> None:
-    """Raise `UserError` unless both are the losses of one model under what `condition` mixes, the second on valid."""
+    """Raise `UserError` unless both are the losses of one model under what `condition` mixes, the second on valid.
+
+    The first may be the same, of a kNN-LM alone: a copier beside it is fitted on what it gives valid.
+    """
     for manifest in (losses, fitted):
         mode = manifest.settings["mode"]
         if mode != condition.model.name:
@@ -196,7 +199,8 @@ def checked(losses: Manifest, fitted: Manifest, condition: Condition) -> None:
                 f"Weights are fitted on losses of the same model, measured alike: run snakemake."
             )
     splits = (losses.settings["split"], fitted.settings["split"])
-    if splits[1] != SPLITS[VALID] or splits[0] == splits[1]:
+    same = losses.path == fitted.path and not condition.copy
+    if splits[1] != SPLITS[VALID] or (splits[0] == splits[1] and not same):
         raise UserError(
             f"--losses of the {splits[0]} split, --fitted of the {splits[1]} split; wanted weights fitted on valid and "
             f"another split to score. Name the losses of valid with --fitted, of test with --losses."

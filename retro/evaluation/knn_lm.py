@@ -235,7 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="the recorded config, D/config.json")
     parser.add_argument("--model", required=True, type=Path, help="model.json of the GPT")
-    parser.add_argument("--losses", required=True, type=Path, help="manifest of its losses, to be mixed")
+    parser.add_argument(
+        "--losses", required=True, type=Path, help="manifest of its losses, to be mixed; of test or valid"
+    )
     parser.add_argument("--fitted", required=True, type=Path, help="the same on valid, which λ and T are fitted on")
     parser.add_argument("--mode", required=True, type=Condition.parse, help="condition: none+knn, none+k64+knn")
     parser.add_argument("--memory", type=whole, help="MB that the job may use")
@@ -243,7 +245,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it")
     options = parser.parse_args()
     dataset, condition = Dataset.open(options.config), options.mode
-    if not condition.knn:
+    if not condition.knn or condition.copy:
         raise UserError(f"condition {condition.name!r}: looks up no states. Ask for none+knn.")
     losses, fitted = read_manifest(options.losses, "losses"), read_manifest(options.fitted, "losses")
     checked(losses, fitted, condition)

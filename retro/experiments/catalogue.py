@@ -91,7 +91,7 @@ def _count(found: Found, row: Row) -> int | None:
     condition = Condition.parse(row["retrieval"])
     if condition.source == OFF:
         return 0
-    if condition.named or condition.control or condition.part != "both" or condition.knn:
+    if condition.named or condition.control or condition.part != "both" or (condition.knn and not condition.copy):
         return None
     if condition.k is not None:
         return condition.k
@@ -132,7 +132,7 @@ def _readings(offered: Offered) -> list[str]:
     if FIRST_IN_CONTEXT in offered.baselines and offered.used and offered.first_fits:
         found.append(Condition(FIRST_IN_CONTEXT))
     if KNN in offered.baselines:
-        found.append(Condition(NONE, knn=True))
+        found += [Condition(NONE, knn=True), *(Condition(NONE, k, copy=True, knn=True) for k in counts)]
     return [each.name for each in found if each != Condition(ON)]
 
 
@@ -294,8 +294,8 @@ CATALOGUE = {
         "readers",
         "What does a model of its own add to cheaper ways of reading neighbours?",
         "Bits per byte by the number of neighbours: the GPT with a copier, with neighbours in its own window and as a "
-        "kNN-LM, which looks up tokens, not chunks, and is a level; RETRO alone, with the first neighbour in its "
-        "window (RETRO++) and with a copier.",
+        "kNN-LM, which looks up tokens, not chunks, and is a level, until a copier is mixed in as well; RETRO alone, "
+        "with the first neighbour in its window (RETRO++) and with a copier.",
         _copying,
         _readings,
         one_run=True,

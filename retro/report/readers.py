@@ -20,7 +20,7 @@ class Reader:
 
     def has(self, condition: Condition) -> bool:
         """Whether a condition is one of this reader's."""
-        mixed = COPY if condition.copy else KNN if condition.knn else ""
+        mixed = "+".join([KNN] * condition.knn + [COPY] * condition.copy)
         return (condition.source, condition.part, mixed) == (self.source, "both", self.mixed)
 
 
@@ -30,6 +30,7 @@ BOTH = Reader("RETRO + copier", ON, COPY, OFF, ON, (0, (4, 2)))
 READERS = (  # in the order of the table; another way to read neighbours is another line here
     COPIER,
     Reader("kNN-LM", NONE, KNN, "", KNN, (0, (1, 1.5))),  # of tokens, not of chunks: a level, whatever their number
+    Reader("kNN-LM + copier", NONE, f"{KNN}+{COPY}", "", KNN),
     Reader("GPT, neighbours in its window", IN_CONTEXT, "", "", IN_CONTEXT),
     RETRO,
     Reader(

@@ -103,6 +103,12 @@ class Bm25Search:
                     advance(done)
         return ids, scores
 
+    def score(self, texts: list[str], ids: np.ndarray) -> np.ndarray:
+        """float64 [q, n]: the score that each text gives its own chunks `ids` int64 [q, n]; −∞ for −1."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            found = list(pool.map(lambda text, row: self.scores(text)[row], texts, ids))
+        return np.where(ids < 0, -np.inf, np.array(found, np.float64).reshape(ids.shape))
+
 
 def first(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of the k highest of float32 `scores` [N] that are not −∞: highest first, ties by place."""

@@ -25,7 +25,7 @@ from retro.dataset.store import Vectors, open_store
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import Exclusion, rules_of
 from retro.retrieval.filter import Filter, Filtered
-from retro.retrieval.retrievers import Dense, Retriever, open_retriever
+from retro.retrieval.retrievers import Dense, Retriever, exactly, open_retriever
 from retro.retrieval.settings import IndexSettings, NeighbourSettings
 
 STAGE = "retro.retrieval.neighbours"
@@ -114,9 +114,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--database", required=True, type=Path, help="manifest of the database")
     parser.add_argument("--chunks", required=True, nargs="+", type=Path, help="manifests, sources in order")
     parser.add_argument("--embeddings", required=True, nargs="+", type=Path, help="manifests, sources in order")
-    parser.add_argument("--index", required=True, type=Path, help="manifest of the index")
-    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (bm25, filter)")
-    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (bm25, filter)")
+    parser.add_argument("--index", required=True, nargs="+", type=Path, help="manifests: faiss's, BM25's or both")
+    parser.add_argument("--tokenizer", nargs="*", type=Path, help="manifest of the tokenizer (for BM25, filter)")
+    parser.add_argument("--tokens", nargs="*", type=Path, help="manifests, sources in order (for BM25, filter)")
     parser.add_argument("--duplicates", nargs="*", default=[], type=Path, help="manifest: what to exclude, if anything")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--blocks", type=Path, help="folder for finished blocks; default: beside the output")
@@ -135,7 +135,9 @@ class Search:
         index_settings = read_section(IndexSettings, options.settings["index"], "index")
         self.k, rules = self.settings.saved, rules_of(self.settings.exclude)
         faiss.omp_set_num_threads(options.threads)
-        listed, self.index = read_manifest(options.database, "database"), read_manifest(options.index, "index")
+        listed = read_manifest(options.database, "database")
+        indexes = [read_manifest(path, "index") for path in options.index]
+        self.factory = ", ".join(each.settings["factory"] for each in indexes)
         self.database, self.rows = listed.array("database.npy"), listed.array(f"{options.split}.npy")
         self.vectors = Vectors(options.embeddings)
         self.exclusion = Exclusion(rules, options.chunks, self.database, *options.duplicates)
@@ -147,7 +149,7 @@ class Search:
         self.retriever = open_retriever(
             options.settings["retriever"],
             rows=self.rows,
-            index=self.index,
+            indexes=indexes,
             settings=index_settings,
             exclusion=self.exclusion,
             exact=self.exact,
@@ -155,7 +157,7 @@ class Search:
             seed=options.settings["seed"],
             threads=options.threads,
         )
-        self.judge: Retriever = Dense(self.exact, self.vectors, self.exclusion, self.rows)
+        self.judge = exactly(self.retriever, Dense(self.exact, self.vectors, self.exclusion, self.rows))
         self.filtering = not self.settings.filter.off and options.split in self.settings.filter.splits
         if self.filtering:
             assert words is not None
@@ -163,7 +165,7 @@ class Search:
             self.retriever, self.judge = Filtered(self.retriever, caught), Filtered(self.judge, caught)
         print(
             f"neighbours of {options.split}: {len(self.rows)} chunks, {self.k} each, among {len(self.database)}, by "
-            f"{self.index.settings['factory']}; excluded: same {', '.join(rules)}",
+            f"{self.factory}; excluded: same {', '.join(rules)}",
             file=sys.stderr,
         )
 
@@ -202,7 +204,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, i
         stage=STAGE,
         files=[folder / "ids.npy", folder / "scores.npy"],
         inputs=inputs,
-        settings={**options.settings, "factory": search.index.settings["factory"]},
+        settings={**options.settings, "factory": search.factory},
         counts=counts,
         seed=seed,  # threads and shards change no id: not recorded
     )
@@ -219,7 +221,7 @@ def finish(options: argparse.Namespace, blocks: shards.Joined, search: Search, i
 def main() -> None:
     options = arguments()
     search = Search(options)
-    inputs = [options.database, *options.chunks, *options.embeddings, options.index, *options.duplicates]
+    inputs = [options.database, *options.chunks, *options.embeddings, *options.index, *options.duplicates]
     if options.shards:
         finish(options, shards.Joined(options.shards, len(search.rows)), search, inputs)
         return

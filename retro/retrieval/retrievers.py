@@ -1,4 +1,4 @@
-"""Where a chunk's neighbours come from: dense, BM25, or a control, behind one call.
+"""Where a chunk's neighbours come from: dense, BM25, both together, or a control, behind one call.
 
 Every retriever answers `find(positions, k, advance)` for positions in a split with ids int64 and scores
 float64 [n, k]. What it answers for a position depends on nothing else that is asked: blocks, shards and
@@ -10,6 +10,7 @@ the database's text, but of another subject.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +23,9 @@ from retro.corpus.tokenizers import Tokenizer
 from retro.dataset.store import ChunkStore, Vectors, texts
 from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
-from retro.retrieval.exact import ExactSearch
+from retro.retrieval.exact import ExactSearch, best
 from retro.retrieval.exclusion import Barred, Exclusion
-from retro.retrieval.settings import IndexSettings
+from retro.retrieval.settings import TOGETHER, IndexSettings
 
 DRAWS = (4, 32)  # candidates drawn, as multiples of k, before a chunk's admissible ones are listed
 
@@ -171,12 +172,84 @@ class Lexical:
         here = self.rows[positions]
         return self.search.search(texts(self.store, self.tokenizer, here), k, self.exclusion.of(here), advance)
 
+    def score(self, positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """float64 [n, k]: BM25 scores of chunks with database positions `ids` int64 [n, k], −∞ for −1."""
+        return self.search.score(texts(self.store, self.tokenizer, self.rows[positions]), ids)
+
+
+RANKED = 60  # the constant of reciprocal rank fusion
+
+
+def rerank(ids: np.ndarray, scores: np.ndarray, candidates: int) -> Found:
+    """The first `candidates` of each row by their BM25 scores, ties by id; those after them as they are.
+
+    `ids` int64 [q, n] are dense neighbours, best first, `scores` float64 those of BM25; holes, −1 and −∞, stay last.
+    (Doostmohammadi et al. 2023, who take the best of what dense search finds by BM25.)
+    """
+    first, score = best(ids[:, :candidates], scores[:, :candidates], min(candidates, ids.shape[1]))
+    return np.concatenate([first, ids[:, candidates:]], 1), np.concatenate([score, scores[:, candidates:]], 1)
+
+
+def fuse(dense: np.ndarray, lexical: np.ndarray, k: int) -> Found:
+    """Reciprocal rank fusion (Cormack et al. 2009): the k of each row with the highest Σ 1 / (60 + rank), ties by id.
+
+    `lexical` int64 [q, c] are the candidates by BM25, `dense` [q, n ≥ c] those by embeddings, both best first, −1 for
+    none. A rank counts up to c; dense neighbours after that are candidates only where the others are fewer than k, so
+    that the order does not depend on k.
+    """
+    candidates = lexical.shape[1]
+    value = 1 / (RANKED + np.arange(1, dense.shape[1] + 1))
+    ids = np.concatenate([lexical, dense], axis=1)
+    scores = np.broadcast_to(np.concatenate([value[:candidates], value]), ids.shape)
+    order = np.argsort(ids, axis=1, kind="stable")  # of an id that both have, the lexical rank first
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    twice = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] >= 0)
+    scores[:, :-1] += np.where(twice & (scores[:, 1:] >= value[candidates - 1]), scores[:, 1:], 0)
+    ids[:, 1:][twice] = -1
+    return best(ids, np.where(ids < 0, -np.inf, scores), k)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Dense search and BM25 over the same chunks. Their first `candidates` are fused, or, to `reorder`, the dense ones
+    put in BM25's order. Further dense neighbours follow, so that the first k are the same whatever k.
+    """
+
+    dense: Dense
+    lexical: Lexical
+    candidates: int
+    reorder: bool
+
+    @property
+    def complete(self) -> bool:
+        return self.dense.complete
+
+    @property
+    def about(self) -> str | None:
+        return "exact search and exact BM25: 1 by construction" if self.complete else None
+
+    @property
+    def fallen_back(self) -> int:
+        return self.dense.fallen_back
+
+    def find(self, positions: np.ndarray, k: int, advance: Advance = None) -> Found:
+        ids, _ = self.dense.find(positions, max(k, self.candidates), advance)
+        if not self.reorder:
+            return fuse(ids, self.lexical.find(positions, self.candidates)[0], k)
+        ids, scores = rerank(ids, self.lexical.score(positions, ids), self.candidates)
+        return ids[:, :k], scores[:, :k]
+
+
+def exactly(retriever: Retriever, dense: Dense) -> Retriever:
+    """What a retriever's neighbours are compared with for recall, where `dense` searches exactly."""
+    return replace(retriever, dense=dense) if isinstance(retriever, Together) else dense
+
 
 def open_retriever(
     name: str,
     *,
     rows: np.ndarray,
-    index: Manifest,
+    indexes: list[Manifest],
     settings: IndexSettings,
     exclusion: Exclusion,
     exact: ExactSearch,
@@ -184,15 +257,20 @@ def open_retriever(
     seed: int,
     threads: int,
 ) -> Retriever:
-    """The retriever of that name, for a split's `rows`; `index` is faiss's, or BM25's. `words` is needed for
-    bm25 alone. Raises `UserError` if the index is of another kind.
+    """The retriever of that name, for a split's `rows`; `indexes` are faiss's, BM25's or both. `words` is needed where
+    BM25's is. Raises `UserError` if an index is of another kind, or lacks.
     """
-    lexical = BM25_INDEX in index.facts["files"]
-    if lexical != (name == "bm25"):
-        raise UserError(f"{index.path}: not an index for retriever {name}. Run snakemake: it makes the one needed.")
-    if lexical:
+    by_kind = {BM25_INDEX in each.facts["files"]: each for each in indexes}
+    if by_kind.keys() != ({True, False} if name in TOGETHER else {name == "bm25"}):
+        told = ", ".join(str(each.path) for each in indexes)
+        raise UserError(f"{told}: not an index for retriever {name}. Run snakemake: it makes the one needed.")
+    lexical = None
+    if True in by_kind:
         assert words is not None
-        return Lexical(Bm25Search(index.folder, threads), *words, exclusion, rows)
+        lexical = Lexical(Bm25Search(by_kind[True].folder, threads), *words, exclusion, rows)
+        if name == "bm25":
+            return lexical
+    index = by_kind[False]
     search: ExactSearch | ApproximateSearch = exact
     vectors = exact.vectors
     if name == "random":
@@ -201,4 +279,6 @@ def open_retriever(
         path = index.file("index.faiss")
         search = ApproximateSearch(open_index(path, settings), exact, settings, path if settings.mmap else None)
     dense = Dense(search, vectors, exclusion, rows)
+    if lexical is not None:
+        return Together(dense, lexical, settings.candidates, reorder=name == "bm25-rerank")
     return Shuffled(dense, exact, seed) if name == "shuffled" else dense

@@ -30,7 +30,8 @@ from retro.retrieval.approximate import ApproximateSearch, open_index
 from retro.retrieval.bm25 import Bm25Search
 from retro.retrieval.exact import ExactSearch
 from retro.retrieval.exclusion import NEVER, Barred, Rule, as_neighbours, read_dates, read_keys
-from retro.retrieval.settings import IndexSettings
+from retro.retrieval.retrievers import BM25_INDEX, fuse, rerank
+from retro.retrieval.settings import TOGETHER, IndexSettings
 
 
 class Searcher:
@@ -63,9 +64,17 @@ class Searcher:
         documents = [[*exclude_documents]] * len(texts)
         if exclude_each is not None:
             documents = [[*each, *own] for each, own in zip(documents, exclude_each, strict=True)]
-        if self._lexical:
-            return self._words.search(list(texts), k, self._barred(documents, until))
-        return self._search.search(self.encoder.encode_queries(list(texts)), k, self._barred(documents, until))
+        asked, barred = list(texts), self._barred(documents, until)
+        if self._retriever == "bm25":
+            return self._words.search(asked, k, barred)
+        together = self._retriever in TOGETHER
+        vectors, count = self.encoder.encode_queries(asked), self._settings.candidates
+        ids, scores = self._search.search(vectors, max(k, count) if together else k, barred)
+        if self._retriever == "hybrid":
+            return fuse(ids, self._words.search(asked, count, barred)[0], k)
+        if together:
+            ids, scores = rerank(ids, self._words.score(asked, ids), count)
+        return ids[:, :k], scores[:, :k]
 
     def search_vectors(
         self,
@@ -123,9 +132,17 @@ class Searcher:
         return encoder
 
     @property
-    def _lexical(self) -> bool:
-        made = self._neighbours.settings if self._neighbours else self.dataset.facts
-        return made["retriever"] == "bm25"
+    def _made(self) -> dict:
+        """What the neighbours were found by: retriever, index."""
+        return self._neighbours.settings if self._neighbours else self.dataset.facts
+
+    @property
+    def _retriever(self) -> str:
+        return self._made["retriever"]
+
+    @property
+    def _settings(self) -> IndexSettings:
+        return IndexSettings(**self._made["index"])
 
     def _paths(self, kind: str) -> list[Path]:
         if self._neighbours and kind == "embeddings":
@@ -138,10 +155,11 @@ class Searcher:
         return sorted(path for path in paths if read_manifest(path).facts["kind"] == kind)
 
     def _index(self, name: str) -> Manifest:
-        path = self.dataset.folder / name / "manifest.json"
+        paths = [self.dataset.folder / name / "manifest.json"]
         if self._neighbours:
-            path = self._made_from(self._neighbours, "index")[0]
-        return read_manifest(path, "index")
+            paths = self._made_from(self._neighbours, "index")
+        found = [read_manifest(path, "index") for path in paths]
+        return next(each for each in found if (BM25_INDEX in each.facts["files"]) == (name == "bm25"))
 
     @cached_property
     def _words(self) -> Bm25Search:
@@ -158,10 +176,9 @@ class Searcher:
     @cached_property
     def _search(self) -> ApproximateSearch:
         faiss.omp_set_num_threads(self.threads)
-        settings = IndexSettings(**(self._neighbours.settings if self._neighbours else self.dataset.facts)["index"])
         path = self._index("index").file("index.faiss")
         exact = ExactSearch(self._vectors, self.dataset.database, self.threads)
-        return ApproximateSearch(open_index(path, settings), exact, settings)
+        return ApproximateSearch(open_index(path, self._settings), exact, self._settings)
 
 
 WIDTH = 100

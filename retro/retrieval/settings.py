@@ -7,7 +7,10 @@ from pydantic import Field, model_validator
 from retro.base.names import Split
 from retro.base.stage import Settings
 
-Retriever = Literal["dense", "bm25", "random", "shuffled"]
+Retriever = Literal["dense", "bm25", "bm25-rerank", "hybrid", "random", "shuffled"]
+TOGETHER = ("bm25-rerank", "hybrid")  # made of dense search and of BM25
+
+CANDIDATES = 100
 
 
 class IndexSettings(Settings):
@@ -27,6 +30,14 @@ class IndexSettings(Settings):
     gpu_float16: bool = Field(False, description="Vectors and tables as float16 on GPUs: half the memory.")
     bm25_k1: float = Field(1.5, ge=0, description="BM25: how slowly repeated words stop counting.")
     bm25_b: float = Field(0.75, ge=0, le=1, description="BM25: how much longer chunks are discounted.")
+    candidates: int = Field(
+        CANDIDATES,
+        gt=0,
+        le=10_000,
+        exclude_if=lambda value: value == CANDIDATES,
+        description="Candidates of a chunk that bm25-rerank puts in BM25's order, and that hybrid takes of each of the "
+        "two.",
+    )
 
 
 class FilterSettings(Settings):

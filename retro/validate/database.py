@@ -207,7 +207,7 @@ def neighbour_differences(manifest: Manifest, sample: Sample, threads: int) -> I
             database=given["database"][0],
             chunks=given["chunks"],
             embeddings=given["embeddings"],
-            index=given["index"][0],
+            index=given["index"],
             tokenizer=cut[0]["tokenizer"],
             tokens=[each["tokens"][0] for each in cut],
             duplicates=given.get("duplicates", []),

@@ -23,6 +23,7 @@ def test_what_is_equal_is_not_made_again():
         lists={"index": {"factory": "IVF4,Flat"}},
         thorough={"index": {"factory": "IVF4,Flat", "nprobe": 4}},
         wide={"encoder": {"width": 128}},
+        both={"retriever": "hybrid"},
     )
     assert found.source("words", "bm25") == found.source("again", "bm25") == "D/retrievals/words/bm25"
     assert found.source("more", "bm25") == "D/retrievals/more/bm25"
@@ -32,6 +33,9 @@ def test_what_is_equal_is_not_made_again():
     assert found.source("wide", "embeddings") == "D/retrievals/wide/embeddings"
     assert found.source("wide", "index") == "D/retrievals/wide/index"
     assert found.searching("again", "test")["neighbours"]["saved"] == 3
+    assert found.searched("both") == ["D/index/manifest.json", "D/retrievals/words/bm25/manifest.json"]
+    assert found.searched("words") == ["D/retrievals/words/bm25/manifest.json"]
+    assert found.words(["a"], "both", "test") == ["D/tokenizer/manifest.json", "D/tokens/a/manifest.json"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_preprocessing_is_every_array_and_manifest_and_the_recorded_config():
     ("dataset", "more"),
     [
         ({"retriever": "bm25"}, {"R/d/bm25/manifest.json"}),
+        ({"retriever": "hybrid"}, {"R/d/bm25/manifest.json"}),
         ({"retriever": "random"}, set()),
         ({"duplicates": {"action": "report"}}, {"R/d/duplicates/manifest.json"}),
     ],
@@ -434,7 +435,7 @@ def test_a_mixture_is_made_of_the_models_own_losses():
 def test_an_experiment_compares_all_that_reads_the_same_neighbours():
     counts = (1, 5, 10, 20)
     gpt = {"none", "none+knn", "in-context+k0", "in-context+k1", "in-context+k2", "none+k2+copy"}
-    gpt |= {f"none+k{k}+copy" for k in counts}
+    gpt |= {f"none+k{k}{knn}+copy" for k in (*counts, 2) for knn in ("", "+knn")}
     retro = {"off", "on", "random", "on+copy", "first-in-context"} | {
         f"on+k{k}{copy}" for k in counts for copy in ("", "+copy")
     }
@@ -446,7 +447,7 @@ def test_an_experiment_compares_all_that_reads_the_same_neighbours():
 @pytest.mark.parametrize(
     ("over", "gone"),
     [
-        ({"experiments": {"baselines": ["in-context"]}}, {"none+knn"}),
+        ({"experiments": {"baselines": ["in-context"]}}, {"none+knn", "none+k2+knn+copy"}),
         ({"experiments": {"baselines": []}}, {"none+knn", "in-context+k0", "in-context+k1", "in-context+k2"}),
         ({"experiments": {"baselines": []}}, {"first-in-context"}),
         ({"dataset": {"samples": {"seq_length": 192}}}, {"first-in-context"}),

@@ -27,6 +27,7 @@ def losses(dataset, batcher):
 
 COPIED = {  # condition → what the model is shown, what the copier reads
     "none+k2+copy": ("none", "on+k2"),
+    "none+k2+knn+copy": ("none+knn", "on+k2"),
     "in-context+k2+copy": ("in-context+k2", "in-context+k2"),
     "off+k20+continuation+copy": ("off", "on+k20+continuation"),
     "on+copy": ("on", "on"),
@@ -92,7 +93,17 @@ def test_other_neighbours_lie_where_their_condition_says(name, manifest):
 
 
 WRONG = ["", "on+", "on+5", "on+neighbour+k2", "off+k2", "none+continuation", "a/b", "on+copy+k2", "none+copy", "copy+"]
-WRONG += ["on+knn", "off+k5+knn", "none+k0+knn", "none+k5+copy+knn", "none+continuation+knn", "in-context+knn"]
+WRONG += [
+    "on+knn",
+    "off+k5+knn",
+    "none+k0+knn",
+    "none+k5+copy+knn",
+    "none+knn+copy",
+    "on+knn+copy",
+    "none+k0+knn+copy",
+    "none+continuation+knn",
+    "in-context+knn",
+]
 
 
 @pytest.mark.parametrize("name", WRONG)

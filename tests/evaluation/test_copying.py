@@ -244,6 +244,8 @@ def test_rare_lengths_are_fitted_together_and_too_few_not_at_all():
 
 RUNS = {"none": "gpt-s1", "off": "retro-s1", "on": "retro-s1", "on+k3": "retro-s1", "shuffled": "retro-s1"}
 
+KNN_LM = "none+knn"
+
 
 def folder(dataset, run, split, mode):
     return dataset.folder / "runs" / run / "evaluation" / split / mode / "manifest.json"
@@ -259,13 +261,18 @@ def measured(dataset):
             model = ("--model", dataset.folder / "runs" / run / "model.json", "--settings", "{}")
             where = ("--split", split, "--mode", mode, "--output", found[mode, split])
             stage("retro.evaluation.losses", "--config", dataset.path, *model, *where)
+    for split in ("valid", "test"):  # a kNN-LM is measured on valid, too, where its own weight is fitted
+        found[KNN_LM, split] = folder(dataset, "gpt-s1", split, KNN_LM)
+        model = ("--model", dataset.folder / "runs/gpt-s1/model.json", "--mode", KNN_LM)
+        parts = ("--losses", found["none", split], "--fitted", found["none", "valid"], "--output", found[KNN_LM, split])
+        stage("retro.evaluation.knn_lm", "--config", dataset.path, *model, *parts)
     return found
 
 
 def mixed(dataset, measured, mode, fitted="valid", split="test", output=None):
     condition = Condition.parse(mode)
     losses = measured[condition.model.name, split]
-    output = output or folder(dataset, RUNS[condition.model.name], split, condition.name)
+    output = output or folder(dataset, RUNS.get(condition.model.name, "gpt-s1"), split, condition.name)
     given = ("--losses", losses, "--fitted", measured[condition.model.name, fitted], "--mode", mode, "--output", output)
     stage("retro.evaluation.copying", "--config", dataset.path, *given)
     return read_manifest(output, "losses")
@@ -273,7 +280,14 @@ def mixed(dataset, measured, mode, fitted="valid", split="test", output=None):
 
 @pytest.mark.parametrize(
     ("mode", "k"),
-    [("none+k1+copy", 1), ("none+k4+copy", 4), ("on+copy", 2), ("on+k3+copy", 3), ("off+k4+copy", 4)],
+    [
+        ("none+k1+copy", 1),
+        ("none+k4+copy", 4),
+        ("on+copy", 2),
+        ("on+k3+copy", 3),
+        ("off+k4+copy", 4),
+        ("none+k4+knn+copy", 4),
+    ],
 )
 def test_the_stage_mixes_as_naively_as_the_formula(dataset, measured, mode, k):
     found = mixed(dataset, measured, mode)

@@ -167,14 +167,25 @@ def test_controls_are_compared_with_retrieval_off(made):
 def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
     dataset, models, usual = made
     given, mixed = ("--config", dataset.path), []
-    for number, mode, condition in ((1, "on", "on+copy"), (0, "none", "none+k2+copy"), (0, "none", "none+knn")):
+    for number, mode, condition in (
+        (1, "on", "on+copy"),
+        (0, "none", "none+k2+copy"),
+        (0, "none", "none+knn"),
+        (0, "none+knn", "none+k2+knn+copy"),
+    ):
         fitted, output = (
             models[number].parent / f"evaluation/{part}/manifest.json" for part in (f"valid/{mode}", condition)
         )
         model = ("--model", models[number])
         measured = ("--settings", "{}", "--split", "valid", "--mode", mode, "--output", fitted)
-        stage("retro.evaluation.losses", *given, *model, *measured)
-        beside = ("--losses", usual[mode], "--fitted", fitted, "--mode", condition, "--output", output)
+        alone = usual.get(mode) or mixed[-1]
+        if mode == "none+knn":  # of valid, too, on which its own weight was fitted
+            text = models[number].parent / "evaluation/valid/none/manifest.json"
+            parts = ("--losses", text, "--fitted", text, "--mode", mode, "--output", fitted)
+            stage("retro.evaluation.knn_lm", *given, *model, *parts)
+        else:
+            stage("retro.evaluation.losses", *given, *model, *measured)
+        beside = ("--losses", alone, "--fitted", fitted, "--mode", condition, "--output", output)
         stage("retro.evaluation.knn_lm" if condition.endswith("knn") else "retro.evaluation.copying", *given,
               *(model if condition.endswith("knn") else ()), *beside)  # fmt: skip
         mixed.append(output)
@@ -199,6 +210,7 @@ def test_a_model_is_compared_with_other_readers_of_its_neighbours(made):
         "RETRO, retrieval off": ("off", "0"),
         "GPT + copier, k = 2": ("none+k2+copy", "2"),
         "kNN-LM": ("none+knn", ""),
+        "kNN-LM + copier, k = 2": ("none+k2+knn+copy", "2"),
         "GPT, neighbours in its window, k = 0": ("in-context+k0", "0"),
         "GPT, neighbours in its window, k = 2": ("in-context+k2", "2"),
         "RETRO, k = 2": ("on", "2"),

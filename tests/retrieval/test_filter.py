@@ -173,11 +173,13 @@ def test_a_split_is_filtered_against_the_chunks_that_follow(corpus, tmp_path):
 
 
 def test_other_splits_and_other_retrievers(corpus, bm25, tmp_path):  # noqa: F811
-    """Train is not filtered and says nothing of it; BM25 and draws are filtered as well."""
+    """Train is not filtered and says nothing of it; BM25, alone or not, and draws are filtered as well."""
     plain = neighbours(corpus, tmp_path / "plain/manifest.json", "dense")
     train = filtered(corpus, tmp_path / "train/manifest.json", split="train")
     assert (train.array("ids.npy") == plain.array("ids.npy")).all() and "filtered" not in train.counts
-    for name, index in {"bm25": bm25, "random": None, "shuffled": None}.items():
+    both = [corpus.manifest("index"), bm25]
+    others = {"bm25": bm25, "bm25-rerank": both, "hybrid": both, "random": None, "shuffled": None}
+    for name, index in others.items():
         found = filtered(corpus, tmp_path / name / "manifest.json", name, index)
         store, lists = chunks_of(corpus)
         rows = read_manifest(corpus.manifest("database")).array("valid.npy")

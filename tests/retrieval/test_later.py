@@ -18,7 +18,7 @@ from retro.retrieval.exclusion import Exclusion, read_dates
 from retro.retrieval.index import make
 from retro.retrieval.retrievers import draw
 from retro.retrieval.search import Searcher
-from retro.retrieval.settings import IndexSettings
+from retro.retrieval.settings import TOGETHER, IndexSettings
 from tests.database.stages import Corpus
 from tests.retrieval.brute import Plain, make_case
 from tests.retrieval.test_neighbours import case_of
@@ -55,9 +55,10 @@ def test_a_chunk_has_the_date_of_its_document(dated_corpus):
         assert table["date"].tolist() == [wanted[number] for number in table["document"]]
 
 
-@pytest.mark.parametrize("retriever", ["dense", "bm25", "random", "shuffled"])
+@pytest.mark.parametrize("retriever", ["dense", "bm25", *TOGETHER, "random", "shuffled"])
 def test_no_retriever_finds_what_is_later_or_has_no_date(dated_corpus, tmp_path, retriever):
-    corpus, index = dated_corpus, dated_corpus.manifest("bm25") if retriever == "bm25" else None
+    corpus, (dense, words) = dated_corpus, (dated_corpus.manifest(name) for name in ("index", "bm25"))
+    index = words if retriever == "bm25" else [dense, words] if retriever in TOGETHER else dense
     found = neighbours(corpus, tmp_path / "manifest.json", retriever, index, saved=30, exclude=("group", "later"))
     ids, case = found.array("ids.npy"), dated_case(corpus, "train", ("document", "group"))
     allowed = case.admissible()

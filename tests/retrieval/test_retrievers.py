@@ -12,7 +12,8 @@ from retro.base.stage import UserError
 from retro.dataset.store import open_store, texts
 from retro.retrieval.bm25 import Bm25Search, build, check, first, words
 from retro.retrieval.exclusion import Barred, Rule, read_keys
-from retro.retrieval.retrievers import draw, others
+from retro.retrieval.retrievers import draw, fuse, others, rerank
+from retro.retrieval.settings import CANDIDATES, TOGETHER
 from tests.database.stages import stage
 from tests.retrieval.test_neighbours import bytes_of, case_of
 
@@ -51,20 +52,34 @@ def test_a_bm25_index_larger_than_the_jobs_memory_is_refused_before_it_is_built(
 
 
 def neighbours(
-    corpus, output, retriever, index=None, split="train", saved=5, exclude=("document",), filter=None, **more
+    corpus,
+    output,
+    retriever,
+    index=None,
+    split="train",
+    saved=5,
+    exclude=("document",),
+    filter=None,
+    candidates=CANDIDATES,
+    **more,
 ):
     lexical = {"tokenizer": corpus.manifest("tokenizer"), "tokens": corpus.manifests("tokens")}
     settings = {"saved": saved, "exclude": exclude, **({"filter": filter} if filter else {})}
     stage(
         "retro.retrieval.neighbours",
-        settings={"retriever": retriever, "neighbours": settings, "index": {}, "seed": 1},
+        settings={
+            "retriever": retriever,
+            "neighbours": settings,
+            "index": {"nprobe": 1} | ({} if candidates == CANDIDATES else {"candidates": candidates}),
+            "seed": 1,
+        },
         split=split,
         database=corpus.manifest("database"),
         chunks=corpus.manifests("chunks"),
         embeddings=corpus.manifests("embeddings"),
         index=index or corpus.manifest("index"),
         output=output,
-        **(lexical if retriever == "bm25" or filter else {}),
+        **(lexical if retriever in ("bm25", *TOGETHER) or filter else {}),
         **more,
     )
     return read_manifest(output, "neighbours")
@@ -142,6 +157,82 @@ def test_words_of_any_script():
     assert words("東京タワー") == ["東", "京", "タ", "ワ", "ー"]
     assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
     assert words(" … —") == []
+
+
+def together(retriever: str, dense: list[int], scores: np.ndarray, candidates: int, k: int) -> list[int]:
+    """By hand: `dense` all that is admissible, nearest first, and the BM25 score of every chunk of the database."""
+    first, rest = dense[:candidates], dense[candidates:]
+    by_words = sorted(dense, key=lambda chunk: (-scores[chunk], chunk))[:candidates]
+    if retriever == "bm25-rerank":
+        return (sorted(first, key=lambda chunk: (-scores[chunk], chunk)) + rest)[:k]
+    value: Counter = Counter()
+    for listed in (first, by_words):
+        for rank, chunk in enumerate(listed, start=1):
+            value[chunk] += 1 / (60 + rank)
+    fused = sorted(value, key=lambda chunk: (-value[chunk], chunk))
+    return (fused + [chunk for chunk in rest if chunk not in value])[:k]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_rankings_are_put_together_as_by_hand(seed):
+    """Of 12 chunks, some with equal words, some excluded; from a single candidate to more than there are."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 4, 12).astype(np.float64)
+    dense = random.permutation(12)[: random.integers(3, 12)]
+    words = np.array(sorted(dense, key=lambda chunk: (-scores[chunk], chunk)))
+    for candidates in (1, 2, 5, 20):
+        for k in (1, 3, 12, 30):
+            size = max(k, candidates)
+            found = np.pad(dense, (0, size))[None, :size]
+            found[:, len(dense) :] = -1
+            listed = np.pad(words, (0, candidates))[None, :candidates]
+            listed[:, len(dense) :] = -1
+            given = np.where(found < 0, -np.inf, scores[found])
+            results = {"bm25-rerank": rerank(found, given, candidates), "hybrid": fuse(found, listed, k)}
+            for name, (ids, value) in results.items():
+                wanted = together(name, dense.tolist(), scores, candidates, k)
+                assert ids[0, :k].tolist() == wanted + [-1] * (k - len(wanted)), (name, candidates, k)
+                assert (np.isneginf(value) == (ids < 0)).all()
+
+
+@pytest.mark.parametrize("retriever", TOGETHER)
+@pytest.mark.parametrize("candidates", [3, 20])
+def test_dense_search_and_bm25_together_are_those_of_brute_force(corpus, bm25, tmp_path, retriever, candidates):
+    indexes, options = [corpus.manifest("index"), bm25], {"split": "test", "exclude": ("group",)}
+    options |= {"candidates": candidates, "saved": 8}
+    found = neighbours(corpus, tmp_path / "a/manifest.json", retriever, indexes, **options)
+    case, search = case_of(corpus, "test", ["document", "group"]), Bm25Search(bm25.parent)
+    dense = case.best(len(case.vectors))
+    for row, query in enumerate(all_texts(corpus, "test.npy")):
+        nearest = [chunk for chunk in dense[row].tolist() if chunk >= 0]
+        wanted = together(retriever, nearest, search.scores(query), candidates, 8)
+        assert found.array("ids.npy")[row].tolist() == wanted
+    assert found.counts["recall"]["8"] == 1 and found.settings["factory"].startswith("Flat, BM25")
+    again = neighbours(corpus, tmp_path / "b/manifest.json", retriever, indexes[::-1], threads=2, block=7, **options)
+    assert bytes_of(again.path)[:2] == bytes_of(found.path)[:2]
+    fewer = neighbours(corpus, tmp_path / "c/manifest.json", retriever, indexes, **{**options, "saved": 2})
+    assert (fewer.array("ids.npy") == found.array("ids.npy")[:, :2]).all()
+
+
+def test_what_is_found_together_is_compared_with_the_same_by_exact_search(corpus, bm25, tmp_path):
+    """Of an approximate index: recall is of what an exact one gives, put together in the same way."""
+    few, built = tmp_path / "index/manifest.json", {"index": {"factory": "IVF8,Flat"}, "seed": 1}
+    listed = {"database": corpus.manifest("database"), "embeddings": corpus.manifests("embeddings")}
+    stage("retro.retrieval.index", settings=built, output=few, **listed)
+    options = {"split": "test", "candidates": 6}
+    found = neighbours(corpus, tmp_path / "a/manifest.json", "bm25-rerank", [few, bm25], **options)
+    exact = neighbours(
+        corpus, tmp_path / "b/manifest.json", "bm25-rerank", [corpus.manifest("index"), bm25], **options
+    ).array("ids.npy")
+    ids = found.array("ids.npy")
+    hits = [len(set(mine) & set(theirs)) for mine, theirs in zip(ids.tolist(), exact.tolist(), strict=True)]
+    assert found.counts["recall"]["5"] == round(sum(hits) / ids.size, 4) < 1
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_dense_search_and_bm25_together_need_both_indexes(corpus, bm25, tmp_path, lacking):
+    with pytest.raises(UserError, match="not an index for retriever hybrid"):
+        neighbours(corpus, tmp_path / "manifest.json", "hybrid", [[corpus.manifest("index"), bm25][lacking]])
 
 
 def test_random_neighbours_are_admissible_different_and_even(corpus, tmp_path):

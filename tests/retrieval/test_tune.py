@@ -9,6 +9,7 @@ from retro.base.stage import UserError
 from retro.retrieval import factory
 from retro.retrieval.approximate import Sample
 from retro.retrieval.search import Searcher, neighbours_of
+from retro.retrieval.settings import TOGETHER
 from retro.tools.tune_index import cheapest, settings_of, suggestion
 from tests.database.stages import stage
 from tests.retrieval.test_retrievers import index_bm25, neighbours
@@ -75,7 +76,11 @@ def words(corpus, dataset):
     return neighbours(corpus, folder / "neighbours/test/manifest.json", "bm25", folder / "bm25/manifest.json", "test")
 
 
-def test_a_live_query_of_a_retrieval_finds_what_the_retrieval_stored(dataset, words):
+@pytest.mark.parametrize("retriever", ["bm25", *TOGETHER])
+def test_a_live_query_of_a_retrieval_finds_what_the_retrieval_stored(corpus, dataset, words, tmp_path, retriever):
+    if retriever != "bm25":
+        indexes = [corpus.manifest("index"), dataset.folder / "retrievals/words/bm25/manifest.json"]
+        words = neighbours(corpus, tmp_path / "n/manifest.json", retriever, indexes, "test", candidates=9)
     searcher, rows = Searcher(dataset, 1, words), dataset.rows("test")
     for position in range(0, len(rows), 13):
         row = int(rows[position])

@@ -210,12 +210,13 @@ def test_tokens_that_were_given_are_recomputed_too(copy):
     assert "tokens.bin, document " in report["difference"]
 
 
-@pytest.mark.parametrize("retriever", ["bm25", "random", "shuffled"])
+@pytest.mark.parametrize("retriever", ["bm25", "hybrid", "random", "shuffled"])
 def test_neighbours_of_every_retriever_are_found_again(corpus, dataset, tmp_path, retriever):
     searched, output = corpus.manifest("index"), tmp_path / "neighbours/test/manifest.json"
-    if retriever == "bm25":
-        searched = tmp_path / "bm25/manifest.json"
-        index_bm25(corpus, searched)
+    if retriever in ("bm25", "hybrid"):
+        words = tmp_path / "bm25/manifest.json"
+        index_bm25(corpus, words)
+        searched = [searched, words] if retriever == "hybrid" else words
     find_neighbours(corpus, output, retriever, searched, "test")
     assert found([output]) == {}
     put((3, 1), 0)(output.parent / "ids.npy")

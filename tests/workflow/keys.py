@@ -77,6 +77,7 @@ VALUES: dict[str, Any] = {  # where another value cannot be made up from the typ
     "dataset.encoder.pooling": {"dataset": {"encoder": {"type": "transformers", "path": "data", "pooling": "cls"}}},
     "dataset.encoder.dimensions": {"dataset": {"encoder": {"type": "minilm", "dimensions": 8}}},
     "dataset.index.factory": "Flat",
+    "dataset.index.candidates": 50,
     "dataset.neighbours.exclude": ["document", "text"],
     "dataset.neighbours.filter.run": 13,
     "dataset.neighbours.filter.jaccard": 0.8,

@@ -31,7 +31,7 @@ def test_every_rule_hands_its_stage_all_the_settings_that_it_names(base):  # noq
     assert tried >= {"tokenize", "embed", "index", "neighbours", "candidates", "subsample", "retrieval_bm25_index"}
 
 
-@pytest.mark.parametrize("retriever", ["dense", "bm25", "random", "shuffled"])
+@pytest.mark.parametrize("retriever", ["dense", "bm25", "hybrid", "random", "shuffled"])
 def test_smaller_databases_are_searched_by_the_datasets_own_retriever(folder, retriever):  # noqa: F811
     plan = Plan.of(folder, merged(BASE, {"dataset": {"retriever": retriever}}), {"experiments"})
     (candidates,) = (record for (rule, _), record in plan.records.items() if rule == "candidates")
