@@ -24,7 +24,7 @@ import torch
 from retro.base import stage
 from retro.base.artifacts import growing_array, read_manifest, write_manifest
 from retro.base.log import bar
-from retro.base.machine import best_device
+from retro.base.machine import best_device, keep_memory
 from retro.base.names import LISTED
 from retro.base.stage import UserError, given
 from retro.dataset.dataset import Dataset
@@ -102,6 +102,17 @@ def plan(chunks: int, chunk_length: int, seq_length: int, stride: int) -> Window
     return Windows(chunks, chunk_length, length, fresh, np.arange(count, dtype=np.int64) * fresh - 1)
 
 
+CPU_TOKENS = 4096  # read at once on a CPU, neighbours' included, or those of one window: more leaves its caches
+
+
+def at_once(batch: Batch, device: torch.device) -> int:
+    """How many windows of a batch the model is given at once; their losses do not depend on it but for rounding."""
+    if device.type != "cpu":
+        return len(batch)
+    read = batch.tokens.numel() + (0 if batch.neighbours is None else batch.neighbours.numel())
+    return max(1, CPU_TOKENS * len(batch) // read)
+
+
 def score(
     model: torch.nn.Module,
     batcher: Batcher,
@@ -127,10 +138,12 @@ def score(
             batch.targets[numbers > 0, : (windows.length - windows.fresh) * m] = -1  # scored before
             if low == 0:  # what precedes the stream is padding, which by itself predicts nothing
                 batch.targets[0, m - 1] = first_token
-            batch = batch.to(device)
-            found = model(batch.tokens, batch.neighbours, batch.mask, batch.targets)
-            found = torch.where(batch.targets >= 0, found, torch.nan).float().cpu().numpy()
-            windows.place(numbers, found, flat)
+            found = []
+            for part in batch.cut(at_once(batch, device)):
+                there = part.to(device)
+                nats = model(there.tokens, there.neighbours, there.mask, there.targets)
+                found.append(torch.where(there.targets >= 0, nats, torch.nan).float().cpu())
+            windows.place(numbers, torch.cat(found).numpy(), flat)
             shown.update(len(numbers) * seq_length)
 
 
@@ -189,6 +202,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="manifest.json to write, losses.npy beside it")
     options = parser.parse_args()
     settings = EvaluationSettings(**options.settings)
+    keep_memory()
     dataset = Dataset.open(options.config)
     rows = dataset.rows(options.split)
     device = best_device()

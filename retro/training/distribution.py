@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from retro.base.machine import keep_memory
 from retro.base.stage import UserError
 
 Result = TypeVar("Result")
@@ -43,12 +44,13 @@ class World:
 
     @classmethod
     def start(cls, threads: int, tensor: int = 1) -> "World":
-        """Set threads and determinism, choose the device, and join the other processes if there are any.
+        """Set threads and determinism, keep freed memory, choose the device, and join the other processes, if any.
 
         Raises UserError if `tensor` does not divide their number.
         """
         # cuBLAS reads this when it starts; without it deterministic algorithms are refused.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        keep_memory()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         # A pass over every new tensor, for nothing; torch adds the switch to its module by hand.

@@ -1,6 +1,7 @@
 """The yardstick: operations of a matrix product over the least time that one took, by the clock that is asked for."""
 
 import json
+import subprocess
 import sys
 import threading
 
@@ -50,3 +51,30 @@ def test_each_round_of_embedding_stands_between_two_calibrations(chunks, rounds,
     preprocessing.embedding_main()
     assert asked == [2] * (rounds + 1)
     assert json.loads(capsys.readouterr().out)["chunks"] == chunks
+
+
+ASKING = """
+import resource, sys
+import numpy as np
+from retro.base.machine import keep_memory
+
+if sys.argv[1] == "keep":
+    keep_memory()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(3 << 20) for _ in range(3)]  # 24 MiB each, freed when this ends
+    del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print([faults() for _ in range(3)][-1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_memory_that_was_freed_is_used_again_without_asking_the_system():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", ASKING, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "give")
+    )
+    assert kept < 50 < 500 < given_back

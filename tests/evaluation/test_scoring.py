@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retro.evaluation.bits_per_byte import bits_per_byte, group_documents
-from retro.evaluation.losses import score
+from retro.evaluation.losses import CPU_TOKENS, at_once, score
 from retro.training.batches import Batcher
 from tests.evaluation.built import LENGTH, M, make_model, texts_of
 
@@ -72,6 +72,23 @@ def test_bytes_of_documents_sum_to_their_texts(dataset):
 
 def test_the_batch_size_changes_nothing(dataset):
     np.testing.assert_allclose(losses(dataset, batch_size=1), losses(dataset, batch_size=64), atol=1e-5)
+
+
+def test_nor_does_how_much_a_cpu_reads_at_once(dataset, monkeypatch):
+    whole = losses(dataset)
+    monkeypatch.setattr("retro.evaluation.losses.CPU_TOKENS", 1)
+    np.testing.assert_allclose(losses(dataset), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_windows_at_once_on_a_cpu_follow_what_they_read(dataset):
+    cpu, windows = torch.device("cpu"), np.arange(6).reshape(2, 3)
+    few, many = (
+        Batcher(dataset, "test", neighbours_used=used, retrieved_chunks=2).batch(np.tile(windows, (200, 1)))
+        for used in (0, 2)
+    )
+    read = (few.tokens.numel() + many.neighbours.numel()) // len(few)  # tokens of a window, neighbours' included
+    assert at_once(few, cpu) == CPU_TOKENS // few.tokens.shape[1] > at_once(many, cpu) == CPU_TOKENS // read
+    assert at_once(many, torch.device("cuda")) == len(many)
 
 
 def test_more_context_changes_losses(dataset):
