@@ -33,7 +33,7 @@ FOLLOWS = {
     "gpt_losses": "mixed knn copying summarise filtered explorer experiment_comparison",
     "losses": "mixed copying summarise filtered explorer experiment_comparison",
     "mixed": "copying experiment_comparison",
-    "knn": "experiment_comparison",
+    "knn": "experiment_comparison mixed",
     "copying": "page",
     "summarise": "figures page",
     "overlap": "filtered copying",
