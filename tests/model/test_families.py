@@ -83,7 +83,7 @@ def test_written_again_it_is_the_same_bits_and_the_same_config(name, tmp_path):
     assert ModelSettings(**decoder(written)) == settings
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "olmo2"])
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("flavour", ["paper", "copy-ready"])
 def test_fitted_with_retrieval_it_is_the_same_where_retrieval_is_off(name, flavour, tmp_path):
     _, facts, state = saved(tmp_path, name)
