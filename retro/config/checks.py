@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from retro.base.names import ALL, WORD, seeded
 from retro.base.nearest import did_you_mean, listed
 from retro.base.stage import Names, Overrides, UserError, plain, settings_in, takes_truth_as_a_number
-from retro.database.settings import EncoderSettings
+from retro.database.settings import MINILM_WIDTH, EncoderSettings
 from retro.evaluation.conditions import BUILT_IN
 from retro.model.settings import ModelSettings
 from retro.qa.settings import QuestionSettings
@@ -64,7 +64,6 @@ def items(key: tuple[str, ...], value: str | list[str] | None) -> Iterator[tuple
         yield (*key, str(number)), text
 
 
-MINILM_WIDTH = 384  # dimensions of all-MiniLM-L6-v2
 LONGEST = 64  # characters: file names hold several names and an ending, and may have 255 bytes
 TUNINGS = get_args(QuestionSettings.model_fields["name"].annotation)
 

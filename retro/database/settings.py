@@ -15,6 +15,8 @@ def _holds_text(template: str) -> str:
 
 Template = Annotated[str, AfterValidator(_holds_text)]
 
+MINILM_WIDTH = 384  # dimensions of all-MiniLM-L6-v2
+
 
 class EncoderSettings(Settings):
     """What turns a chunk's text into the vector that is searched."""

@@ -13,6 +13,7 @@ from retro.base.names import CHUNK, DOCUMENT, LISTED
 from retro.base.stage import UserError
 from retro.config.schema import Config
 from retro.corpus.mmididx import token_dtype
+from retro.database.settings import MINILM_WIDTH
 from retro.evaluation.conditions import Condition, usual
 from retro.model.count import flops_per_token, parameters
 from retro.planning.counts import Counts
@@ -22,7 +23,7 @@ from retro.training.checkpoints import KEPT
 
 # MB of a process beside what is counted below, mostly libraries: from runs on Linux, x86-64, without a GPU.
 BASE = {"static": 230, "embed": 460, "neighbours": 340, "train": 440}
-MINILM = {"layers": 6, "width": 384, "ffn": 1536, "parameters": 22_713_216}
+MINILM = {"layers": 6, "width": MINILM_WIDTH, "ffn": 1536, "parameters": 22_713_216}
 WORD_PIECES = 1.1  # word pieces of the encoder for each token of a chunk
 EF_CONSTRUCTION = 16  # candidates a list is found among in a graph of centroids (faiss's efSearch)
 ITERATIONS = 10  # of k-means when an index of inverted lists is trained (faiss)

@@ -2,7 +2,7 @@
 
 As a command it shows a chunk's neighbours and their continuations, or searches the database for any text:
 
-    python -m retro.retrieval.search --config results/open-book/config.json --text "The capital of Mongolia is"
+    python -m retro.retrieval.search --config results/open-book/config.json --text "Sri Lanka: Communications"
 """
 
 import argparse
